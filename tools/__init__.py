@@ -1,0 +1,1 @@
+"""Programs of this repository: set-up, demo, evidence, mutants. Not shipped in the wheel."""
