@@ -1,0 +1,1 @@
+"""What test_house.py is made of."""
