@@ -1,0 +1,37 @@
+"""Fakes and checks that are part of the product, for testing a chain of models without a vendor."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shared_core.testing.fault_server import (
+        CANONICAL,
+        FAULTS,
+        Answer,
+        Fault,
+        FaultKind,
+        FaultServer,
+        SeenRequest,
+        ToolCall,
+        Usage,
+    )
+
+_HOMES = dict.fromkeys(
+    ("CANONICAL", "FAULTS", "Answer", "Fault", "FaultKind", "FaultServer", "SeenRequest", "ToolCall", "Usage"),
+    "shared_core.testing.fault_server",
+)
+"""Where each public name lives; it is imported when first used, so that one fake does not cost all of them."""
+
+__all__ = ["CANONICAL", "FAULTS", "Answer", "Fault", "FaultKind", "FaultServer", "SeenRequest", "ToolCall", "Usage"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,40 @@
+"""A public fault server: OpenAI, Anthropic and Gemini on loopback, failing the way a script says."""
+
+from shared_core.testing.fault_server.answers import CANONICAL, Answer, ToolCall, Usage
+from shared_core.testing.fault_server.faults import (
+    FAULTS,
+    Fault,
+    FaultKind,
+    cut,
+    cut_tool,
+    drip,
+    hang,
+    overload,
+    reset,
+    slow,
+    stall,
+    status,
+)
+from shared_core.testing.fault_server.log import SeenRequest
+from shared_core.testing.fault_server.server import FaultServer
+
+__all__ = [
+    "CANONICAL",
+    "FAULTS",
+    "Answer",
+    "Fault",
+    "FaultKind",
+    "FaultServer",
+    "SeenRequest",
+    "ToolCall",
+    "Usage",
+    "cut",
+    "cut_tool",
+    "drip",
+    "hang",
+    "overload",
+    "reset",
+    "slow",
+    "stall",
+    "status",
+]

@@ -1,0 +1,205 @@
+"""One client's connection: reads requests off a buffer and performs the acts it is handed."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import Iterator
+from typing import Protocol, cast
+
+from shared_core.testing.fault_server.http import BadRequestError, Head, read_body, read_head
+from shared_core.testing.fault_server.log import Entry, Outcome
+from shared_core.testing.fault_server.staging import Act, Close, Done, Drip, Hang, Pause, Reset, Send
+
+_LINGER_0 = struct.pack("ii", 1, 0)
+
+
+class Host(Protocol):
+    """What a connection needs of its server. Every method is called on the server's own thread."""
+
+    def opened(self, connection: Connection) -> str:
+        """A client came: the connection's fate before any request, `"ok"` or an accept fault."""
+
+    def serve(self, connection: Connection, head: Head, body: bytes) -> tuple[Entry, list[Act]]:
+        """A request came: its entry in the log, and what to do."""
+
+    def settle(self, entry: Entry, outcome: Outcome) -> None:
+        """A request is over."""
+
+    def closed(self, connection: Connection) -> None:
+        """A connection is over."""
+
+    def clock(self) -> float:
+        """Monotonic seconds."""
+
+
+class Connection(asyncio.Protocol):
+    """Acts are performed one by one on the event loop, without a task: cancelling one timer stops everything.
+
+    Reading goes on while a response hangs, so a client that leaves is noticed at once.
+    """
+
+    def __init__(self, host: Host, loop: asyncio.AbstractEventLoop, number: int) -> None:
+        self.number = number
+        self._host = host
+        self._loop = loop
+        self._buffer = bytearray()
+        self._head: Head | None = None
+        self._entry: Entry | None = None
+        self._acts: Iterator[Act] = iter(())
+        self._timer: asyncio.TimerHandle | None = None
+        self._fate = "ok"
+        self._stale = False
+        self._continued = False
+        self._transport: asyncio.Transport
+
+    # ── asyncio.Protocol ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._fate = self._host.opened(self)
+        if self._fate == "close-on-accept":
+            self._transport.close()
+        elif self._fate == "reset-on-accept":
+            self.reset()
+        elif self._fate == "never-read":
+            self._transport.pause_reading()
+
+    def data_received(self, data: bytes) -> None:
+        if self._fate == "hang-on-accept":
+            return
+        if self._stale:
+            self.reset()
+            return
+        self._buffer += data
+        if self._entry is None:
+            self._next_request()
+
+    def eof_received(self) -> bool:
+        # A client that has closed its side is taken for gone: SDKs never half-close.
+        self._client_left()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._client_left()
+        self._host.closed(self)
+
+    # ── requests ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _next_request(self) -> None:
+        try:
+            if self._head is None:
+                if self._buffer[:1] == b"\x16":  # a TLS handshake at a plain port
+                    self.reset()
+                    return
+                self._head = read_head(self._buffer)
+                if self._head is None:
+                    return
+                self._continued = False
+            head = self._head
+            if self._fate == "reset-mid-upload":
+                self.reset()
+                return
+            body = read_body(head, self._buffer)
+        except BadRequestError:
+            self._transport.write(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+            self._transport.close()
+            return
+        if body is None:
+            if not self._continued and head.headers.get("expect", "").lower() == "100-continue":
+                self._continued = True
+                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            return
+        self._head = None
+        self._entry, acts = self._host.serve(self, head, body)
+        if not head.keep_alive:
+            acts = [Done(stale=act.stale, close=True) if isinstance(act, Done) else act for act in acts]
+        self._acts = iter(acts)
+        self._go_on()
+
+    # ── acts ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _go_on(self) -> None:
+        self._timer = None
+        entry = self._entry
+        if entry is None:
+            return
+        for act in self._acts:
+            if isinstance(act, Send):
+                if act.status is not None:
+                    entry.status = act.status
+                self._write(entry, act.data)
+            elif isinstance(act, Pause):
+                self._timer = self._loop.call_later(act.seconds, self._go_on)
+                return
+            elif isinstance(act, Drip):
+                self._drip(act)
+                return
+            elif isinstance(act, Hang):
+                return
+            elif isinstance(act, Done):
+                self._done(act)
+                return
+            elif isinstance(act, Reset):
+                self._settle("reset")
+                self.reset()
+                return
+            else:
+                assert isinstance(act, Close)
+                self._settle("closed")
+                self._transport.close()
+                return
+
+    def _drip(self, drip: Drip) -> None:
+        if self._entry is None:
+            return
+        self._write(self._entry, drip.data)
+        self._timer = self._loop.call_later(drip.every_s, self._drip, drip)
+
+    def _write(self, entry: Entry, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+            entry.bytes_sent += len(data)
+
+    def _done(self, done: Done) -> None:
+        self._settle("answered")
+        self._stale = done.stale
+        if done.close:
+            self._transport.close()
+        elif self._buffer:
+            self._loop.call_soon(self._next_if_free)
+
+    def _next_if_free(self) -> None:
+        if self._entry is None and self._buffer and not self._transport.is_closing():
+            if self._stale:
+                self.reset()
+            else:
+                self._next_request()
+
+    def _settle(self, outcome: Outcome) -> None:
+        entry, self._entry = self._entry, None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if entry is not None:
+            self._host.settle(entry, outcome)
+
+    def _client_left(self) -> None:
+        if self._entry is not None:
+            self._entry.client_closed_at = self._host.clock()
+            self._settle("client-closed")
+
+    def reset(self) -> None:
+        """Close with RST, losing whatever is not sent yet."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
+        self._transport.abort()
+
+    def stop(self) -> None:
+        """The server stops: end whatever is going on."""
+        self._settle("stopped")
+        self._transport.abort()
