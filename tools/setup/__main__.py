@@ -107,25 +107,33 @@ class Environment:
         listing.write_text("".join(pin.text for pin in pins), encoding="utf-8")
         total = len({pin.name for pin in pins})
         seen: set[str] = set()
+        unpacking: list[str] = []
 
         def state(line: str) -> str | None:
             if met := _MET.match(line):
                 seen.add(met[1].lower())
-                return f"{min(len(seen), total)} of {total} packages"
+                return f"{min(len(seen), total)} of {total} packages fetched"
             if line.startswith("Installing collected packages"):
-                return f"{total} packages fetched and verified, unpacking"
+                unpacking.append(line)
             return None
 
+        def watch() -> str | None:
+            if not unpacking:
+                return None
+            here = sum(1 for _ in self.path.glob("lib/python*/site-packages/*.dist-info"))
+            return f"all fetched and verified, {min(here, total)} of {total} unpacked"
+
         # Everything here has a wheel. `--only-binary` makes sure that nothing unpinned is pulled in to
-        # build one; `--no-deps` that the lock file is the whole truth.
+        # build one, `--no-deps` that the lock file is the whole truth. Bytecode is written when a module is first used.
         run(
             f"installing the {self.world} dependencies",
             [
                 self.python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--progress-bar=off",
-                "--no-deps", "--only-binary=:all:", "--require-hashes", "-r", listing,
+                "--no-compile", "--no-deps", "--only-binary=:all:", "--require-hashes", "-r", listing,
             ],
             log=self.work / "logs" / f"{self.path.name}-dependencies.log",
             state=state,
+            watch=watch,
         )  # fmt: skip
 
     def _llama(self, pin: lockfile.Pin) -> None:

@@ -39,10 +39,10 @@ def build_key(pin: lockfile.Pin) -> str:
 
 def wheel(pin: lockfile.Pin, *, build_lock: Path, work: Path) -> Path:
     """The compiled wheel for this machine, from the cache or made now (several minutes, with progress)."""
-    shelf = _cache() / build_key(pin)
+    shelf = _cache(otherwise=work / "wheels") / build_key(pin)
     if found := _on(shelf):
         return found
-    with only_one(shelf.with_suffix(".lock"), f"compiling {NAME}"):
+    with only_one(shelf.with_name(f"{shelf.name}.lock"), f"compiling {NAME}"):
         if found := _on(shelf):
             return found
         return _build(pin, shelf, build_lock=build_lock, work=work)
@@ -127,10 +127,14 @@ def _on(shelf: Path) -> Path | None:
     return next(iter(sorted(shelf.glob("llama_cpp_python-*.whl"))), None) if shelf.is_dir() else None
 
 
-def _cache() -> Path:
-    """Where compiled wheels are kept, outside the clone."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "llm-fallback" / "wheels"
+def _cache(*, otherwise: Path) -> Path:
+    """Where compiled wheels are kept: outside the clone, or in it where there is no home to write to."""
+    try:
+        shelf = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "llm-fallback" / "wheels"
+        shelf.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return otherwise
+    return shelf if os.access(shelf, os.W_OK) else otherwise
 
 
 def _libc() -> str:

@@ -70,11 +70,13 @@ def run(
     *,
     log: Path,
     state: Callable[[str], str | None] = lambda _line: None,
+    watch: Callable[[], str | None] = lambda: None,
     env: Mapping[str, str] | None = None,
     nice: int = 0,
 ) -> None:
-    """Run `command`, its output into `log`; `state` turns a line of it into what the progress line says.
+    """Run `command`, its output into `log`, saying how far it is.
 
+    `state` reads that from a line of the output, `watch` (asked twice a second) from elsewhere, and goes first.
     Raises SetupError with the end of the output if the command fails. Interrupting stops the command as well.
     """
     line = ProgressLine(title)
@@ -104,7 +106,7 @@ def run(
                 try:
                     text = lines.get(timeout=0.5)
                 except queue.Empty:
-                    line.update(shown)
+                    line.update(watch() or shown)
                     continue
                 if text is None:
                     break
@@ -112,7 +114,7 @@ def run(
                 out.flush()
                 tail.append(text)
                 shown = state(text) or shown
-                line.update(shown)
+                line.update(watch() or shown)
         except BaseException:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, 15)
