@@ -1,7 +1,7 @@
 """A public fault server: OpenAI, Anthropic and Gemini on loopback, failing the way a script says."""
 
-from shared_core.testing.fault_server.answers import CANONICAL, Answer, ToolCall, Usage
-from shared_core.testing.fault_server.faults import (
+from shared_core.testing.fault_server._answers import CANONICAL, Answer, ToolCall, Usage
+from shared_core.testing.fault_server._faults import (
     FAULTS,
     Fault,
     FaultKind,
@@ -15,8 +15,8 @@ from shared_core.testing.fault_server.faults import (
     stall,
     status,
 )
-from shared_core.testing.fault_server.log import SeenRequest
-from shared_core.testing.fault_server.server import FaultServer
+from shared_core.testing.fault_server._log import SeenRequest
+from shared_core.testing.fault_server._server import FaultServer
 
 __all__ = [
     "CANONICAL",

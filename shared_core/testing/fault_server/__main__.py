@@ -7,9 +7,9 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from shared_core.testing.fault_server.faults import FAULTS
-from shared_core.testing.fault_server.log import SeenRequest, line
-from shared_core.testing.fault_server.server import FaultServer
+from shared_core.testing.fault_server._faults import FAULTS
+from shared_core.testing.fault_server._log import SeenRequest, line
+from shared_core.testing.fault_server._server import FaultServer
 
 
 def _say(text: str) -> None:

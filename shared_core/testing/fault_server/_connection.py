@@ -8,9 +8,9 @@ import struct
 from collections.abc import Iterator
 from typing import Protocol, cast
 
-from shared_core.testing.fault_server.http import BadRequestError, Head, read_body, read_head
-from shared_core.testing.fault_server.log import Entry, Outcome
-from shared_core.testing.fault_server.staging import Act, Close, Done, Drip, Hang, Pause, Reset, Send
+from shared_core.testing.fault_server._http import BadRequestError, Head, read_body, read_head
+from shared_core.testing.fault_server._log import Entry, Outcome
+from shared_core.testing.fault_server._staging import Act, Close, Done, Drip, Hang, Pause, Reset, Send
 
 _LINGER_0 = struct.pack("ii", 1, 0)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import get_args
 
-from shared_core.testing.fault_server.answers import Answer
-from shared_core.testing.fault_server.faults import ALIASES, FAULTS, AnswerFunction, Fault, Place, nearest
+from shared_core.testing.fault_server._answers import Answer
+from shared_core.testing.fault_server._faults import ALIASES, FAULTS, AnswerFunction, Fault, Place, nearest
 
 Step = int | str | Answer | Fault | AnswerFunction
 """One request's fate: an HTTP status, `"ok"`, a fault's name, a `Fault`, an `Answer`, or a function that answers."""
@@ -50,7 +49,6 @@ _WHERE: dict[Place, str] = {
     "accept": "it comes before any request; put it into `script_accept([...])`",
     "address": "it is a place, not an answer; use `refused_url(wire)` or `black_hole_url(wire)`",
 }
-assert set(_WHERE) == set(get_args(Place))
 
 
 def label(step: Ready) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from shared_core.testing.fault_server.faults import WireName
-from shared_core.testing.fault_server.wires.base import Ask, Operation
+from shared_core.testing.fault_server._faults import WireName
+from shared_core.testing.fault_server._wires.base import Ask, Operation
 
 Outcome = Literal["pending", "answered", "closed", "reset", "client-closed", "stopped", "script-error"]
 """How it ended: `answered` (all of the scripted bytes, whatever the status), `closed` and `reset` (by the script),

@@ -71,8 +71,8 @@ class Answer:
     * `chunk`: what one streamed event carries: `"word"`, `"char"`, or a number of characters.
     * `delay_s`: seconds before the first content (streamed: after the headers; whole: before them). `every_s`: seconds
       between streamed pieces.
-    * `continue_from`: if the text of the conversation's last assistant message is a beginning of `text`, only the rest is
-      answered. `overlap_words` then repeats that many of the words already said, `repeat_whole` repeats them all.
+    * `continue_from`: if the text of the conversation's last assistant message is a beginning of `text`, only the rest
+      is answered. `overlap_words` then repeats that many of the words already said, `repeat_whole` all of them.
     """
 
     text: str = CANONICAL

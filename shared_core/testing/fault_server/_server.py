@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-from shared_core.testing.fault_server.connection import Connection
-from shared_core.testing.fault_server.faults import Fault, WireName
-from shared_core.testing.fault_server.http import Head
-from shared_core.testing.fault_server.log import Entry, Outcome, SeenRequest, table
-from shared_core.testing.fault_server.script import Queue, Ready, Step, label, read_step
-from shared_core.testing.fault_server.staging import (
+from shared_core.testing.fault_server._connection import Connection
+from shared_core.testing.fault_server._faults import Fault, WireName
+from shared_core.testing.fault_server._http import Head
+from shared_core.testing.fault_server._log import Entry, Outcome, SeenRequest, table
+from shared_core.testing.fault_server._script import Queue, Ready, Step, label, read_step
+from shared_core.testing.fault_server._staging import (
     REDIRECTED,
     Act,
     Turn,
@@ -24,7 +24,7 @@ from shared_core.testing.fault_server.staging import (
     stage,
     unknown,
 )
-from shared_core.testing.fault_server.wires import wire_for
+from shared_core.testing.fault_server._wires import wire_for
 
 ANY = "*"
 """Scripts every model that has no script of its own."""

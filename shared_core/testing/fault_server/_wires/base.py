@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from shared_core.testing.fault_server.answers import Spoken
-from shared_core.testing.fault_server.faults import WireName
+from shared_core.testing.fault_server._answers import Spoken
+from shared_core.testing.fault_server._faults import WireName
 
 Json = dict[str, Any]
 Operation = Literal["chat", "count", "models", "model", "unknown"]
@@ -179,6 +179,7 @@ def integer(value: Any) -> int | None:
 def edge_page(status: int, title: str) -> str:
     """What a content delivery network answers in the vendor's place."""
     return (
-        f"<html>\r\n<head><title>{status} {title}</title></head>\r\n<body>\r\n<center><h1>{status} {title}</h1></center>\r\n"
+        f"<html>\r\n<head><title>{status} {title}</title></head>\r\n"
+        f"<body>\r\n<center><h1>{status} {title}</h1></center>\r\n"
         "<hr><center>cloudflare</center>\r\n</body>\r\n</html>\r\n"
     )

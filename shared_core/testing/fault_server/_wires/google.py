@@ -7,9 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from shared_core.testing.fault_server.answers import Spoken, ToolCall, count_words
-from shared_core.testing.fault_server.faults import WireName
-from shared_core.testing.fault_server.wires.base import (
+from shared_core.testing.fault_server._answers import Spoken, ToolCall, count_words
+from shared_core.testing.fault_server._faults import WireName
+from shared_core.testing.fault_server._wires.base import (
     Ask,
     Frame,
     FrameKind,
@@ -90,14 +90,15 @@ ERRORS: Mapping[str, VendorError] = {
     ),
     "billing-inactive": _error(
         400, "FAILED_PRECONDITION",
-        "Gemini API free tier is not available in your country. Please enable billing on your project in Google AI Studio.",
+        "Gemini API free tier is not available in your country. Please enable billing on your project in Google AI "
+        "Studio.",
     ),
     "forbidden": _error(403, "PERMISSION_DENIED", "The caller does not have permission"),
     "region": _error(400, "FAILED_PRECONDITION", "User location is not supported for the API use."),
     "model-not-found": _error(
         404, "NOT_FOUND",
-        "models/{model} is not found for API version v1beta, or is not supported for generateContent. Call ListModels to "
-        "see the list of available models and their supported methods.",
+        "models/{model} is not found for API version v1beta, or is not supported for generateContent. Call ListModels "
+        "to see the list of available models and their supported methods.",
     ),
     "request-timeout": _error(408, "DEADLINE_EXCEEDED", "Request timed out."),
     "conflict": _error(409, "ABORTED", "The operation was aborted due to a conflict."),

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from shared_core.testing.fault_server.faults import WireName
-from shared_core.testing.fault_server.wires.anthropic import AnthropicWire
-from shared_core.testing.fault_server.wires.base import Ask, Frame, VendorError, Wire
-from shared_core.testing.fault_server.wires.google import GoogleWire
-from shared_core.testing.fault_server.wires.openai import OpenAIWire
+from shared_core.testing.fault_server._faults import WireName
+from shared_core.testing.fault_server._wires.anthropic import AnthropicWire
+from shared_core.testing.fault_server._wires.base import Ask, Frame, VendorError, Wire
+from shared_core.testing.fault_server._wires.google import GoogleWire
+from shared_core.testing.fault_server._wires.openai import OpenAIWire
 
 WIRE_BY_NAME: Mapping[WireName, Wire] = {"openai": OpenAIWire(), "anthropic": AnthropicWire(), "google": GoogleWire()}
 

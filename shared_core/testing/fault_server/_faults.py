@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from shared_core.testing.fault_server.answers import Answer
+from shared_core.testing.fault_server._answers import Answer
 
 if TYPE_CHECKING:
-    from shared_core.testing.fault_server.log import SeenRequest
+    from shared_core.testing.fault_server._log import SeenRequest
 
 WireName = Literal["openai", "anthropic", "google"]
 WIRES: tuple[WireName, ...] = ("openai", "anthropic", "google")

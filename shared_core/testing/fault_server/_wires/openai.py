@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from shared_core.testing.fault_server.answers import Spoken, ToolCall, count_words
-from shared_core.testing.fault_server.faults import WireName
-from shared_core.testing.fault_server.wires.base import (
+from shared_core.testing.fault_server._answers import Spoken, ToolCall, count_words
+from shared_core.testing.fault_server._faults import WireName
+from shared_core.testing.fault_server._wires.base import (
     Ask,
     Frame,
     FrameKind,
@@ -38,16 +38,16 @@ _RPM = (
 )
 _QUOTA = "You exceeded your current quota, please check your plan and billing details."
 _SERVER = (
-    "The server had an error while processing your request. Sorry about that! You can retry your request, or contact us "
-    "if the error persists."
+    "The server had an error while processing your request. Sorry about that! You can retry your request, or contact "
+    "us if the error persists."
 )
 
 ERRORS: Mapping[str, VendorError] = {
     "bad-request": _error(400, _INVALID, None, "Invalid value for 'messages': expected an array of messages."),
     "context-overflow": _error(
         400, _INVALID, "context_length_exceeded",
-        "This model's maximum context length is 128000 tokens. However, your messages resulted in 140312 tokens. Please "
-        "reduce the length of the messages.",
+        "This model's maximum context length is 128000 tokens. However, your messages resulted in 140312 tokens. "
+        "Please reduce the length of the messages.",
     ),
     "content-policy": _error(
         400, _INVALID, "content_filter",
@@ -58,7 +58,9 @@ ERRORS: Mapping[str, VendorError] = {
         401, _INVALID, "invalid_api_key", "Incorrect API key provided: sk-fault********************0000."
     ),
     "unauthorized": _error(401, _INVALID, "invalid_api_key", "You didn't provide a valid API key."),
-    "payment-required": _error(402, "insufficient_quota", "credit_balance_exhausted", "Your credit balance is exhausted."),
+    "payment-required": _error(
+        402, "insufficient_quota", "credit_balance_exhausted", "Your credit balance is exhausted."
+    ),
     "billing": _error(429, "insufficient_quota", "insufficient_quota", _QUOTA),
     "spend-limit": _error(
         429, "insufficient_quota", "project_spend_limit_exceeded", "This project has reached its spend limit."
@@ -82,7 +84,7 @@ ERRORS: Mapping[str, VendorError] = {
     "bad-gateway": _error(502, "server_error", None, "Bad gateway.", html=edge_page(502, "Bad Gateway")),
     "unavailable": _error(503, "server_error", None, "The engine is currently overloaded, please try again later."),
     "gateway-timeout": _error(504, "server_error", None, "Gateway timeout.", html=edge_page(504, "Gateway Time-out")),
-    "edge-520": _error(520, "server_error", None, "Unknown error.", html=edge_page(520, "Web server is returning an unknown error")),
+    "edge-520": _error(520, "server_error", None, "Unknown error.", html=edge_page(520, "Web server error")),
     "overloaded": _error(
         503, "service_unavailable_error", "server_is_overloaded",
         "Our servers are currently overloaded. Please try again later.",
@@ -95,8 +97,8 @@ ERRORS: Mapping[str, VendorError] = {
     ),
     "quota-day": _error(
         429, "requests", _LIMIT,
-        "Rate limit reached for {model} in organization org-faultserver on requests per day (RPD): Limit 200, Used 200, "
-        "Requested 1. Please try again in 7m12s.", retry_after=432,
+        "Rate limit reached for {model} in organization org-faultserver on requests per day (RPD): Limit 200, "
+        "Used 200, Requested 1. Please try again in 7m12s.", retry_after=432,
     ),
     "tpm-too-large": _error(
         429, "tokens", _LIMIT,

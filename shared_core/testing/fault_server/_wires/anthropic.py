@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from shared_core.testing.fault_server.answers import Spoken, ToolCall, count_words
-from shared_core.testing.fault_server.faults import WireName
-from shared_core.testing.fault_server.wires.base import (
+from shared_core.testing.fault_server._answers import Spoken, ToolCall, count_words
+from shared_core.testing.fault_server._faults import WireName
+from shared_core.testing.fault_server._wires.base import (
     Ask,
     Frame,
     FrameKind,
@@ -32,8 +32,8 @@ def _error(status: int, type_: str, message: str, code: str | None = None, **mor
 
 _INVALID = "invalid_request_error"
 _RPM = (
-    "This request would exceed your organization's rate limit of 50 requests per minute (model: {model}). Please reduce "
-    "the rate of requests."
+    "This request would exceed your organization's rate limit of 50 requests per minute (model: {model}). Please "
+    "reduce the rate of requests."
 )
 _SPENT = "You have reached your specified API usage limits. You will regain access on 2030-01-01 at 00:00 UTC."
 
@@ -44,7 +44,8 @@ ERRORS: Mapping[str, VendorError] = {
     "key-invalid": _error(401, "authentication_error", "invalid x-api-key"),
     "unauthorized": _error(401, "authentication_error", "invalid x-api-key"),
     "payment-required": _error(
-        402, "billing_error", "Your credit balance is too low to access the API. Please go to Plans & Billing to upgrade."
+        402, "billing_error",
+        "Your credit balance is too low to access the API. Please go to Plans & Billing to upgrade.",
     ),
     "billing": _error(
         429, "rate_limit_error",
@@ -53,7 +54,9 @@ ERRORS: Mapping[str, VendorError] = {
     ),
     "spend-limit": _error(400, _INVALID, _SPENT),
     "billing-inactive": _error(403, "permission_error", "This organization is on hold.", "organization_on_hold"),
-    "forbidden": _error(403, "permission_error", "Your API key does not have permission to use the specified resource."),
+    "forbidden": _error(
+        403, "permission_error", "Your API key does not have permission to use the specified resource."
+    ),
     "region": _error(403, "forbidden", "Request not allowed"),
     "model-not-found": _error(404, "not_found_error", "model: {model}"),
     "request-timeout": _error(408, "timeout_error", "Request timed out."),
@@ -63,8 +66,10 @@ ERRORS: Mapping[str, VendorError] = {
     "server-error": _error(500, "api_error", "Internal server error"),
     "bad-gateway": _error(502, "api_error", "Bad gateway", html=edge_page(502, "Bad Gateway")),
     "unavailable": _error(503, "api_error", "Service unavailable"),
-    "gateway-timeout": _error(504, "timeout_error", "The request timed out while processing. Use streaming for long requests."),
-    "edge-520": _error(520, "api_error", "Unknown error", html=edge_page(520, "Web server is returning an unknown error")),
+    "gateway-timeout": _error(
+        504, "timeout_error", "The request timed out while processing. Use streaming for long requests."
+    ),
+    "edge-520": _error(520, "api_error", "Unknown error", html=edge_page(520, "Web server error")),
     "overloaded": _error(529, "overloaded_error", "Overloaded"),
     "no-retry": _error(500, "api_error", "Internal server error", headers={"x-should-retry": "false"}),
     "rate-limit": _error(429, "rate_limit_error", _RPM),

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import formatdate
 from urllib.parse import urlencode
 
-from shared_core.testing.fault_server.answers import Answer, Spoken, ToolCall, first_words, speak
-from shared_core.testing.fault_server.faults import Fault
-from shared_core.testing.fault_server.http import LAST_CHUNK, Framing, chunk, head_bytes
-from shared_core.testing.fault_server.log import SeenRequest
-from shared_core.testing.fault_server.script import Ready, answered, label
-from shared_core.testing.fault_server.wires.base import Ask, Frame, Json, VendorError, Wire, dump
+from shared_core.testing.fault_server._answers import Answer, Spoken, ToolCall, first_words, speak
+from shared_core.testing.fault_server._faults import Fault
+from shared_core.testing.fault_server._http import LAST_CHUNK, Framing, chunk, head_bytes
+from shared_core.testing.fault_server._log import SeenRequest
+from shared_core.testing.fault_server._script import Ready, answered, label
+from shared_core.testing.fault_server._wires.base import Ask, Frame, Json, VendorError, Wire, dump
 
 # ── acts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -551,7 +552,7 @@ def _split(send: Send, most: int = 16) -> list[Act]:
     cuts = [at + 1 for at, byte in enumerate(send.data) if byte >= 0xC0][:most]
     edges = [0, *cuts, len(send.data)]
     acts: list[Act] = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in itertools.pairwise(edges):
         if start:
             acts.append(Pause(_SPLIT_S))
         acts.append(Send(send.data[start:stop], send.status if not start else None))
