@@ -201,7 +201,7 @@ def test_no_package_index_and_no_machine_path_is_committed():
 def _ours() -> list[str]:
     """The files of the repository: tracked, or about to be."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         capture_output=True,
         text=True,
