@@ -211,11 +211,13 @@ def _ours() -> list[str]:
 
 
 def _python(*args: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *args]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=150, check=False)
 
 
 def _import_report(package: str) -> dict[str, list[str]]:
-    done = _python("-P", str(ROOT / "tests" / "house" / "imports.py"), package)
+    done = _python(str(ROOT / "tests" / "house" / "imports.py"), package)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
