@@ -1,0 +1,33 @@
+"""What one target accepts of a conversation: `prepare` rewrites a history so that a given vendor takes it.
+
+Pure: no clock, no I/O, no vendor SDK. The rules per vendor are data (`HistoryRules`), the algorithm has one text.
+"""
+
+from __future__ import annotations
+
+from shared_core.history.prepare import prepare, with_stubs
+from shared_core.history.rules import (
+    ANTHROPIC,
+    COMPATIBLE,
+    GOOGLE,
+    LLAMA_CPP,
+    MISTRAL,
+    OPENAI,
+    OPENAI_RESPONSES,
+    HistoryRules,
+)
+from shared_core.history.tools import wire_name
+
+__all__ = [
+    "ANTHROPIC",
+    "COMPATIBLE",
+    "GOOGLE",
+    "LLAMA_CPP",
+    "MISTRAL",
+    "OPENAI",
+    "OPENAI_RESPONSES",
+    "HistoryRules",
+    "prepare",
+    "wire_name",
+    "with_stubs",
+]
