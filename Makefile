@@ -105,5 +105,5 @@ peers: python
 python:
 	@case "$(WORLD)" in stable|newest) ;; *) echo "make: WORLD is stable or newest, not '$(WORLD)'" >&2; exit 2;; esac
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "make: Python 3.11, 3.12 or 3.13 is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo absent)." >&2; \
+	  echo "make: Python 3.11, 3.12 or 3.13 is needed, and '$(PYTHON)' is $$(command -v $(PYTHON) >/dev/null && $(PYTHON) --version 2>&1 || echo absent)." >&2; \
 	  echo "hint: install one and name it: make $(or $(MAKECMDGOALS),test) PYTHON=python3.13" >&2; exit 2; }
