@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from shared_core.testing.clock import VirtualClock
     from shared_core.testing.fault_server import (
         CANONICAL,
         FAULTS,
@@ -17,14 +18,36 @@ if TYPE_CHECKING:
         ToolCall,
         Usage,
     )
+    from shared_core.testing.random_gguf import write_random_gguf
+    from shared_core.testing.scripted import Broken, ScriptedProvider, Silence
 
-_HOMES = dict.fromkeys(
-    ("CANONICAL", "FAULTS", "Answer", "Fault", "FaultKind", "FaultServer", "SeenRequest", "ToolCall", "Usage"),
-    "shared_core.testing.fault_server",
-)
+_HOMES = {
+    **dict.fromkeys(
+        ("CANONICAL", "FAULTS", "Answer", "Fault", "FaultKind", "FaultServer", "SeenRequest", "ToolCall", "Usage"),
+        "shared_core.testing.fault_server",
+    ),
+    **dict.fromkeys(("Broken", "ScriptedProvider", "Silence"), "shared_core.testing.scripted"),
+    "VirtualClock": "shared_core.testing.clock",
+    "write_random_gguf": "shared_core.testing.random_gguf",
+}
 """Where each public name lives; it is imported when first used, so that one fake does not cost all of them."""
 
-__all__ = ["CANONICAL", "FAULTS", "Answer", "Fault", "FaultKind", "FaultServer", "SeenRequest", "ToolCall", "Usage"]
+__all__ = [
+    "CANONICAL",
+    "FAULTS",
+    "Answer",
+    "Broken",
+    "Fault",
+    "FaultKind",
+    "FaultServer",
+    "ScriptedProvider",
+    "SeenRequest",
+    "Silence",
+    "ToolCall",
+    "Usage",
+    "VirtualClock",
+    "write_random_gguf",
+]
 
 
 def __getattr__(name: str) -> object:

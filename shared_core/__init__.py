@@ -1,0 +1,228 @@
+"""llm-fallback's core: ask one model after another until a request is answered whole, within its deadline and budget.
+
+The ten names most people need are `Router`, `Target`, `ChatRequest`, `Answer`, `RetryPolicy`, `Timeouts`, `BreakerConfig`,
+`Price`, `AllTargetsFailed` and `StreamBroken`. Importing this package does no work: names are loaded when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shared_core.chat.events import (
+        Answer,
+        ChatEvent,
+        Continued,
+        Finished,
+        ReasoningDelta,
+        Restarted,
+        Started,
+        TextDelta,
+        ToolCallDelta,
+        Usage,
+        collect,
+    )
+    from shared_core.chat.request import (
+        Audio,
+        ChatRequest,
+        Constraints,
+        File,
+        Image,
+        Message,
+        Native,
+        Origin,
+        OutputSchema,
+        Part,
+        Reasoning,
+        Text,
+        ToolCall,
+        ToolResult,
+        ToolSpec,
+        assistant,
+        system,
+        tool,
+        user,
+    )
+    from shared_core.errors import (
+        AccountError,
+        AllTargetsFailed,
+        BudgetExceeded,
+        ConfigurationError,
+        DeadlineExceeded,
+        Disposition,
+        ErrorKind,
+        FallbackError,
+        InvalidModelFile,
+        InvalidRequest,
+        MissingDependency,
+        MissingKey,
+        ProviderError,
+        ProviderTimeout,
+        ProviderUnavailable,
+        RateLimited,
+        RequestRejected,
+        StreamBroken,
+        UnknownOption,
+        UnknownProvider,
+    )
+    from shared_core.ledger import CostReport, Ledger, LedgerEntry, MemoryLedger
+    from shared_core.resilience.breaker import BreakerConfig, CircuitState
+    from shared_core.resilience.deadline import Guard, Timeouts
+    from shared_core.resilience.health import HealthStatus, TargetHealth
+    from shared_core.resilience.retry import RetryPolicy
+    from shared_core.router import AnswerStream, AsyncAnswerStream, HealthReport, Router, router_options
+    from shared_core.routing.capabilities import Capabilities
+    from shared_core.routing.execution import Attempt, Execution
+    from shared_core.routing.planner import Plan
+    from shared_core.routing.price import Price
+    from shared_core.routing.provider import Provider
+    from shared_core.routing.strategies import RoutingStrategy, TargetView
+    from shared_core.routing.target import Target
+    from shared_core.telemetry.events import (
+        AttemptFailed,
+        CircuitChanged,
+        Event,
+        FellOver,
+        RequestFailed,
+        RequestStarted,
+        RequestSucceeded,
+        StreamContinued,
+    )
+
+_HOMES: dict[str, str] = {
+    name: home
+    for home, names in {
+        "shared_core.chat.events": (
+            "Answer ChatEvent Continued Finished ReasoningDelta Restarted Started TextDelta ToolCallDelta Usage collect"
+        ),
+        "shared_core.chat.request": (
+            "Audio ChatRequest Constraints File Image Message Native Origin OutputSchema Part Reasoning Text ToolCall "
+            "ToolResult ToolSpec assistant system tool user"
+        ),
+        "shared_core.errors": (
+            "AccountError AllTargetsFailed BudgetExceeded ConfigurationError DeadlineExceeded Disposition ErrorKind "
+            "FallbackError InvalidModelFile InvalidRequest MissingDependency MissingKey ProviderError ProviderTimeout "
+            "ProviderUnavailable RateLimited RequestRejected StreamBroken UnknownOption UnknownProvider"
+        ),
+        "shared_core.ledger": "CostReport Ledger LedgerEntry MemoryLedger",
+        "shared_core.resilience.breaker": "BreakerConfig CircuitState",
+        "shared_core.resilience.deadline": "Guard Timeouts",
+        "shared_core.resilience.health": "HealthStatus TargetHealth",
+        "shared_core.resilience.retry": "RetryPolicy",
+        "shared_core.router": "AnswerStream AsyncAnswerStream HealthReport Router router_options",
+        "shared_core.routing.capabilities": "Capabilities",
+        "shared_core.routing.execution": "Attempt Execution",
+        "shared_core.routing.planner": "Plan",
+        "shared_core.routing.price": "Price",
+        "shared_core.routing.provider": "Provider",
+        "shared_core.routing.strategies": "RoutingStrategy TargetView",
+        "shared_core.routing.target": "Target",
+        "shared_core.telemetry.events": (
+            "AttemptFailed CircuitChanged Event FellOver RequestFailed RequestStarted RequestSucceeded StreamContinued"
+        ),
+    }.items()
+    for name in names.split()
+}
+"""Where each public name lives."""
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AccountError",
+    "AllTargetsFailed",
+    "Answer",
+    "AnswerStream",
+    "AsyncAnswerStream",
+    "Attempt",
+    "AttemptFailed",
+    "Audio",
+    "BreakerConfig",
+    "BudgetExceeded",
+    "Capabilities",
+    "ChatEvent",
+    "ChatRequest",
+    "CircuitChanged",
+    "CircuitState",
+    "ConfigurationError",
+    "Constraints",
+    "Continued",
+    "CostReport",
+    "DeadlineExceeded",
+    "Disposition",
+    "ErrorKind",
+    "Event",
+    "Execution",
+    "FallbackError",
+    "FellOver",
+    "File",
+    "Finished",
+    "Guard",
+    "HealthReport",
+    "HealthStatus",
+    "Image",
+    "InvalidModelFile",
+    "InvalidRequest",
+    "Ledger",
+    "LedgerEntry",
+    "MemoryLedger",
+    "Message",
+    "MissingDependency",
+    "MissingKey",
+    "Native",
+    "Origin",
+    "OutputSchema",
+    "Part",
+    "Plan",
+    "Price",
+    "Provider",
+    "ProviderError",
+    "ProviderTimeout",
+    "ProviderUnavailable",
+    "RateLimited",
+    "Reasoning",
+    "ReasoningDelta",
+    "RequestFailed",
+    "RequestRejected",
+    "RequestStarted",
+    "RequestSucceeded",
+    "Restarted",
+    "RetryPolicy",
+    "Router",
+    "RoutingStrategy",
+    "Started",
+    "StreamBroken",
+    "StreamContinued",
+    "Target",
+    "TargetHealth",
+    "TargetView",
+    "Text",
+    "TextDelta",
+    "Timeouts",
+    "ToolCall",
+    "ToolCallDelta",
+    "ToolResult",
+    "ToolSpec",
+    "UnknownOption",
+    "UnknownProvider",
+    "Usage",
+    "assistant",
+    "collect",
+    "router_options",
+    "system",
+    "tool",
+    "user",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,102 @@
+"""Runs a blocking iterator in a thread that its reader can walk away from when the guard runs out.
+
+For sync providers that cannot interrupt their own reads (wrapped framework models, the legacy Google SDK). The thread
+is borrowed from a small stock and returned when the iterator ends; one that hangs is left behind and never waited for.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from shared_core.errors import ErrorKind, ProviderError
+from shared_core.resilience.deadline import Guard
+
+__all__ = ["run_guarded"]
+
+T = TypeVar("T")
+_IDLE_S = 10.0
+"""How long a thread waits for more work before it ends."""
+_END = object()
+
+
+class _Worker:
+    """One thread that runs jobs one after another, until it has been idle for a while."""
+
+    __slots__ = ("jobs",)
+
+    def __init__(self) -> None:
+        self.jobs: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="llm-fallback-lane", daemon=True).start()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                job = self.jobs.get(timeout=_IDLE_S)
+            except queue.Empty:
+                with _lock:
+                    if self in _idle:
+                        _idle.remove(self)
+                        return
+                continue  # taken from the stock a moment ago: its job is on the way
+            job()
+            with _lock:
+                _idle.append(self)
+
+
+_lock = threading.Lock()
+_idle: list[_Worker] = []
+
+
+def _submit(job: Callable[[], None]) -> None:
+    with _lock:
+        worker = _idle.pop() if _idle else None
+    (worker or _Worker()).jobs.put(job)
+
+
+def run_guarded(open_: Callable[[], Iterator[T]], guard: Guard) -> Iterator[T]:
+    """Iterate over `open_()` in another thread, under the caller's context variables.
+
+    Raises:
+        ProviderError: kind TIMEOUT when the guard runs out; the thread is told to stop at its next item and left behind.
+    """
+    out: queue.SimpleQueue[tuple[object, BaseException | None]] = queue.SimpleQueue()
+    abandoned = threading.Event()
+
+    def work() -> None:
+        try:
+            source = open_()
+            try:
+                for item in source:
+                    out.put((item, None))
+                    if abandoned.is_set():
+                        break
+            finally:
+                close = getattr(source, "close", None)
+                if close is not None:
+                    close()
+        except BaseException as error:  # noqa: BLE001  # carried to the reader's thread, where it is raised
+            out.put((None, error))
+            return
+        out.put((_END, None))
+
+    context = contextvars.copy_context()
+    _submit(lambda: context.run(work))
+    try:
+        while True:
+            try:
+                item, error = out.get(timeout=max(0.0, min(guard.remaining(), threading.TIMEOUT_MAX)))
+            except queue.Empty:
+                if not guard.expired:
+                    continue
+                raise ProviderError.of(ErrorKind.TIMEOUT, f"no {guard.which} in time") from None
+            if error is not None:
+                raise error
+            if item is _END:
+                return
+            yield item  # type: ignore[misc]  # everything but _END came out of the iterator of T
+    finally:
+        abandoned.set()

@@ -1,0 +1,96 @@
+"""How long a call and each of its attempts may take: `Timeouts` (settings) and `Guard` (one attempt's running limit)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from shared_core.errors import ConfigurationError
+
+__all__ = ["Guard", "Limit", "Timeouts"]
+
+Limit = Literal["first token", "idle", "whole answer", "deadline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Limits in seconds. All must be positive; `inf` switches one off.
+
+    Attributes:
+        connect: to reach the server (DNS, TCP, TLS).
+        first_token: until the first content of a streamed answer. Pings, comments and role-only frames are not content.
+        reasoning_first_token: the same for models that think before they speak.
+        idle: between two content events of a stream.
+        attempt: for one attempt at a whole (not streamed) answer.
+        total: for the logical call: all waits, retries and targets together.
+
+    Raises:
+        ConfigurationError: a limit is zero, negative or not a number.
+    """
+
+    connect: float = 5.0
+    first_token: float = 30.0
+    reasoning_first_token: float = 60.0
+    idle: float = 20.0
+    attempt: float = 120.0
+    total: float = 600.0
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value <= 0:
+                raise ConfigurationError(f"Timeouts.{f.name} must be a positive number of seconds, not {value!r}")
+
+
+class Guard:
+    """The limit one attempt runs under right now, on the clock it was given.
+
+    The driver moves it at each content event; providers obey `remaining()` in every blocking read, so that a server that
+    only drips keep-alives cannot stretch it. Whoever sees it expire raises; `which` says what ran out.
+    """
+
+    __slots__ = ("_clock", "_idle_s", "at", "connect_s", "deadline", "started", "streaming", "which")
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        *,
+        streaming: bool,
+        first_s: float = math.inf,
+        idle_s: float = math.inf,
+        connect_s: float = 5.0,
+        deadline: float = math.inf,
+    ) -> None:
+        """`first_s` is the limit of the first token (streamed) or of the whole answer; `deadline` is absolute."""
+        self._clock = clock
+        self._idle_s = idle_s
+        self.streaming = streaming
+        self.connect_s = connect_s
+        self.deadline = deadline
+        self.started = clock()
+        self._set(self.started + first_s, "first token" if streaming else "whole answer")
+
+    def _set(self, at: float, which: Limit) -> None:
+        self.at: float = min(at, self.deadline)
+        """When the current limit runs out, on the guard's clock."""
+        self.which: Limit = which if at <= self.deadline else "deadline"
+        """The name of the current limit."""
+
+    def touch(self) -> None:
+        """A content event arrived: the idle limit starts anew. Whole answers keep their one limit."""
+        if self.streaming:
+            self._set(self._clock() + self._idle_s, "idle")
+
+    def remaining(self) -> float:
+        """Seconds until the current limit; zero or less when it has run out."""
+        return self.at - self._clock()
+
+    @property
+    def expired(self) -> bool:
+        """Whether the current limit has run out."""
+        return self._clock() >= self.at
+
+    def __repr__(self) -> str:
+        return f"Guard({self.which} in {self.remaining():.3f} s)"

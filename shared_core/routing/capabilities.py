@@ -1,0 +1,81 @@
+"""What a target can take: `Capabilities`, and what a request needs of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from shared_core.chat.request import Audio, ChatRequest, File, Image, ToolResult
+from shared_core.errors import ConfigurationError
+
+__all__ = ["Capabilities", "missing"]
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a model at an endpoint can take. Figures are tokens; None is unknown and excludes nothing."""
+
+    tools: bool = True
+    tool_choice: frozenset[str] = frozenset({"auto", "any", "none", "tool"})
+    """Which kinds of forced choice it obeys; 'tool' is one tool by name."""
+    json_schema: bool = True
+    """Answers in a given JSON schema, natively."""
+    json_mode: bool = True
+    images: bool = True
+    image_urls: bool = True
+    """Fetches images by URL itself."""
+    pdfs: bool = False
+    audio: bool = False
+    system: bool = True
+    """Has a system role; otherwise the system prompt is folded into the first user turn."""
+    continuation: Literal["exact", "prefill", "instructed"] = "instructed"
+    """How it goes on with an answer that another target began: raw prompt, assistant prefill, or by being asked to."""
+    streaming: bool = True
+    reasoning: bool = False
+    """Thinks before it speaks, so its first token may take longer."""
+    context_window: int | None = None
+    max_output: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("context_window", "max_output"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ConfigurationError(f"Capabilities.{name} must be a positive number of tokens, not {value!r}")
+        if self.continuation not in ("exact", "prefill", "instructed"):
+            raise ConfigurationError(f"Capabilities.continuation must be exact, prefill or instructed, not {self.continuation!r}")
+
+
+FLAGS = frozenset(f.name for f in fields(Capabilities)) - {"tool_choice", "continuation", "context_window", "max_output"}
+"""Names that `Constraints.require` accepts."""
+
+
+def missing(request: ChatRequest, capabilities: Capabilities) -> Iterator[str]:
+    """Why a model with these capabilities cannot serve this request, one phrase each; nothing when it can."""
+    if request.tools and not capabilities.tools:
+        yield "cannot call tools"
+    elif request.tool_choice is not None and request.tools:
+        kind = request.tool_choice if request.tool_choice in ("auto", "any", "none") else "tool"
+        if kind not in capabilities.tool_choice:
+            yield f"cannot be made to choose tools by {kind!r}"
+    if request.output is not None:
+        if request.output.schema and not capabilities.json_schema:
+            yield "cannot answer in a JSON schema"
+        elif not request.output.schema and not capabilities.json_mode:
+            yield "has no JSON mode"
+    kinds: set[str] = set()
+    for message in request.messages:
+        for part in message.parts:
+            for inner in part.content if isinstance(part, ToolResult) else (part,):
+                match inner:
+                    case Image():
+                        kinds.add("images")
+                    case File():
+                        kinds.add("pdfs")
+                    case Audio():
+                        kinds.add("audio")
+                    case _:
+                        pass
+    for kind, phrase in (("images", "images"), ("pdfs", "documents"), ("audio", "audio")):
+        if kind in kinds and not getattr(capabilities, kind):
+            yield f"cannot take {phrase}"

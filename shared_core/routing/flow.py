@@ -1,0 +1,390 @@
+"""The fallback algorithm, once: a generator that yields what to do next and is sent what came of it.
+
+It never sleeps, awaits, locks, opens a socket or reads a clock that was not handed in. The router's two drivers (sync and
+async) perform the steps:
+
+    Admit   may this attempt start?         is sent an Admission or a Refusal
+    Call    make the attempt                is sent None for a whole answer, or the ProviderError it ended with
+    Wait    so many seconds                 is sent None
+    Settle  the attempt is over             is sent None
+
+The generator returns None when the request was answered, or else the error to raise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from shared_core.chat.request import ChatRequest
+from shared_core.errors import (
+    AllTargetsFailed,
+    DeadlineExceeded,
+    Disposition,
+    ErrorKind,
+    FallbackError,
+    ProviderError,
+    StreamBroken,
+)
+from shared_core.resilience.admission import Admission, Outcome, Refusal
+from shared_core.resilience.retry import RetryPolicy
+from shared_core.routing.execution import Attempt, Execution
+from shared_core.routing.planner import Plan, Route
+from shared_core.routing.relay import Relay
+from shared_core.routing.seam import CONTINUE_PROMPT, Mode, resume
+
+__all__ = ["Admit", "Call", "FlowPolicy", "OnStreamBreak", "Settle", "Step", "Wait", "flow"]
+
+OnStreamBreak = Literal["continue", "restart", "raise"]
+
+
+@dataclass(frozen=True, slots=True)
+class FlowPolicy:
+    """The router's settings that steer the flow."""
+
+    retry: RetryPolicy = RetryPolicy()
+    on_stream_break: OnStreamBreak = "continue"
+    continue_prompt: str = CONTINUE_PROMPT
+    route_around_policy: bool = False
+    """Whether a refusal on grounds of content is tried elsewhere."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """May an attempt at `route` start that ends within `lease_s` seconds?"""
+
+    route: Route
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Make one attempt. `first_s` limits the first token (streamed) or the whole answer; `deadline` is absolute."""
+
+    route: Route
+    request: ChatRequest
+    attempt: Attempt
+    admission: Admission
+    first_s: float
+    idle_s: float
+    connect_s: float
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Let `seconds` pass."""
+
+    seconds: float
+    route: Route
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """The attempt under `admission` is over."""
+
+    route: Route
+    admission: Admission
+    outcome: Outcome
+    attempt: Attempt
+    will_retry: bool
+
+
+Step = Admit | Call | Wait | Settle
+Report = Admission | Refusal | ProviderError | None
+
+
+@dataclass(slots=True)
+class _Turn:
+    """A target's place in the queue of one request."""
+
+    route: Route
+    tries: int = 0
+    not_before: float = 0.0
+    must_wait: bool = False
+    """Its last answer was a wait: it may be tried again only if there is time for that."""
+    after_prefill: bool = False
+
+
+def flow(
+    execution: Execution,
+    plan: Plan,
+    policy: FlowPolicy,
+    relay: Relay,
+    *,
+    clock: Callable[[], float],
+    chance: Callable[[], float],
+) -> Generator[Step, Report, FallbackError | None]:
+    """Ask the targets of `plan` until one has answered `execution.request` whole, or none is left.
+
+    Args:
+        execution: the journal; attempts and refusals are written to it here.
+        plan: whom to ask, in order.
+        policy: retries, and what to do when a committed stream breaks.
+        relay: knows what has reached the caller.
+        clock: monotonic seconds.
+        chance: uniform numbers in [0, 1), for jitter.
+
+    Returns:
+        None when answered; otherwise the error for the caller.
+    """
+    request, deadline = execution.request, execution.deadline
+    queue = deque(_Turn(route) for route in plan.routes)
+    parked: list[_Turn] = []  # tried or refused, and worth another try later
+    retries_left = policy.retry.total
+    too_small = 0  # a context window of this many tokens has overflowed
+    fatal: ProviderError | None = None
+
+    while True:
+        now = clock()
+        if queue:
+            turn = queue.popleft()
+        elif (turn_or_none := _soonest(parked, deadline)) is not None:
+            turn = turn_or_none
+            parked.remove(turn)
+            if turn.tries:
+                if retries_left <= 0:
+                    continue
+                retries_left -= 1
+            if turn.not_before > now:
+                execution.waited_s += turn.not_before - now
+                yield Wait(turn.not_before - now, turn.route)
+                now = clock()
+        else:
+            break
+        if now >= deadline:
+            execution.skip(turn.route.name, "no time left")
+            break
+        route = turn.route
+        window = route.capabilities.context_window
+        if too_small and window is not None and window <= too_small:
+            execution.skip(route.name, f"its context window of {window} tokens is no larger than the one that overflowed")
+            continue
+
+        first_s, idle_s, lease_s = _limits(route, request, now, deadline, queue)
+        granted = yield Admit(route, lease_s)
+        if isinstance(granted, Refusal):
+            execution.skip(route.name, granted.reason, granted.retry_at)
+            if granted.waits and granted.retry_at is not None:
+                turn.not_before = granted.retry_at
+                parked.append(turn)
+            continue
+        assert isinstance(granted, Admission)
+
+        mode = _mode(route, relay, policy)
+        sent = request
+        if mode is not None:
+            sent = resume(request, relay.delivered, mode, policy.continue_prompt)
+            execution.seams.append(len(relay.delivered))
+        elif relay.committed:
+            execution.restarts += 1
+        attempt = execution.begin(
+            route.name, route.provider.name, sent.model or route.provider.model, now, retry=turn.tries > 0, seam=mode
+        )
+        relay.begin(attempt, seam=mode, restart=relay.committed and mode is None)
+        turn.tries += 1
+        error = yield Call(route, sent, attempt, granted, first_s, idle_s, route.timeouts.connect, deadline)
+        assert error is None or isinstance(error, ProviderError)
+        now = clock()
+        if error is None:
+            attempt.outcome = "answered"
+            yield Settle(route, granted, _outcome(attempt, None, now), attempt, False)
+            return None
+
+        attempt.outcome = "failed"
+        attempt.error = error
+        error.target = route.name
+        error.after_output = attempt.delivered > 0
+        verdict = _verdict(error, relay, policy)
+        wait_s: float | None = None
+        if error.code == "prefill_rejected" and mode == "prefill" and not turn.after_prefill:
+            # It cannot continue an assistant's turn: ask it in words, at once and for ever. Not a retry of a fault.
+            route.gate.prefill_rejected = True
+            turn.after_prefill = True
+            execution.seams.pop()
+            yield Settle(route, granted, _outcome(attempt, error, now), attempt, True)
+            queue.appendleft(turn)
+            continue
+        others = bool(queue)
+        if verdict is Disposition.RETRY and turn.tries <= route.retry.same_target and retries_left > 0:
+            wait_s = route.retry.wait_s(error, turn.tries - 1, chance())
+        at_once = wait_s is not None and not _should_yield(error, relay, wait_s, now, deadline, queue, route.retry)
+        yield Settle(route, granted, _outcome(attempt, error, now), attempt, at_once)
+        if mode is not None and attempt.delivered == 0:
+            execution.seams.pop()  # the seam was never visible
+        if error.kind is ErrorKind.CONTEXT_OVERFLOW:
+            too_small = max(too_small, window or 0)
+        if verdict is Disposition.FAIL:
+            fatal = error
+            break
+        if relay.committed and policy.on_stream_break == "raise":
+            break
+        if wait_s is None or not route.gate.allows_retry:
+            continue
+        turn.not_before = now + wait_s
+        if not at_once:
+            if others or parked or now + wait_s < deadline:
+                parked.append(turn)
+            continue
+        retries_left -= 1
+        if wait_s > 0:
+            execution.waited_s += wait_s
+            yield Wait(wait_s, route)
+        queue.appendleft(turn)
+
+    return _failure(execution, relay, plan, parked, fatal, clock())
+
+
+def _soonest(parked: Sequence[_Turn], deadline: float) -> _Turn | None:
+    """The parked target that may be tried first, if that is before the deadline."""
+    ready = [turn for turn in parked if turn.not_before < deadline]
+    return min(ready, key=lambda turn: turn.not_before) if ready else None
+
+
+def _limits(
+    route: Route, request: ChatRequest, now: float, deadline: float, behind: Sequence[_Turn]
+) -> tuple[float, float, float]:
+    """First limit, idle limit and lease of an attempt, in seconds.
+
+    An attempt never takes the time that the targets behind it need for a first token: each of them keeps its own
+    first-token limit, or an equal share of what is left if that is less.
+    """
+    timeouts = route.timeouts
+    left = deadline - now
+    share = left / (1 + len(behind))
+    kept = sum(min(_first_token_s(turn.route), share) for turn in behind)
+    mine = max(left - kept, share)
+    if request.streaming:
+        return min(_first_token_s(route), mine), timeouts.idle, left
+    return min(timeouts.attempt, mine), math.inf, min(timeouts.attempt, mine)
+
+
+def _first_token_s(route: Route) -> float:
+    return route.timeouts.reasoning_first_token if route.capabilities.reasoning else route.timeouts.first_token
+
+
+def _mode(route: Route, relay: Relay, policy: FlowPolicy) -> Mode | None:
+    """How the target is to go on with what was delivered; None when it answers from the start."""
+    if not relay.committed or policy.on_stream_break != "continue" or not relay.delivered:
+        return None
+    mode = route.capabilities.continuation
+    return "instructed" if mode == "prefill" and route.gate.prefill_rejected else mode
+
+
+def _verdict(error: ProviderError, relay: Relay, policy: FlowPolicy) -> Disposition:
+    """What follows, in this request's situation."""
+    if error.kind is ErrorKind.POLICY and policy.route_around_policy:
+        return Disposition.FALL_OVER
+    if relay.committed and error.disposition is Disposition.FAIL and not error.after_output:
+        return Disposition.INCAPABLE  # it objected to the way it was asked to continue, not to the request
+    return error.disposition
+
+
+def _should_yield(
+    error: ProviderError,
+    relay: Relay,
+    wait_s: float,
+    now: float,
+    deadline: float,
+    behind: Sequence[_Turn],
+    retry: RetryPolicy,
+) -> bool:
+    """Whether the targets behind go first, rather than a retry of this one after `wait_s`."""
+    if now + wait_s >= deadline:
+        return True
+    if not behind:
+        return False
+    if relay.committed or error.rule.prefers_fall_over:
+        return True
+    if (error.retry_after_s or 0.0) > retry.max_wait_s:
+        return True
+    share = (deadline - now) / (1 + len(behind))
+    return wait_s > (deadline - now) - sum(min(_first_token_s(turn.route), share) for turn in behind)
+
+
+def _outcome(attempt: Attempt, error: ProviderError | None, now: float) -> Outcome:
+    attempt.ended = now
+    return Outcome(error, latency_s=now - attempt.started, first_token_s=attempt.first_token_s)
+
+
+_USEFUL = (
+    # Which error explains a failure best, most useful first: what the caller can change, then what time will.
+    ErrorKind.BAD_REQUEST,
+    ErrorKind.POLICY,
+    ErrorKind.CONTEXT_OVERFLOW,
+    ErrorKind.AUTH,
+    ErrorKind.BILLING,
+    ErrorKind.NO_ENTITLEMENT,
+    ErrorKind.FORBIDDEN,
+    ErrorKind.NOT_FOUND,
+    ErrorKind.TOO_LARGE,
+    ErrorKind.INCAPABLE,
+    ErrorKind.CONFIG,
+    ErrorKind.QUOTA_DAY,
+    ErrorKind.THROTTLED,
+)
+
+
+def _failure(
+    execution: Execution, relay: Relay, plan: Plan, parked: Sequence[_Turn], fatal: ProviderError | None, now: float
+) -> FallbackError:
+    """The error for a request nobody answered: all attempts, the most useful as its cause, and what to do."""
+    execution.outcome = "failed"
+    execution.ended = now
+    errors = execution.errors
+    metadata = execution.metadata()
+    late = now >= execution.deadline or (fatal is None and any(_out_of_time(e) for e in errors[-1:]))
+    waits = [s.retry_at - now for s in execution.skips if s.retry_at is not None]
+    waits += [turn.not_before - now for turn in parked]
+    retry_after_s = max(0.0, min(waits)) if waits and fatal is None else None
+    message = _message(execution, plan, fatal, late, retry_after_s, now)
+    causes: list[Exception] = list(errors)
+    if not causes:
+        why = "; ".join([f"{s.target}: {s.reason}" for s in execution.skips] + [f"{t}: {r}" for t, r in plan.excluded])
+        causes = [FallbackError(why or "there is no target to ask")]
+    cls = DeadlineExceeded if late else AllTargetsFailed
+    failed = cls(message, causes, fallback=metadata, retry_after_s=retry_after_s)
+    ranked = sorted(
+        (e for e in errors if isinstance(e, ProviderError)),
+        key=lambda e: _USEFUL.index(e.kind) if e.kind in _USEFUL else len(_USEFUL),
+    )
+    failed.__cause__ = fatal or (ranked[0] if ranked else causes[-1])
+    if not relay.committed:
+        return failed
+    usage = next((a.usage for a in execution.attempts if a.delivered and a.usage is not None), None)
+    broken = StreamBroken(
+        f"the answer broke off after {len(relay.delivered)} characters and nobody could continue it\n{message}",
+        partial=relay.delivered,
+        usage=usage,
+        fallback=metadata,
+    )
+    broken.__cause__ = failed
+    return broken
+
+
+def _out_of_time(error: BaseException) -> bool:
+    return isinstance(error, ProviderError) and error.code == "deadline"
+
+
+def _message(
+    execution: Execution, plan: Plan, fatal: ProviderError | None, late: bool, retry_after_s: float | None, now: float
+) -> str:
+    if fatal is not None:
+        head = f"{fatal.target} rejected the request itself; no other target was asked"
+    elif late:
+        head = f"no answer within {execution.deadline - execution.started:g} s"
+    elif not plan.routes:
+        head = "no target can serve this request"
+    else:
+        head = f"all {len(plan.routes)} target(s) failed"
+    lines = [f"{head} ({len(execution.attempts)} attempt(s) in {now - execution.started:.2f} s)"]
+    for a in execution.attempts:
+        lines.append(f"  {a.number}. {a.target}, {a.duration_s or 0.0:.2f} s: {str(a.error or a.outcome).replace(f'{a.target}: ', '', 1)}")
+    lines += [f"  -  {s.target}: {s.reason}" for s in execution.skips]
+    lines += [f"  -  {name}: {reason}" for name, reason in plan.excluded]
+    if retry_after_s is not None:
+        lines.append(f"hint: the soonest target may be tried again in {retry_after_s:.1f} s")
+    return "\n".join(lines)

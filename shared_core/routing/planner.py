@@ -1,0 +1,167 @@
+"""Who may answer a request, in which order, and who may not and why: `plan` and the `Plan` it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared_core.chat.request import ChatRequest, Constraints
+from shared_core.errors import ConfigurationError
+from shared_core.resilience.admission import Gate
+from shared_core.resilience.deadline import Timeouts
+from shared_core.resilience.retry import RetryPolicy
+from shared_core.routing.capabilities import FLAGS, Capabilities, missing
+from shared_core.routing.price import Price
+from shared_core.routing.provider import Provider
+from shared_core.routing.strategies import RoutingStrategy, TargetView
+from shared_core.routing.target import Target
+
+__all__ = ["Plan", "Route", "plan"]
+
+CHARS_PER_TOKEN = 6
+"""Deliberately generous: a target is only excluded for its window when the request cannot possibly fit."""
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """A target bound to what serves it: its provider, its gate, and the settings that apply to it."""
+
+    target: Target
+    provider: Provider
+    gate: Gate
+    timeouts: Timeouts
+    retry: RetryPolicy
+    price: Callable[[], Price | None]
+    position: int = 0
+
+    def __post_init__(self) -> None:
+        self.name = self.target.name
+
+    name: str = field(init=False)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the target says it can take, or what is known about its model."""
+        return self.target.capabilities or self.provider.capabilities
+
+    @property
+    def local(self) -> bool:
+        """Runs on this machine."""
+        return self.provider.local
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The ordered targets, and every excluded one with its reason."""
+
+    routes: tuple[Route, ...]
+    excluded: tuple[tuple[str, str], ...] = ()
+    strategy: str = "priority"
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Per target name, what would stop it right now (an open circuit, a parked target). Filled by `explain`."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names, in the order they would be asked."""
+        return tuple(route.name for route in self.routes)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "strategy": self.strategy,
+            "targets": [{"target": n, "note": self.notes.get(n)} for n in self.targets],
+            "excluded": [{"target": t, "reason": r} for t, r in self.excluded],
+        }
+
+    def __str__(self) -> str:
+        lines = [f"plan ({self.strategy}):"]
+        lines += [f"  {i}. {name}" + (f"  ({self.notes[name]})" if name in self.notes else "") for i, name in enumerate(self.targets, 1)]
+        lines += [f"  -  {name}: {reason}" for name, reason in self.excluded]
+        return "\n".join(lines if len(lines) > 1 else [*lines, "  nobody"])
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        rows = "".join(f"<tr><td>{i}</td><td>{escape(n)}</td><td>{escape(self.notes.get(n, ''))}</td></tr>" for i, n in enumerate(self.targets, 1))
+        rows += "".join(f"<tr><td>–</td><td>{escape(n)}</td><td>{escape(r)}</td></tr>" for n, r in self.excluded)
+        return f"<table><caption>plan ({escape(self.strategy)})</caption><tr><th></th><th>target</th><th>why</th></tr>{rows}</table>"
+
+
+_ANYONE = Constraints()
+
+
+def plan(
+    request: ChatRequest,
+    routes: Sequence[Route],
+    strategy: RoutingStrategy,
+    *,
+    strategy_name: str = "priority",
+    turn: int = 0,
+    clock: Callable[[], float] | None = None,
+) -> Plan:
+    """Who may answer `request`, in order. Pure but for reading the gates' health, and only if the strategy asks for it."""
+    eligible: list[Route] = []
+    excluded: list[tuple[str, str]] = []
+    for route in routes:
+        reason = _exclusion(request, route)
+        if reason is None:
+            eligible.append(route)
+        else:
+            excluded.append((route.name, reason))
+    if strategy_name != "priority" and len(eligible) > 1:
+        by_name = {route.name: route for route in eligible}
+        views = [
+            TargetView(r.target, turn, None, (lambda r=r: r.gate.read(clock())) if clock is not None else None)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
+            for r in eligible
+        ]
+        chosen = [by_name[view.name] for view in strategy(request, views)]
+        if len({r.name for r in chosen}) != len(chosen):
+            raise ConfigurationError(f"strategy {strategy_name!r} returned a target twice")
+        excluded += [(r.name, f"left out by strategy {strategy_name!r}") for r in eligible if r not in chosen]
+        eligible = chosen
+    return Plan(tuple(eligible), tuple(excluded), strategy_name)
+
+
+def _exclusion(request: ChatRequest, route: Route) -> str | None:
+    """Why the target cannot or must not serve the request; None when it may."""
+    if not route.target.enabled:
+        return "disabled"
+    constraints = request.constraints
+    if constraints is not _ANYONE and (reason := _forbidden(constraints, route)):
+        return reason
+    capabilities = route.capabilities
+    if request.tools or request.output is not None or len(request.messages) > 0:
+        for reason in missing(request, capabilities):
+            return reason
+    window = capabilities.context_window
+    if window is not None:
+        least = sum(len(m.text) for m in request.messages) // CHARS_PER_TOKEN
+        if least > window:
+            return f"the request needs at least {least} tokens, its context window is {window}"
+    if request.max_tokens is not None and window is not None and request.max_tokens > window:
+        return f"max_tokens {request.max_tokens} is beyond its context window of {window}"
+    return None
+
+
+def _forbidden(constraints: Constraints, route: Route) -> str | None:
+    """Why hard constraints keep the target out. Unknown means no."""
+    names = {route.name, route.target.spec, route.target.provider_name, route.provider.name}
+    if constraints.local_only and not route.local:
+        return "constraint: local only"
+    if names & constraints.deny:
+        return "constraint: denied"
+    if constraints.allow is not None and not names & constraints.allow:
+        return "constraint: not on the allow list"
+    if constraints.max_price is not None:
+        price = route.price()
+        if price is None:
+            return "constraint: its price is unknown and a maximum is set"
+        if float(price.dearest) > constraints.max_price:
+            return f"constraint: costs ${price.dearest} per million tokens, the maximum is ${constraints.max_price:g}"
+    for need in constraints.require:
+        if need not in FLAGS:
+            raise ConfigurationError(f"unknown capability {need!r} in constraints. Valid: {', '.join(sorted(FLAGS))}.")
+        if not getattr(route.capabilities, need):
+            return f"constraint: needs {need}"
+    return None

@@ -1,0 +1,65 @@
+"""The one interface every vendor, engine and wrapped framework model implements: `Provider`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Protocol, runtime_checkable
+
+from shared_core.chat.events import ChatEvent
+from shared_core.chat.request import ChatRequest, Origin
+from shared_core.resilience.deadline import Guard
+from shared_core.routing.capabilities import Capabilities
+
+__all__ = ["Provider"]
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """Turns a `ChatRequest` into `ChatEvent`s, sync and async, whole and streamed, for one model at one endpoint.
+
+    The contract, checked for any implementation by `shared_core.testing.check_provider`:
+
+    * `request.streaming` says which call to make on the wire; the events are the same either way.
+    * `request.model`, when set, replaces the provider's own model for this call.
+    * The last event is `Finished`. Ending without it means broken, and the router treats it so.
+    * Failures are `ProviderError`s (their `kind` from the error table, the SDK's exception as `__cause__`). A bug in our
+      or the caller's code passes through untouched. Exactly one request leaves per call: no retries of its own.
+    * Nothing is sent before the first `next()`.
+    * Sync reads never block past `guard.remaining()` where `interruptible` is true; otherwise the router runs the call in
+      a thread it can walk away from. Async calls are cancelled by the router.
+    * Closing the iterator closes the connection. Any thread and any event loop may call; messages are never mutated.
+    """
+
+    name: str
+    """The vendor or engine: 'openai', 'anthropic', 'google', 'llamacpp', …"""
+    model: str
+    local: bool
+    """Runs on this machine: allowed under `local_only`, free unless priced."""
+    interruptible: bool
+    """Sync reads obey the guard by themselves."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this model can take."""
+        ...
+
+    @property
+    def origin(self) -> Origin:
+        """The scope within which this provider's opaque blocks may be replayed."""
+        ...
+
+    def stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:
+        """Answer, sync."""
+        ...
+
+    def astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
+        """Answer, async."""
+        ...
+
+    def close(self) -> None:
+        """Free sockets and processes, from any thread; idempotent."""
+        ...
+
+    async def aclose(self) -> None:
+        """The same for what belongs to the running event loop, then `close`."""
+        ...

@@ -1,0 +1,144 @@
+"""`Target`: provider + model + endpoint + credentials + price + limits. The thing that is healthy or not, priced, chosen."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from shared_core.errors import ConfigurationError, UnknownOption, nearest
+from shared_core.resilience.deadline import Timeouts
+from shared_core.resilience.retry import RetryPolicy
+from shared_core.routing.capabilities import Capabilities
+from shared_core.routing.price import Price
+from shared_core.routing.provider import Provider
+
+__all__ = ["Target"]
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class Target:
+    """One model at one endpoint under one key.
+
+    ``Target("openai:gpt-5-mini")``, ``Target("llamacpp:/models/qwen.gguf", n_gpu_layers=-1)``, or around a ready
+    `Provider`: ``Target(provider=ScriptedProvider([...]), name="local")``.
+
+    Args:
+        spec: 'provider:model'. Everything after the first colon is the model, further colons included.
+        name: what plans, journals and metrics call it; the spec when left out. Unique within a router.
+        base_url: another endpoint that speaks the provider's wire format.
+        api_key: the key; left out, the vendor's usual environment variable. Never shown, logged, dumped or pickled.
+        price: what it costs; left out, the price table decides. Local models cost nothing unless priced.
+        capabilities: what it can take, in place of what is known about the model.
+        timeouts, retry: in place of the router's.
+        weight: share for the `weighted` strategy, 0 or more.
+        tier: 'fast', 'standard' or 'best', for complexity routing.
+        enabled: False keeps it configured but unused.
+        provider: a ready provider, in place of `spec`.
+        **options: passed to the provider: `headers`, `organization`, `api_version`, `n_ctx`, `n_gpu_layers`, ….
+
+    Raises:
+        ConfigurationError: the spec has no provider or model, or a figure is out of range.
+    """
+
+    spec: str
+    name: str
+    provider_name: str
+    model: str
+    base_url: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    price: Price | None = None
+    capabilities: Capabilities | None = None
+    timeouts: Timeouts | None = None
+    retry: RetryPolicy | None = None
+    weight: float = 1.0
+    tier: str | None = None
+    enabled: bool = True
+    provider: Provider | None = field(default=None, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    def __init__(
+        self,
+        spec: str | None = None,
+        /,
+        *,
+        name: str | None = None,
+        model: str | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        price: Price | Mapping[str, Any] | None = None,
+        capabilities: Capabilities | Mapping[str, Any] | None = None,
+        timeouts: Timeouts | Mapping[str, float] | None = None,
+        retry: RetryPolicy | Mapping[str, Any] | None = None,
+        weight: float = 1.0,
+        tier: str | None = None,
+        enabled: bool = True,
+        provider: Provider | str | None = None,
+        **options: Any,
+    ) -> None:
+        ready: Provider | None = None
+        if isinstance(provider, str):
+            if spec is not None:
+                raise ConfigurationError(f"give either {spec!r} or provider={provider!r}, not both")
+            spec = f"{provider}:{model or ''}"
+        elif provider is not None:
+            ready = provider
+            spec = spec or f"{provider.name}:{model or provider.model}"
+        if not isinstance(spec, str) or not spec:
+            raise ConfigurationError("a target needs a spec such as 'openai:gpt-5-mini', or provider=")
+        vendor, _, rest = spec.partition(":")
+        if not vendor or not rest:
+            raise ConfigurationError(f"target {spec!r} must be 'provider:model', such as 'openai:gpt-5-mini'")
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+            raise ConfigurationError(f"Target.weight must be a number >= 0, not {weight!r}")
+        if tier not in (None, "fast", "standard", "best"):
+            raise ConfigurationError(f"Target.tier must be 'fast', 'standard' or 'best', not {tier!r}")
+        values = {
+            "spec": spec,
+            "name": name or spec,
+            "provider_name": vendor.strip().lower().replace("_", "-"),
+            "model": rest.strip(),
+            "base_url": base_url.rstrip("/") if base_url else None,
+            "api_key": api_key,
+            "price": _built("price", Price, price),
+            "capabilities": _built("capabilities", Capabilities, capabilities),
+            "timeouts": _built("timeouts", Timeouts, timeouts),
+            "retry": _built("retry", RetryPolicy, retry),
+            "weight": weight,
+            "tier": tier,
+            "enabled": enabled,
+            "provider": ready,
+            "options": dict(options),
+        }
+        for key, value in values.items():
+            object.__setattr__(self, key, value)
+
+    @property
+    def account(self) -> str:
+        """Identifies the account behind this target without revealing it: same provider, endpoint and key, same account."""
+        if self.provider is not None and self.api_key is None:
+            return f"{self.provider_name}#{self.name}"
+        digest = hashlib.sha256(f"{self.provider_name}\0{self.base_url}\0{self.api_key}".encode()).hexdigest()[:12]
+        return f"{self.provider_name}#{digest}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A key never travels in clear: the other side reads the environment.
+        return {**self.__dict__, "api_key": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+def _built(what: str, cls: type[Any], value: Any) -> Any:
+    """`value` as a `cls`: as it is, or built from a mapping whose unknown names are refused."""
+    if value is None or isinstance(value, cls):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"Target.{what} must be a {cls.__name__} or a mapping, not {type(value).__name__}")
+    valid = [f.name for f in fields(cls)]
+    for key in value:
+        if key not in valid:
+            raise UnknownOption(f"{cls.__name__} has no option {key!r}. {nearest(key, valid)}")
+    return cls(**value)

@@ -1,0 +1,23 @@
+"""What can be watched: events and logs. Nothing that watches a request can steer it."""
+
+from shared_core.telemetry.events import (
+    CircuitChanged,
+    Event,
+    FellOver,
+    RequestFailed,
+    RequestStarted,
+    RequestSucceeded,
+    AttemptFailed,
+    StreamContinued,
+)
+
+__all__ = [
+    "AttemptFailed",
+    "CircuitChanged",
+    "Event",
+    "FellOver",
+    "RequestFailed",
+    "RequestStarted",
+    "RequestSucceeded",
+    "StreamContinued",
+]

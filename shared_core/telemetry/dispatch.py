@@ -1,0 +1,106 @@
+"""Takes events to their observers on a thread of its own, so that a slow, hanging or raising one cannot hurt a request."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import queue
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+
+from shared_core.telemetry.events import AttemptFailed, CircuitChanged, Event, FellOver, RequestFailed, StreamContinued
+
+__all__ = ["Dispatcher", "Observer"]
+
+Observer = Callable[[Event], object | Awaitable[object]]
+"""Called with each event, on the dispatcher's thread; may be async. What it returns or raises changes nothing."""
+
+_log = logging.getLogger("llm_fallback")
+_WARN = (FellOver, RequestFailed, CircuitChanged)
+_INFO = (AttemptFailed, StreamContinued)
+
+
+class Dispatcher:
+    """A bounded queue of events and one daemon thread, started at the first event when there are observers."""
+
+    def __init__(self, observers: Sequence[Observer] = (), capacity: int = 10_000) -> None:
+        self._observers = tuple(observers)
+        self._queue: queue.Queue[Event | threading.Event | None] = queue.Queue(capacity)
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self.dropped = 0
+        """Events lost because observers could not keep up."""
+
+    @property
+    def active(self) -> bool:
+        """Whether anybody would hear an event: an observer, or the log at debug level."""
+        return bool(self._observers) or _log.isEnabledFor(logging.DEBUG)
+
+    def emit(self, event: Event) -> None:
+        """Log it and pass it on. Never blocks, never raises."""
+        level = logging.WARNING if isinstance(event, _WARN) else logging.INFO if isinstance(event, _INFO) else logging.DEBUG
+        if _log.isEnabledFor(level):
+            _log.log(level, "%s", _line(event))
+        if not self._observers:
+            return
+        if self._thread is None:
+            self._start()
+        try:
+            self._queue.put_nowait(event)
+        except queue.Full:
+            self.dropped += 1
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="llm-fallback-events", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        with asyncio.Runner() as runner:
+            while (item := self._queue.get()) is not None:
+                if isinstance(item, threading.Event):
+                    item.set()
+                    continue
+                for observer in self._observers:
+                    self._tell(runner, observer, item)
+
+    @staticmethod
+    def _tell(runner: asyncio.Runner, observer: Observer, event: Event) -> None:
+        try:
+            result = observer(event)
+            if inspect.isawaitable(result):
+                runner.run(_awaited(result))
+        except Exception:
+            _log.exception("an observer failed on %s; the request is not affected", event.name)
+
+    def flush(self, timeout_s: float = 5.0) -> bool:
+        """Wait until every event emitted so far has been told. False when that took too long."""
+        if self._thread is None:
+            return True
+        done = threading.Event()
+        try:
+            self._queue.put(done, timeout=timeout_s)
+        except queue.Full:
+            return False
+        return done.wait(timeout_s)
+
+    def close(self) -> None:
+        """Tell what is left (for at most a second) and stop the thread."""
+        if self._thread is not None:
+            self.flush(1.0)
+            try:
+                self._queue.put_nowait(None)
+            except queue.Full:
+                _log.warning("observers are stuck; %d events were not told", self._queue.qsize())
+            self._thread = None
+
+
+async def _awaited(result: Awaitable[object]) -> object:
+    return await result
+
+
+def _line(event: Event) -> str:
+    facts = ", ".join(f"{k}={v!r}" for k, v in event.as_dict().items() if k not in ("event", "execution", "at") and v is not None)
+    return f"{event.name} [{event.execution}] {facts}"
