@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WORLD = os.environ.get("LLM_FALLBACK_WORLD", "stable")
 PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if page.exists()]
 
-VENDORS = {"openai", "anthropic", "llama_cpp", "genai_prices", "redis", "opentelemetry", "prometheus_client"}
+VENDORS = {"openai", "anthropic", "llama_cpp", "redis", "prometheus_client"}
+FRAMEWORKS = {"langchain_core", "langchain", "langgraph", "llama_index"}
 
 
 # ── who may import whom ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -53,6 +54,13 @@ def test_importing_the_core_is_free():
     assert {what: seen for what, seen in found.items() if seen} == {}
 
 
+def test_using_the_names_of_the_core_loads_no_vendor_and_no_framework():
+    """A `Router` over one vendor must not need the others installed."""
+    found = _import_report("shared_core", "names")
+    assert set(found["modules"]) & (VENDORS | FRAMEWORKS) == set()
+    assert (found["google"], found["network"], found["threads"], found["processes"]) == ([], [], [], [])
+
+
 @pytest.mark.parametrize(
     ("wrapper", "others"),
     [
@@ -62,7 +70,7 @@ def test_importing_the_core_is_free():
 )
 def test_importing_a_wrapper_loads_its_framework_and_no_vendor(wrapper, others):
     """Vendor SDKs are loaded by the first request that needs one."""
-    found = _import_report(wrapper)
+    found = _import_report(wrapper, "names")
     assert set(found["modules"]) & (VENDORS | others) == set()
     assert [name for name in found["google"] if name.startswith(("google.genai", "google.generativeai"))] == []
     assert found["network"] == []
@@ -216,8 +224,8 @@ def _python(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=150, check=False)
 
 
-def _import_report(package: str) -> dict[str, list[str]]:
-    done = _python(str(ROOT / "tests" / "house" / "imports.py"), package)
+def _import_report(*arguments: str) -> dict[str, list[str]]:
+    done = _python(str(ROOT / "tests" / "house" / "imports.py"), *arguments)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

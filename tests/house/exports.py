@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import sys
 from pathlib import Path
+from types import ModuleType
 
 PACKAGES = ("shared_core", "langchain_fallback", "llamaindex_fallback")
 PINNED = Path(__file__).with_name("exports.txt")
@@ -22,8 +23,16 @@ def public_modules() -> list[str]:
 
 
 def without_all() -> list[str]:
-    """Public modules that do not say what is public."""
-    return [name for name in public_modules() if not hasattr(importlib.import_module(name), "__all__")]
+    """Public modules that hold something and do not say what of it is public."""
+    return [
+        name
+        for name in public_modules()
+        if not hasattr(module := importlib.import_module(name), "__all__")
+        and any(
+            not attribute.startswith("_") and not isinstance(value, ModuleType) and attribute != "annotations"
+            for attribute, value in vars(module).items()
+        )
+    ]
 
 
 def surface() -> str:
