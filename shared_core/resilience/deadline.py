@@ -51,7 +51,7 @@ class Guard:
     only drips keep-alives cannot stretch it. Whoever sees it expire raises; `which` says what ran out.
     """
 
-    __slots__ = ("_clock", "_idle_s", "at", "connect_s", "deadline", "started", "streaming", "which")
+    __slots__ = ("_clock", "_idle_s", "_suspended", "at", "connect_s", "deadline", "started", "streaming", "which")
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class Guard:
         """`first_s` is the limit of the first token (streamed) or of the whole answer; `deadline` is absolute."""
         self._clock = clock
         self._idle_s = idle_s
+        self._suspended: tuple[float, Limit] | None = None
         self.streaming = streaming
         self.connect_s = connect_s
         self.deadline = deadline
@@ -82,6 +83,19 @@ class Guard:
         """A content event arrived: the idle limit starts anew. Whole answers keep their one limit."""
         if self.streaming:
             self._set(self._clock() + self._idle_s, "idle")
+
+    def suspend(self) -> None:
+        """What follows is no silence of the target's (a local model is loading): until `resume` only the deadline counts."""
+        if self._suspended is None:
+            self._suspended = (self.remaining(), self.which)
+            self._set(math.inf, self.which)
+
+    def resume(self) -> None:
+        """The limit goes on with what was left of it at `suspend`; never past the deadline."""
+        if self._suspended is not None:
+            left, which = self._suspended
+            self._suspended = None
+            self._set(self._clock() + left, which)
 
     def remaining(self) -> float:
         """Seconds until the current limit; zero or less when it has run out."""

@@ -1,0 +1,139 @@
+"""The options of a local model: what may follow `Target("llamacpp:…", `, checked where they are written."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from shared_core.errors import ConfigurationError, UnknownOption, nearest
+
+__all__ = ["OPTIONS", "Options", "cpu_budget"]
+
+CONTEXT_STEP = 256
+"""llama.cpp rounds the context up to a multiple of this; so do we, so that both sides count the same."""
+DEFAULT_CONTEXT = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to run one model file.
+
+    Attributes:
+        n_ctx: context window in tokens, rounded up to a multiple of 256; left out, the trained length, at most 4096.
+        n_threads: CPU threads; left out, the CPUs this process may use (affinity, cgroup quota) less one, 1 to 8.
+        n_gpu_layers: layers on the GPU, -1 for all; left out, all where llama.cpp was built for a GPU, else none.
+        n_batch: tokens evaluated at once while the prompt is read. Smaller cancels sooner.
+        flash_attn: True, False, or None to let llama.cpp decide.
+        seed: for requests that bring none; left out, a fresh one per call, reported in `Finished.extra["seed"]`.
+        temperature: for requests that bring none. 0 by default: answers repeat, and a continuation is exact.
+        max_tokens: for requests that bring none, as far as the context has room.
+        fit_max_tokens: shorten a request's `max_tokens` to the room that is left, rather than refuse the request.
+        chat_template: Jinja text in place of the file's own template.
+        use_mmap: map the file rather than read it.
+        verbose: pass llama.cpp's log to the `llm_fallback.llama_cpp` logger.
+        max_restarts: crashes within a minute after which the model is reported unhealthy instead of restarted.
+        startup_timeout_s: seconds the process may take to load the model.
+        queue: requests that may wait while one is served; more are refused as busy.
+        rlimit_as: address space limit of the process in bytes; left out, none.
+    """
+
+    n_ctx: int | None = None
+    n_threads: int | None = None
+    n_gpu_layers: int | None = None
+    n_batch: int = 256
+    flash_attn: bool | None = None
+    seed: int | None = None
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    fit_max_tokens: bool = False
+    chat_template: str | None = None
+    use_mmap: bool = True
+    verbose: bool = False
+    max_restarts: int = 3
+    startup_timeout_s: float = 300.0
+    queue: int = 4
+    rlimit_as: int | None = None
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Options:
+        """Checked options.
+
+        Raises:
+            UnknownOption: naming the nearest valid one.
+            ConfigurationError: a value is out of range.
+        """
+        for name, value in options.items():
+            if name not in OPTIONS:
+                raise UnknownOption(f"llamacpp has no option {name!r}. {nearest(name, OPTIONS)}")
+            fits, wanted = _CHECKS[name]
+            if value is None and _DEFAULTS[name] is not None:
+                raise ConfigurationError(f"llamacpp option {name} must be {wanted}, not None")
+            if value is not None and not fits(value):
+                raise ConfigurationError(f"llamacpp option {name} must be {wanted}, not {value!r}")
+        return cls(**options)
+
+    def context(self, trained: int | None) -> int:
+        """The context window in tokens for a model trained on `trained`."""
+        wanted = self.n_ctx or min(trained or DEFAULT_CONTEXT, DEFAULT_CONTEXT)
+        return -(-wanted // CONTEXT_STEP) * CONTEXT_STEP
+
+
+def _whole(low: int, high: float = math.inf) -> tuple[Callable[[Any], bool], str]:
+    top = "" if high == math.inf else f" to {high:g}"
+    return (
+        lambda v: isinstance(v, int) and not isinstance(v, bool) and low <= v <= high,
+        f"a whole number, {low}{top or ' or more'}",
+    )
+
+
+def _number(low: float, high: float = math.inf) -> tuple[Callable[[Any], bool], str]:
+    top = "" if high == math.inf else f" to {high:g}"
+    return (
+        lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) and low <= v <= high,
+        f"a number, {low:g}{top or ' or more'}",
+    )
+
+
+_FLAG: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, bool), "True or False")
+
+_CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "n_ctx": _whole(1, 1 << 24),
+    "n_threads": _whole(1, 512),
+    "n_gpu_layers": _whole(-1),
+    "n_batch": _whole(1, 1 << 16),
+    "flash_attn": _FLAG,
+    "seed": _whole(0, 2**32 - 2),
+    "temperature": _number(0.0, 2.0),
+    "max_tokens": _whole(1),
+    "fit_max_tokens": _FLAG,
+    "chat_template": (lambda v: isinstance(v, str) and bool(v), "the text of a Jinja template"),
+    "use_mmap": _FLAG,
+    "verbose": _FLAG,
+    "max_restarts": _whole(0),
+    "startup_timeout_s": _number(0.001),
+    "queue": _whole(0),
+    "rlimit_as": _whole(1 << 20),
+}
+_DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in fields(Options)}
+
+OPTIONS: tuple[str, ...] = tuple(_DEFAULTS)
+"""Every option a `Target("llamacpp:…")` takes."""
+
+
+def cpu_budget() -> int:
+    """CPUs this process may really use: affinity and cgroup quota. llama.cpp's own default knows neither."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS and Windows
+        count = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            count = min(count, int(quota) // int(period))
+    except (OSError, ValueError):
+        return max(1, count)
+    return max(1, count)

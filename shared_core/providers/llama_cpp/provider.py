@@ -1,0 +1,489 @@
+"""`LlamaCppProvider`: a GGUF model on this machine as one more provider. Imports no llama.cpp; the worker does."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import time
+import uuid
+import weakref
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from shared_core.chat.events import ChatEvent, Finished, ReasoningDelta, Started, TextDelta, ToolCallDelta, Usage
+from shared_core.chat.request import ChatRequest, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult
+from shared_core.errors import (
+    ConfigurationError,
+    ErrorKind,
+    InvalidModelFile,
+    InvalidRequest,
+    MissingDependency,
+    ProviderError,
+    nearest,
+)
+from shared_core.providers.llama_cpp.mailbox import Call
+from shared_core.providers.llama_cpp.model_file import ModelFile, check_model_file, resolve_path
+from shared_core.providers.llama_cpp.options import Options, cpu_budget
+from shared_core.providers.llama_cpp.supervisor import Busy, Supervisor, acquire, release
+from shared_core.resilience.deadline import Guard
+from shared_core.routing.capabilities import Capabilities
+from shared_core.routing.target import Target
+
+__all__ = ["LlamaCppProvider", "UnusableModel", "check_target"]
+
+_SAMPLING: Mapping[str, tuple[type[int] | type[float], float, float]] = {
+    "top_k": (int, 0, 1 << 20),
+    "min_p": (float, 0.0, 1.0),
+    "repeat_penalty": (float, 0.1, 10.0),
+    "frequency_penalty": (float, -2.0, 2.0),
+    "presence_penalty": (float, -2.0, 2.0),
+}
+"""What `extra={"llamacpp": {...}}` of a request may set, with its range."""
+
+
+class UnusableModel(ProviderError, InvalidModelFile):
+    """The file passed the first checks, but llama.cpp refused to load it: a failed attempt for the router, and an
+    `InvalidModelFile` for whoever catches that."""
+
+
+def check_target(target: Target) -> None:
+    """Refuse a target whose options or file cannot work, without starting anything.
+
+    Raises:
+        ConfigurationError: UnknownOption, InvalidModelFile or MissingDependency; each message says what to do.
+    """
+    Options.of(target.options)
+    check_model_file(resolve_path(target.model))
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise MissingDependency(
+            f"Target {target.spec!r} needs the llama-cpp-python package.\nhint: pip install \"llm-fallback[local]\""
+        )
+
+
+class LlamaCppProvider:
+    """One GGUF file. All providers for the same file and options in this process share one worker, started when first needed.
+
+    Any thread and any event loop may call at once; requests are served one at a time, `queue` more may wait.
+
+    Raises:
+        ConfigurationError: an option or the file is wrong (`InvalidModelFile`, `UnknownOption`), or llama.cpp is missing.
+    """
+
+    name = "llamacpp"
+    local = True
+    interruptible = True
+
+    def __init__(self, target: Target) -> None:
+        check_target(target)
+        self.target = target
+        self.model = target.model
+        self.options = Options.of(target.options)
+        self._files: dict[str, ModelFile] = {self.model: check_model_file(resolve_path(self.model))}
+        self._held: dict[str, Supervisor] = {}
+        self._finalizer = weakref.finalize(self, _release_all, self._held)
+
+    # ── what it is ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What this model can take: what the target says, else what the file and the options say."""
+        if self.target.capabilities is not None:
+            return self.target.capabilities
+        return Capabilities(
+            images=False, image_urls=False, pdfs=False, audio=False, continuation="exact", context_window=self.n_ctx
+        )
+
+    @property
+    def n_ctx(self) -> int:
+        """The context window in tokens."""
+        return self.options.context(self._files[self.model].context_train)
+
+    @property
+    def origin(self) -> Origin:
+        """Who wrote what this model writes."""
+        return Origin(self.name, self.model)
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """What the worker reported when it was ready: GPU offload, threads, parameters, warnings. Empty before."""
+        supervisor = self._held.get(self.model)
+        return supervisor.facts if supervisor is not None else {}
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id, while there is one."""
+        supervisor = self._held.get(self.model)
+        return supervisor.pid if supervisor is not None else None
+
+    def __repr__(self) -> str:
+        return f"LlamaCppProvider({self.model!r}, n_ctx={self.n_ctx})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LlamaCppProvider, (self.target,)  # the process stays here; the other side starts its own
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LlamaCppProvider:
+        return LlamaCppProvider(self.target)
+
+    # ── answering ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:
+        """Answer, sync. Closing the iterator stops the model."""
+        reading = _Reading(self, request, guard)
+        call, supervisor = reading.begin()
+        try:
+            while True:
+                message = call.get(guard.remaining())
+                if message is None:
+                    if guard.remaining() > 0:
+                        continue
+                    raise reading.out_of_time(supervisor)
+                yield from reading.events(message)
+                if reading.over:
+                    return
+        finally:
+            if not reading.over:
+                supervisor.cancel(call)
+            guard.resume()
+
+    async def astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
+        """Answer, async. Cancelling the task or closing the iterator stops the model."""
+        reading = _Reading(self, request, guard)
+        call, supervisor = reading.begin()
+        try:
+            while not reading.over:
+                for event in reading.events(await call.aget()):
+                    yield event
+        finally:
+            if not reading.over:
+                supervisor.cancel(call)
+            guard.resume()
+
+    def warm(self, timeout_s: float | None = None) -> Mapping[str, Any]:
+        """Load the model now, so that the first request does not wait for it; returns `facts`.
+
+        Raises:
+            InvalidModelFile: llama.cpp refuses the file; the message carries its reason.
+            ProviderError: it was not ready within `timeout_s` (by default the option `startup_timeout_s`).
+        """
+        call, supervisor = self._submit(Call("warm"), self.model)
+        until = time.monotonic() + (self.options.startup_timeout_s if timeout_s is None else timeout_s)
+        while True:
+            message = call.get(until - time.monotonic())
+            if message is None:
+                if time.monotonic() < until:
+                    continue
+                supervisor.cancel(call)
+                raise ProviderError.of(ErrorKind.TIMEOUT, "the local model is not ready in time")
+            if _settled(message):
+                return supervisor.facts
+
+    async def awarm(self) -> Mapping[str, Any]:
+        """`warm` on an event loop."""
+        call, supervisor = self._submit(Call("warm"), self.model)
+        try:
+            while not _settled(await call.aget()):
+                continue
+        finally:
+            supervisor.cancel(call)
+        return supervisor.facts
+
+    def count_tokens(self, request: ChatRequest, timeout_s: float = 30.0) -> int:
+        """The tokens this request's prompt takes, by the model's own tokeniser and template. Starts the worker if need be."""
+        call, supervisor = self._submit(Call("count", self._job(request, self.model)), self.model)
+        until = time.monotonic() + timeout_s
+        while True:
+            message = call.get(until - time.monotonic())
+            if message is None:
+                supervisor.cancel(call)
+                raise ProviderError.of(ErrorKind.TIMEOUT, f"the local model did not count within {timeout_s:g} s")
+            if _settled(message):
+                return int(message["tokens"])
+
+    def close(self) -> None:
+        """Give the worker back; the last provider to do so ends it. Idempotent, any thread. A later call starts anew."""
+        _release_all(self._held)
+
+    async def aclose(self) -> None:
+        """The same."""
+        self.close()
+
+    # ── building ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _submit(self, call: Call, model: str) -> tuple[Call, Supervisor]:
+        for _ in range(3):
+            supervisor = self._supervisor(model)
+            try:
+                supervisor.submit(call)
+            except Busy as error:
+                raise ProviderError.of(
+                    ErrorKind.OVERLOADED, f"the local model is busy: {error}", code="busy", hint="raise the option queue="
+                ) from None
+            except RuntimeError:
+                if not supervisor.closed:
+                    raise
+                self._held.pop(model, None)  # closed meanwhile by another thread: start anew
+                continue
+            return call, supervisor
+        raise ProviderError.of(ErrorKind.TRANSIENT, "the local model is being closed")
+
+    def _supervisor(self, model: str) -> Supervisor:
+        supervisor = self._held.get(model)
+        if supervisor is None:
+            supervisor = acquire(self._settings(model), **self._limits())
+            if (other := self._held.setdefault(model, supervisor)) is not supervisor:
+                release(supervisor)  # another thread was faster
+                supervisor = other
+        return supervisor
+
+    def _file(self, model: str) -> ModelFile:
+        if model not in self._files:
+            try:
+                self._files[model] = check_model_file(resolve_path(model))
+            except InvalidModelFile as error:
+                raise UnusableModel(str(error), kind=ErrorKind.NOT_FOUND) from error
+        return self._files[model]
+
+    def _settings(self, model: str) -> dict[str, Any]:
+        options, file = self.options, self._file(model)
+        return {
+            "path": os.fspath(file.path),
+            "n_ctx": options.context(file.context_train),
+            "n_threads": options.n_threads or _threads(file),
+            "n_gpu_layers": options.n_gpu_layers,
+            "n_batch": options.n_batch,
+            "flash_attn": options.flash_attn,
+            "chat_template": options.chat_template,
+            "use_mmap": options.use_mmap,
+            "log_lines": options.verbose,
+            "kv_bytes_per_token": file.kv_bytes_per_token,
+        }
+
+    def _limits(self) -> dict[str, Any]:
+        o = self.options
+        return {
+            "queue": o.queue,
+            "max_restarts": o.max_restarts,
+            "startup_timeout_s": float(o.startup_timeout_s),
+            "rlimit_as": o.rlimit_as,
+        }
+
+    def _job(self, request: ChatRequest, model: str) -> dict[str, Any]:
+        messages, partial = request.messages, ""
+        if request.continues and messages and messages[-1].role == "assistant":
+            messages, partial = messages[:-1], messages[-1].text
+        tools = [] if request.tool_choice == "none" else list(request.tools)
+        temperature = self.options.temperature if request.temperature is None else request.temperature
+        n_ctx = self.options.context(self._file(model).context_train)
+        seed = request.seed if request.seed is not None else self.options.seed
+        return {
+            "messages": [m for message in messages for m in _spoken(message)],
+            "partial": partial,
+            "tools": [_tool(t.name, t.description, t.parameters) for t in tools],
+            "tool_choice": request.tool_choice or "auto",
+            "schema": None if request.output is None else dict(request.output.schema),
+            "stop": list(request.stop),
+            "temperature": temperature,
+            "top_p": request.top_p,
+            "seed": int.from_bytes(os.urandom(4), "big") % (2**32 - 1) if seed is None else seed % (2**32 - 1),
+            "max_tokens": min(self.options.max_tokens, n_ctx) if request.max_tokens is None else request.max_tokens,
+            "fit": self.options.fit_max_tokens or request.max_tokens is None,
+            **_sampling(request),
+        }
+
+
+class _Reading:
+    """One answer being read: worker messages in, events out. No I/O; both faces drive it."""
+
+    def __init__(self, provider: LlamaCppProvider, request: ChatRequest, guard: Guard) -> None:
+        self._provider, self._request, self._guard = provider, request, guard
+        self._model = request.model or provider.model
+        self._id = f"local-{uuid.uuid4().hex[:16]}"
+        self._content = False
+        self._waited = True
+        self._seed: int | None = None
+        self._calls: Sequence[str] = ()
+        self.over = False
+
+    def begin(self) -> tuple[Call, Supervisor]:
+        """Hand the request in."""
+        _check_media(self._request.messages)
+        job = self._provider._job(self._request, self._model)
+        self._seed = job["seed"] if job["temperature"] > 0 else None
+        call, supervisor = self._provider._submit(Call("generate", job), self._model)
+        return call, supervisor
+
+    def events(self, message: dict[str, Any]) -> Iterator[ChatEvent]:
+        """The events of one message.
+
+        Raises:
+            ProviderError: it reports a failure.
+        """
+        match message["ev"]:
+            case "loading":
+                self._guard.suspend()
+            case "loaded":
+                self._guard.resume()
+            case "start":
+                self._waited = False
+                self._guard.resume()
+                yield Started(self._id, self._model)
+            case "text":
+                self._content = True
+                yield TextDelta(message["t"])
+            case "thought":
+                self._content = True
+                yield ReasoningDelta(message["t"])
+            case "call":
+                self._content = True
+                index = int(message["index"])
+                yield ToolCallDelta(index, f"call_{self._id[6:]}_{index}", message["name"], message["arguments"])
+            case "done":
+                self.over = True
+                yield self._finished(message)
+            case _:
+                self.over = True
+                raise self._failure(message)
+
+    def _finished(self, message: dict[str, Any]) -> Finished:
+        extra: dict[str, Any] = dict(message["extra"])
+        if self._seed is not None:
+            extra["seed"] = self._seed
+        return Finished(
+            reason=message["reason"],
+            raw_reason=message["raw"],
+            usage=Usage(message["prompt"], message["output"], cached_tokens=message["cached"]),
+            response_id=self._id,
+            model=self._model,
+            provider="llamacpp",
+            extra=extra,
+        )
+
+    def _failure(self, message: dict[str, Any]) -> ProviderError:
+        error = _error(message, content=self._content)
+        error.after_output = self._content
+        return error
+
+    def out_of_time(self, supervisor: Supervisor) -> ProviderError:
+        """The guard has run out."""
+        which = self._guard.which
+        if self._waited and which != "deadline":
+            serving, waiting = supervisor.load
+            if serving + waiting > 1:
+                return ProviderError.of(
+                    ErrorKind.OVERLOADED, f"the local model is busy: no turn in time, {waiting} requests are waiting", code="busy"
+                )
+        said = "the stream fell silent" if which == "idle" else f"no {which} in time"
+        error = ProviderError.of(ErrorKind.TIMEOUT, f"the local model: {said}")
+        error.after_output = self._content
+        return error
+
+
+def _settled(message: dict[str, Any]) -> bool:
+    """Whether this message ends a call that is not an answer; raises if it is a failure."""
+    if message["ev"] in ("loading", "loaded"):
+        return False
+    if message["ev"] in ("done", "counted"):
+        return True
+    raise _error(message, content=False)
+
+
+def _error(message: dict[str, Any], *, content: bool) -> ProviderError:
+    match message["ev"]:
+        case "failed":
+            error: Exception = message["error"]
+            if isinstance(error, ProviderError):
+                return error
+            if isinstance(error, InvalidModelFile):
+                return UnusableModel(str(error), kind=ErrorKind.CONFIG)
+            if isinstance(error, ConfigurationError):
+                return ProviderError.of(ErrorKind.CONFIG, str(error))
+            raise error
+        case "died":
+            how = message["how"] + (f": {message['said']}" if message["said"] else "")
+            return ProviderError.of(ErrorKind.STREAM_CUT if content else ErrorKind.TRANSIENT, how)
+        case "cancelled":
+            return ProviderError.of(ErrorKind.CANCELLED, "the local model was told to stop")
+        case _ if message.get("kind") == "bug":
+            return ProviderError.of(ErrorKind.UNKNOWN, f"the local model's worker failed: {message['message']}")
+        case _:
+            kind = ErrorKind(message["kind"])
+            hint = None
+            if kind is ErrorKind.CONTEXT_OVERFLOW:
+                hint = "shorten the conversation, lower max_tokens, raise n_ctx=, or set fit_max_tokens=True"
+            return ProviderError.of(kind, message["message"], hint=hint)
+
+
+def _release_all(held: dict[str, Supervisor]) -> None:
+    while held:
+        try:
+            _, supervisor = held.popitem()
+        except KeyError:  # another thread took the last one
+            return
+        release(supervisor)
+
+
+def _threads(file: ModelFile) -> int:
+    budget = cpu_budget()
+    # A toy model is done before the threads have met; a real one wants all CPUs but one, as a busy neighbour on the last
+    # makes every thread wait.
+    small = file.path.stat().st_size < 64 * 2**20
+    return 1 if small else max(1, min(8, budget - 1))
+
+
+def _tool(name: str, description: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": dict(parameters)}}
+
+
+def _sampling(request: ChatRequest) -> dict[str, Any]:
+    given = request.extra.get("llamacpp") or {}
+    for name, value in given.items():
+        if name not in _SAMPLING:
+            raise InvalidRequest(f"extra['llamacpp'] has no option {name!r}. {nearest(name, _SAMPLING)}")
+        kind, low, high = _SAMPLING[name]
+        wanted = (int,) if kind is int else (int, float)
+        if isinstance(value, bool) or not isinstance(value, wanted) or not math.isfinite(value) or not low <= value <= high:
+            raise InvalidRequest(f"extra['llamacpp'][{name!r}] must be {low:g} to {high:g}, not {value!r}")
+    return dict(given)
+
+
+def _check_media(messages: Sequence[Message]) -> None:
+    for message in messages:
+        for part in message.parts:
+            for inner in part.content if isinstance(part, ToolResult) else (part,):
+                if not isinstance(inner, (Text, ToolCall, ToolResult, Reasoning)):
+                    raise ProviderError.of(ErrorKind.INCAPABLE, f"the local model takes text only, not {type(inner).__name__}")
+
+
+def _text(parts: Sequence[Part]) -> str:
+    return "".join(p.text for p in parts if isinstance(p, Text))
+
+
+def _spoken(message: Message) -> Iterator[dict[str, Any]]:
+    """One message in the shape that chat templates know. Foreign thoughts are left out."""
+    if message.role == "tool" or any(isinstance(p, ToolResult) for p in message.parts):
+        for part in message.parts:
+            if isinstance(part, ToolResult):
+                content = _text(part.content)
+                if part.is_error:
+                    content = f"Error: {content}"
+                yield {"role": "tool", "tool_call_id": part.call_id, "name": part.name or "", "content": content}
+        rest = replace(message, role="user", parts=tuple(p for p in message.parts if not isinstance(p, ToolResult)))
+        if _text(rest.parts):
+            yield {"role": "user", "content": _text(rest.parts)}
+        return
+    spoken: dict[str, Any] = {"role": message.role, "content": message.text}
+    if calls := message.tool_calls:
+        spoken["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": _arguments(c)}} for c in calls
+        ]
+    yield spoken
+
+
+def _arguments(call: ToolCall) -> Any:
+    """A dict, which templates turn into JSON themselves; text that is no JSON object stays as it is."""
+    try:
+        return call.parsed()
+    except InvalidRequest:
+        return call.arguments

@@ -1,0 +1,547 @@
+"""The parent's half: one thread per model owns the worker process, all talk with it, its restarts and its end.
+
+Callers hand in a `Call` and read its mailbox; they never touch the socket. So any number of threads and event loops may
+call at once, a stopped worker can block nobody, and the process's owning thread lives as long as it does (on Linux the
+kernel kills the worker when that thread goes, which must not be some caller's).
+
+    cold ──call──> loading ──> ready ──crash──> cold (a running call fails; the next one restarts, with a backoff)
+                      └─ the file cannot be loaded: every waiting call gets InvalidModelFile
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shared_core.errors import ConfigurationError, ErrorKind, InvalidModelFile, MissingDependency, ProviderError
+from shared_core.providers.llama_cpp.mailbox import Call
+from shared_core.providers.llama_cpp.wire import FrameError, Frames, frame
+
+__all__ = ["Busy", "Supervisor", "acquire", "release"]
+
+log = logging.getLogger("llm_fallback.llama_cpp")
+
+CANCEL_GRACE_S = 0.25
+"""Seconds a worker may take to obey a cancel before it is killed and started anew."""
+CRASH_WINDOW_S = 60.0
+_PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
+_STDERR_KEPT = 4096
+
+
+class Busy(Exception):
+    """One request is served and the queue behind it is full."""
+
+
+class Supervisor:
+    """One worker process for one model file with one set of options."""
+
+    def __init__(
+        self, settings: Mapping[str, Any], *, queue: int, max_restarts: int, startup_timeout_s: float, rlimit_as: int | None
+    ) -> None:
+        self._settings = dict(settings)
+        self._queue, self._max_restarts = queue, max_restarts
+        self._startup_timeout_s, self._rlimit_as = startup_timeout_s, rlimit_as
+        self.references = 0
+        self._reset()
+        _watch_forks()
+        _all.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[Call] = deque()
+        self._running: Call | None = None
+        self._thread: threading.Thread | None = None
+        self._wake: socket.socket | None = None
+        self._woken: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._sock: socket.socket | None = None
+        self._closed = False
+        self._ready = False
+        self._crashes: deque[float] = deque()
+        self._last_crash = ""
+        self._not_before = 0.0
+        self._kill_at = float("inf")
+        self._started_at = 0.0
+        self._frames = Frames()
+        self._out = bytearray()
+        self._stderr = b""
+        self._ids = 0
+        self._progress = 0.0
+        self.facts: dict[str, Any] = {}
+        """What the worker reported when it was ready: context, GPU offload, threads. Empty before."""
+
+    # ── for callers, from any thread ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id, while there is one."""
+        process = self._process
+        return process.pid if process is not None else None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the model is loaded, so that a call is answered without waiting for that."""
+        return self._ready
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Requests being served and requests waiting."""
+        with self._lock:
+            return int(self._running is not None), len(self._waiting)
+
+    def submit(self, call: Call) -> None:
+        """Queue a call.
+
+        Raises:
+            Busy: the queue is full.
+            ProviderError: it crashed too often lately; `retry_after_s` says when to come again.
+            RuntimeError: closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this local model is closed")
+            self._check_health()
+            if len(self._waiting) >= self._queue + (self._running is None):
+                raise Busy(f"one request is being served and {len(self._waiting)} are waiting")
+            if not self._ready:
+                call.put({"ev": "loading"})
+            self._waiting.append(call)
+            if self._thread is None:
+                self._wake, self._woken = socket.socketpair()
+                self._wake.setblocking(False)
+                self._woken.setblocking(False)
+                self._thread = threading.Thread(target=self._own, name="llama-supervisor", daemon=True)
+                self._thread.start()
+        self._nudge()
+
+    def cancel(self, call: Call) -> None:
+        """The caller has gone. Never blocks."""
+        with self._lock:
+            call.cancelled = True
+            if call in self._waiting:
+                self._waiting.remove(call)
+                return
+            if call is not self._running:
+                return
+        self._nudge()
+
+    def close(self) -> None:
+        """End the worker and fail what still waits. Idempotent; returns when the process is gone (or after 2 s)."""
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._nudge()
+            thread.join(2.0)
+        _all.discard(self)
+
+    def _nudge(self) -> None:
+        wake = self._wake
+        if wake is None:
+            return
+        try:
+            wake.send(b"x")
+        except (BlockingIOError, OSError):
+            # Full: it is awake anyway. Closed: it has ended.
+            return
+
+    def _check_health(self) -> None:
+        now = time.monotonic()
+        while self._crashes and now - self._crashes[0] > CRASH_WINDOW_S:
+            self._crashes.popleft()
+        if len(self._crashes) > self._max_restarts:
+            raise ProviderError.of(
+                ErrorKind.TRANSIENT,
+                f"the local model is unhealthy: its process died {len(self._crashes)} times within a minute, "
+                f"last: {self._last_crash}",
+                retry_after_s=round(CRASH_WINDOW_S - (now - self._crashes[0]), 1),
+                retryable_hint=False,
+            )
+
+    # ── the owning thread ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _own(self) -> None:
+        selector = selectors.DefaultSelector()
+        woken = self._woken
+        assert woken is not None
+        selector.register(woken, selectors.EVENT_READ, "wake")
+        try:
+            while self._act(selector):
+                for key, _ in selector.select(self._patience()):
+                    match key.data:
+                        case "wake":
+                            _drain(woken)
+                        case "stderr":
+                            self._read_stderr(key.fileobj, selector)
+                        case "socket":
+                            self._exchange(selector)
+        # The last line of defence: a fault in here must not leave callers waiting for ever.
+        except Exception as error:
+            log.exception("the supervisor of a local model failed")
+            self._fail_everyone(lambda: RuntimeError(f"the supervisor of the local model failed: {error!r}"))
+        finally:
+            self._end_process(selector)
+            selector.close()
+            self._fail_everyone(lambda: ProviderError.of(ErrorKind.TRANSIENT, "the local model was closed"))
+            with self._lock:
+                self._thread = None
+                for end in (self._wake, self._woken):
+                    if end is not None:
+                        end.close()
+                self._wake = self._woken = None
+
+    def _act(self, selector: selectors.BaseSelector) -> bool:
+        """Do what the state asks for; False ends the thread."""
+        now = time.monotonic()
+        start = give = None
+        with self._lock:
+            if self._closed:
+                return False
+            if self._process is None and self._waiting and now >= self._not_before:
+                start = True
+            elif self._ready and self._running is None:
+                while self._waiting:
+                    call = self._waiting.popleft()
+                    if call.op == "warm":
+                        call.put({"ev": "done"})
+                        continue
+                    self._ids += 1
+                    call.id = self._ids
+                    self._running = give = call
+                    break
+        if start:
+            self._start_process(selector)
+        if give is not None:
+            self._write({"op": give.op, "id": give.id, "job": give.job}, selector)
+        running = self._running
+        if running is not None and running.cancelled and self._kill_at == float("inf"):
+            self._kill_at = now + CANCEL_GRACE_S
+            self._write({"op": "cancel", "id": running.id}, selector)
+        if self._process is not None and now >= self._kill_at:
+            log.warning("the local model did not obey a cancel within %g s: restarting it", CANCEL_GRACE_S)
+            self._lost(selector, "it was killed because it did not obey a cancel", crash=False)
+            return self._act(selector)
+        if self._process is not None and not self._ready and now - self._started_at > self._startup_timeout_s:
+            reason = f"loading took longer than startup_timeout_s={self._startup_timeout_s:g}"
+            self._end_process(selector)
+            self._fail_waiting(lambda: ProviderError.of(ErrorKind.TIMEOUT, f"the local model is not ready: {reason}"))
+        return True
+
+    def _patience(self) -> float | None:
+        until = float("inf")
+        if self._process is not None:
+            until = min(until, self._kill_at)
+            if not self._ready:
+                until = min(until, self._started_at + self._startup_timeout_s + 0.01)
+        elif self._waiting:
+            until = min(until, self._not_before)
+        return None if until == float("inf") else max(0.0, until - time.monotonic())
+
+    def _start_process(self, selector: selectors.BaseSelector) -> None:
+        ours, theirs = socket.socketpair()
+        paths = [_PACKAGE_ROOT, *(p or os.getcwd() for p in sys.path if p != _PACKAGE_ROOT)]
+        environment = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        command = [sys.executable, "-P", "-m", "shared_core.providers.llama_cpp.worker"]
+        command += [str(theirs.fileno()), str(os.getpid()), str(self._rlimit_as or 0)]
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment,
+                pass_fds=(theirs.fileno(),),
+            )  # fmt: skip
+        except OSError as error:
+            ours.close()
+            reason = f"the local model's process could not be started: {error}"
+            self._fail_waiting(lambda: ProviderError.of(ErrorKind.TRANSIENT, reason))
+            return
+        finally:
+            theirs.close()
+        ours.setblocking(False)
+        assert process.stderr is not None
+        os.set_blocking(process.stderr.fileno(), False)
+        selector.register(ours, selectors.EVENT_READ, "socket")
+        selector.register(process.stderr, selectors.EVENT_READ, "stderr")
+        self._frames, self._out, self._stderr, self._progress = Frames(), bytearray(), b"", 0.0
+        self._started_at, self._kill_at = time.monotonic(), float("inf")
+        with self._lock:
+            self._process, self._sock, self._ready = process, ours, False
+        self._write({"op": "load", "settings": self._settings}, selector)
+
+    def _write(self, message: dict[str, Any], selector: selectors.BaseSelector) -> None:
+        if self._sock is None:
+            return
+        self._out += frame(message)
+        selector.modify(self._sock, selectors.EVENT_READ | selectors.EVENT_WRITE, "socket")
+
+    def _exchange(self, selector: selectors.BaseSelector) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        try:
+            if self._out:
+                del self._out[: sock.send(self._out)]
+                if not self._out:
+                    selector.modify(sock, selectors.EVENT_READ, "socket")
+        except BlockingIOError:
+            pass  # its buffer is full; the selector will say when it is not
+        except OSError:
+            self._lost(selector)
+            return
+        try:
+            data = sock.recv(1 << 18)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lost(selector)
+            return
+        try:
+            for message in self._frames.feed(data):
+                self._heard(message, selector)
+                if self._sock is not sock:
+                    return
+        except FrameError as error:
+            self._lost(selector, f"it sent {error}")
+
+    def _heard(self, message: dict[str, Any], selector: selectors.BaseSelector) -> None:
+        match message.get("ev"):
+            case "loaded":
+                self._loaded(message["facts"])
+            case "load_failed":
+                self._load_failed(message, selector)
+            case "progress":
+                self._progress = message["value"]
+            case "log":
+                log.info("%s", message["line"])
+            case "health":
+                return
+            case kind:
+                running = self._running
+                if running is None or message.get("id") != running.id:
+                    return
+                if kind in ("done", "error", "cancelled", "counted"):
+                    with self._lock:
+                        self._running = None
+                    self._kill_at = float("inf")
+                running.put(message)
+
+    def _loaded(self, facts: dict[str, Any]) -> None:
+        for warning in facts.get("warnings", ()):
+            log.warning("%s: %s", self._settings["path"], warning)
+        with self._lock:
+            self.facts = facts
+            self._ready = True
+            for call in self._waiting:
+                call.put({"ev": "loaded"})
+
+    def _load_failed(self, message: dict[str, Any], selector: selectors.BaseSelector) -> None:
+        reason, path = message["reason"], self._settings["path"]
+        self._end_process(selector)
+        if message.get("what") == "dependency":
+            self._fail_waiting(lambda: MissingDependency(f"{reason}\nhint: pip install 'llm-fallback[local]'"))
+        else:
+            self._fail_waiting(lambda: InvalidModelFile(f"model file {path!r} cannot be loaded: {reason}"))
+
+    def _lost(self, selector: selectors.BaseSelector, what: str | None = None, *, crash: bool = True) -> None:
+        """The worker is gone, or is as good as gone."""
+        loading = not self._ready
+        stderr_end = self._process.stderr if self._process is not None else None
+        code = self._end_process(selector, kill=what is not None)
+        how = what or _how(code)
+        said = _last_words(self._stderr)
+        if stderr_end is not None and not stderr_end.closed:
+            stderr_end.close()
+        self._last_crash = how + (f" ({said})" if said else "")
+        if crash:
+            now = time.monotonic()
+            self._crashes.append(now)
+            recent = sum(now - at <= CRASH_WINDOW_S for at in self._crashes)
+            self._not_before = now + (0.0 if recent <= 1 else min(5.0, 0.1 * 2 ** (recent - 2)))
+        with self._lock:
+            running, self._running = self._running, None
+        if running is not None:
+            running.put({"ev": "died", "how": f"local model process {how}", "said": said})
+        if loading and crash:
+            path, last = self._settings["path"], self._last_crash
+            if code in _FAULTS:  # llama.cpp itself fell over this file: asking again would end the same
+                self._fail_waiting(lambda: InvalidModelFile(f"model file {path!r} cannot be loaded: llama.cpp {last}"))
+            else:
+                self._fail_waiting(
+                    lambda: ProviderError.of(ErrorKind.TRANSIENT, f"local model process {last} while loading {path!r}")
+                )
+            return
+        with self._lock:
+            try:
+                self._check_health()
+            except ProviderError:
+                failed, self._waiting = self._waiting, deque()
+            else:
+                failed = deque()
+                for call in self._waiting:
+                    call.put({"ev": "loading"})
+        for call in failed:
+            call.put({"ev": "died", "how": f"local model process {how}", "said": said})
+
+    def _read_stderr(self, end: Any, selector: selectors.BaseSelector) -> None:
+        try:
+            data = os.read(end.fileno(), 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._stderr = (self._stderr + data)[-_STDERR_KEPT:]
+        else:
+            selector.unregister(end)
+            end.close()
+
+    def _end_process(self, selector: selectors.BaseSelector, *, kill: bool = True) -> int | None:
+        """Reap the process and free its descriptors; returns how it ended."""
+        process, sock = self._process, self._sock
+        with self._lock:
+            self._process = self._sock = None
+            self._ready = False
+        self._kill_at = float("inf")
+        if sock is not None:
+            selector.unregister(sock)
+            sock.close()
+        if process is None:
+            return None
+        if not kill:
+            try:
+                process.wait(1.0)
+            except subprocess.TimeoutExpired:
+                kill = True  # it closed its socket and lives on
+        if kill:
+            process.kill()
+            process.wait()
+        end = process.stderr
+        if end is not None and not end.closed:
+            self._read_stderr(end, selector)  # what it said last
+            if not end.closed:
+                selector.unregister(end)
+                end.close()
+        return process.returncode
+
+    def _fail_waiting(self, error: Any) -> None:
+        with self._lock:
+            failed, self._waiting = self._waiting, deque()
+        for call in failed:
+            call.put({"ev": "failed", "error": error()})
+
+    def _fail_everyone(self, error: Any) -> None:
+        with self._lock:
+            running, self._running = self._running, None
+        if running is not None:
+            running.put({"ev": "failed", "error": error()})
+        self._fail_waiting(error)
+
+    def _forget_after_fork(self) -> None:
+        """In a forked child: the process and its thread are the parent's; only our copies of the descriptors are ours."""
+        process = self._process
+        ends: list[Any] = [self._sock, self._wake, self._woken]
+        if process is not None:
+            ends.append(process.stderr)
+            process.returncode = 0  # so that nobody here waits for it or warns about it
+        for end in ends:
+            if end is not None:
+                end.close()
+        self._reset()
+
+
+_FAULTS = frozenset(-int(s) for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)) | frozenset(
+    {-int(getattr(signal, "SIGBUS", signal.SIGSEGV))}
+)
+
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return "vanished"
+    return f"died with signal {-code}" if code < 0 else f"ended with status {code}"
+
+
+def _last_words(stderr: bytes) -> str:
+    lines = [line.strip() for line in stderr.decode("utf-8", "replace").splitlines() if line.strip()]
+    asserts = [line for line in lines if "GGML_ASSERT" in line]
+    return (asserts or lines)[-1][:300] if lines else ""
+
+
+def _drain(sock: socket.socket) -> None:
+    try:
+        while sock.recv(4096):
+            continue
+    except BlockingIOError:
+        return
+
+
+# ── one supervisor per model and options, shared by everyone in the process ──────────────────────────────────────────────
+
+_registry: dict[tuple[Any, ...], Supervisor] = {}
+_registry_lock = threading.RLock()  # re-entrant: a finalizer may run while it is held
+_all: weakref.WeakSet[Supervisor] = weakref.WeakSet()
+_watching = False
+
+
+def acquire(settings: Mapping[str, Any], **limits: Any) -> Supervisor:
+    """The supervisor for these settings, started by its first call. Give it back with `release`."""
+    if not sys.executable:
+        raise ConfigurationError("the local model needs sys.executable to start its process, and it is not set")
+    key = (tuple(sorted(settings.items())), tuple(sorted(limits.items())))
+    with _registry_lock:
+        found = _registry.get(key)
+        if found is None or found.closed:
+            found = _registry[key] = Supervisor(settings, **limits)
+        found.references += 1
+        return found
+
+
+def release(supervisor: Supervisor) -> None:
+    """Give a supervisor back; the last one to do so ends the process."""
+    with _registry_lock:
+        supervisor.references -= 1
+        if supervisor.references > 0:
+            return
+        for key, value in list(_registry.items()):
+            if value is supervisor:
+                del _registry[key]
+    supervisor.close()
+
+
+def _watch_forks() -> None:
+    global _watching  # noqa: PLW0603 - done once per process, at the first supervisor, so that importing does nothing
+    if _watching:
+        return
+    _watching = True
+    atexit.register(_close_all)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_after_fork)
+
+
+def _after_fork() -> None:
+    global _registry_lock  # noqa: PLW0603 - the lock may have been held by a thread that does not exist here
+    _registry_lock = threading.RLock()
+    for supervisor in list(_all):
+        supervisor._forget_after_fork()
+
+
+def _close_all() -> None:
+    for supervisor in list(_all):
+        supervisor.close()

@@ -1,0 +1,187 @@
+"""The worker process: holds one model, serves one request at a time, and may die without taking anyone with it.
+
+    python -m shared_core.providers.llama_cpp.worker <socket fd> <parent pid> <address space limit in bytes, or 0>
+
+Two threads: the main one reads messages (so that a cancel is heard at once), the compute thread alone touches llama.cpp.
+The process ends when its socket does, and the kernel ends it when its parent's owning thread is gone.
+
+    parent -> worker   load {settings}; generate | count {id, job}; cancel {id}; health {id}; shutdown
+    worker -> parent   loaded {facts} | load_failed {reason} | progress {value} | log {line};
+                       start, text, thought, call …, then done | error {kind, message} | cancelled, each with its id
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from shared_core.providers.llama_cpp.wire import FrameError, frame, receive
+
+if TYPE_CHECKING:
+    from shared_core.providers.llama_cpp.engine import Engine
+
+__all__ = ["Worker", "main"]
+
+Json = dict[str, Any]
+
+
+class Worker:
+    """Both threads and what they share."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sending = threading.Lock()
+        self._jobs: queue.SimpleQueue[Json | None] = queue.SimpleQueue()
+        self._engine: Engine | None = None
+        self._turn = threading.Lock()  # guards the two below and the abort flag
+        self._current: int | None = None
+        self._cancelled: set[int] = set()
+        self._progress_at = 0.0
+
+    def serve(self) -> None:
+        """Read messages until the parent is gone."""
+        compute = threading.Thread(target=self._compute, name="llama-compute", daemon=True)
+        compute.start()
+        for message in receive(self._sock):
+            match message.get("op"):
+                case "cancel":
+                    self._cancel(message["id"])
+                case "health":
+                    self.send({"ev": "health", "id": message["id"], "busy": self._current is not None})
+                case "shutdown":
+                    return
+                case _:
+                    self._jobs.put(message)
+
+    def send(self, message: Json) -> None:
+        """One message to the parent. A parent that is gone is noticed by the reading side."""
+        data = frame(message)
+        try:
+            with self._sending:
+                self._sock.sendall(data)
+        except OSError:
+            os._exit(0)
+
+    def _cancel(self, job: int) -> None:
+        with self._turn:
+            self._cancelled.add(job)
+            if self._current == job and self._engine is not None:
+                self._engine.abort.set()
+
+    def _compute(self) -> None:
+        while (message := self._jobs.get()) is not None:
+            if message["op"] == "load":
+                self._load(message["settings"])
+            else:
+                self._serve_one(message)
+
+    def _load(self, settings: Json) -> None:
+        on_line = self._log_line if settings.get("log_lines") else None
+        try:
+            from shared_core.providers.llama_cpp.library import LogKeeper, bindings
+
+            library = bindings()
+            from shared_core.providers.llama_cpp.engine import Engine, LoadError
+        except ImportError as error:
+            self.send({"ev": "load_failed", "reason": str(error), "what": "dependency"})
+            return
+        log = LogKeeper(library, on_line)
+        engine = Engine(library, log, on_progress=self._on_progress)
+        try:
+            facts = engine.load(settings)
+        except LoadError as error:
+            self.send({"ev": "load_failed", "reason": str(error), "what": "model"})
+            return
+        except MemoryError:
+            self.send({"ev": "load_failed", "reason": "there is not enough memory (or rlimit_as is too low)", "what": "model"})
+            return
+        self._engine = engine
+        self.send({"ev": "loaded", "facts": facts, "pid": os.getpid()})
+
+    def _log_line(self, line: str) -> None:
+        self.send({"ev": "log", "line": line})
+
+    def _on_progress(self, value: float) -> None:
+        now = time.monotonic()
+        if now - self._progress_at > 0.1:
+            self._progress_at = now
+            self.send({"ev": "progress", "value": round(value, 3)})
+
+    def _serve_one(self, message: Json) -> None:
+        from shared_core.providers.llama_cpp.engine import Cancelled, Refused
+
+        job, engine = message["id"], self._engine
+        if engine is None:
+            self.send({"ev": "error", "id": job, "kind": "transient", "message": "the model is not loaded"})
+            return
+        with self._turn:
+            self._current = job
+            self._cancelled = {j for j in self._cancelled if j >= job}  # ids only grow
+            if job in self._cancelled:
+                engine.abort.set()
+            else:
+                engine.abort.clear()
+        try:
+            if message["op"] == "count":
+                self.send({"ev": "counted", "id": job, "tokens": engine.count(message["job"])})
+            else:
+                for event in engine.generate(message["job"]):
+                    self.send({"id": job, **event})
+        except Cancelled:
+            self.send({"ev": "cancelled", "id": job})
+        except Refused as error:
+            self.send({"ev": "error", "id": job, "kind": error.kind, "message": str(error)})
+        # Whatever a request does to us is that request's failure; the next one gets a fresh start.
+        except Exception as error:
+            self.send({"ev": "error", "id": job, "kind": "bug", "message": f"{type(error).__name__}: {error}"})
+        finally:
+            with self._turn:
+                self._current = None
+                self._cancelled.discard(job)
+                engine.abort.clear()
+
+
+def _die_with_parent(parent: int) -> None:
+    """Linux: be killed when the thread that started us ends. The end of the socket covers the other systems."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(0)
+
+
+def _limit(rlimit_as: int) -> None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash of gigabytes of model must not fill the disk
+    if rlimit_as:
+        resource.setrlimit(resource.RLIMIT_AS, (rlimit_as, rlimit_as))
+
+
+def main(argv: list[str]) -> None:
+    """Run a worker on an inherited socket."""
+    fd, parent, rlimit_as = (int(a) for a in argv)
+    _die_with_parent(parent)
+    _limit(rlimit_as)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends us by closing the socket
+    sock = socket.socket(fileno=fd)
+    try:
+        Worker(sock).serve()
+    except (OSError, FrameError):
+        pass  # the parent is gone or talks nonsense: either way there is nobody to tell
+    # Not sys.exit: the compute thread may be inside llama.cpp, and tearing C++ down under it would crash.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
