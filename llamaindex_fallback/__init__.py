@@ -1,0 +1,6 @@
+"""LlamaIndex over the fallback core: `FallbackLLM`, and `LlamaIndexProvider` for a ready LLM as a router's target."""
+
+from llamaindex_fallback.llm import FallbackLLM
+from llamaindex_fallback.provider import LlamaIndexProvider
+
+__all__ = ["FallbackLLM", "LlamaIndexProvider"]

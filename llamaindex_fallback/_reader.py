@@ -1,0 +1,221 @@
+"""Reads a wrapped LLM's responses, whole or streamed, as events: what is new in each, and how it all ended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any, Final
+
+from llama_index.core.base.llms.types import ChatResponse, TextBlock, ThinkingBlock, ToolCallBlock
+
+from llamaindex_fallback._convert import arguments_text, legacy_calls, peek
+from shared_core.chat.events import (
+    ChatEvent,
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from shared_core.errors import ErrorKind, ProviderError
+
+_REASONS: Final[Mapping[str, FinishReason]] = {
+    "stop": "stop",
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "eos": "stop",
+    "length": "length",
+    "max_tokens": "length",
+    "tool_calls": "tool_calls",
+    "tool_use": "tool_calls",
+    "function_call": "tool_calls",
+    "content_filter": "content_filter",
+    "safety": "content_filter",
+    "prohibited_content": "content_filter",
+    "blocklist": "content_filter",
+    "recitation": "content_filter",
+    "refusal": "refusal",
+}
+_REASON_KEYS: Final = ("finish_reason", "stop_reason", "done_reason")
+
+
+class Reader:
+    """Turns the responses of one call into events. LlamaIndex's `message` is cumulative, its `delta` is what is new.
+
+    An integration reports a stream that was cut as one that ended. So where the vendor's chunks have a place for a
+    finish reason, a stream without one is broken.
+    """
+
+    def __init__(self, tool_names: Mapping[str, str]) -> None:
+        """`tool_names` gives the request's names for the names on the wire."""
+        self._names = tool_names
+        self._last: ChatResponse | None = None
+        self._text = ""
+        self._thought = ""
+        self._calls: list[tuple[str, str, str]] = []
+        self._tells = False  # whether its chunks have a place for a finish reason
+        self._reason: str | None = None
+        self._usage: Usage | None = None
+        self._id: str | None = None
+        self._model: str | None = None
+
+    def whole(self, response: ChatResponse) -> Iterator[ChatEvent]:
+        """A whole answer."""
+        self._facts(response)
+        self._tells = False  # it arrived whole, whatever its raw answer says
+        yield Started(self._id, self._model)
+        for block in response.message.blocks:
+            match block:
+                case ThinkingBlock():
+                    yield ReasoningDelta(block.content or "", dict(block.additional_information))
+                case TextBlock() if block.text:
+                    yield TextDelta(block.text)
+                case _:
+                    continue
+        yield from self._ended()
+
+    def feed(self, response: ChatResponse) -> Iterator[ChatEvent]:
+        """The next response of a stream."""
+        first = self._last is None
+        self._facts(response)
+        if first:
+            yield Started(self._id, self._model)
+        thought = self._new_thought(response)
+        if thought:
+            self._thought += thought
+            yield ReasoningDelta(thought)
+        text = response.delta
+        if text is None:
+            content = response.message.content or ""
+            text = content.removeprefix(self._text) if content.startswith(self._text) else ""
+        if text:
+            self._text += text
+            yield TextDelta(text)
+        calls = list(_calls_of(response))
+        if calls != self._calls:
+            self._calls = calls
+            yield ToolCallDelta(len(calls) - 1)  # a sign of life; the arguments follow whole
+
+    def finish(self) -> Iterator[ChatEvent]:
+        """The stream has ended.
+
+        Raises:
+            ProviderError: kind STREAM_CUT; it was not the end.
+        """
+        if self._last is None:
+            raise ProviderError.of(ErrorKind.STREAM_CUT, "the stream ended before it began")
+        for block in self._last.message.blocks:
+            if isinstance(block, ThinkingBlock) and block.additional_information:
+                yield ReasoningDelta("", dict(block.additional_information))
+        yield from self._ended()
+
+    def _ended(self) -> Iterator[ChatEvent]:
+        assert self._last is not None  # both callers have fed at least one response
+        if self._tells and self._reason is None:
+            raise ProviderError.of(ErrorKind.STREAM_CUT, "the stream ended without a finish reason")
+        calls = list(_calls_of(self._last))
+        for index, (id_, name, arguments) in enumerate(calls):
+            _check(name, arguments)
+            yield ToolCallDelta(index, id_ or None, self._names.get(name, name), arguments)
+        word = (self._reason or "stop").lower()
+        reason = _REASONS.get(word, "other")
+        if calls and reason == "stop":
+            reason = "tool_calls"
+        yield Finished(reason, self._reason, self._usage, self._id, self._model, native=self._last)
+
+    def _new_thought(self, response: ChatResponse) -> str:
+        if isinstance(thought := response.additional_kwargs.get("thinking_delta"), str):
+            return thought
+        so_far = "".join(block.content or "" for block in response.message.blocks if isinstance(block, ThinkingBlock))
+        return so_far.removeprefix(self._thought) if so_far.startswith(self._thought) else ""
+
+    def _facts(self, response: ChatResponse) -> None:
+        self._last = response
+        raw = response.raw
+        reason, told = _finish_reason(raw)
+        self._reason = reason or self._reason
+        self._tells = self._tells or told
+        self._usage = _merged(self._usage, usage_of(response))
+        for key in ("id", "response_id"):
+            if self._id is None and isinstance(value := peek(raw, key), str):
+                self._id = value
+        for key in ("model", "model_version"):
+            if self._model is None and isinstance(value := peek(raw, key), str):
+                self._model = value
+
+
+def _calls_of(response: ChatResponse) -> Iterator[tuple[str, str, str]]:
+    blocks = [block for block in response.message.blocks if isinstance(block, ToolCallBlock)]
+    for block in blocks:
+        # Not repaired: what a cut stream left unfinished must not pass for a call.
+        arguments = block.tool_kwargs if isinstance(block.tool_kwargs, str) else arguments_text(block.tool_kwargs)
+        yield block.tool_call_id or "", block.tool_name, arguments
+    if not blocks:
+        yield from legacy_calls(response.message)
+
+
+def _check(name: str, arguments: str) -> None:
+    try:
+        value = json.loads(arguments.strip() or "{}")
+    except json.JSONDecodeError as error:
+        said = f"tool call {name!r} has arguments that are not JSON: {error}"
+        raise ProviderError.of(ErrorKind.MALFORMED, said) from error
+    if not isinstance(value, dict):
+        raise ProviderError.of(ErrorKind.MALFORMED, f"tool call {name!r} has arguments that are not a JSON object")
+
+
+def _finish_reason(raw: Any) -> tuple[str | None, bool]:
+    """The vendor's word for the end, and whether `raw` has a place for one, over OpenAI's, Anthropic's and Google's."""
+    places = [raw, peek(raw, "delta"), peek(raw, "message")]
+    for key in ("choices", "candidates"):
+        choices = peek(raw, key)
+        if isinstance(choices, (list, tuple)):
+            if not choices and key == "choices":
+                return None, True  # OpenAI's last chunk, with the usage
+            places += choices[:1]
+    told = False
+    for place in places:
+        for key in _REASON_KEYS:
+            present = key in place if isinstance(place, Mapping) else hasattr(place, key)
+            told = told or present
+            value = peek(place, key) if present else None
+            if value is not None:
+                return str(getattr(value, "value", value)), True
+    return None, told
+
+
+def _merged(a: Usage | None, b: Usage | None) -> Usage | None:
+    """Anthropic tells the input first and the output last; everybody's figures only grow."""
+    if a is None or b is None:
+        return a or b
+    return Usage(*(max(getattr(a, f.name), getattr(b, f.name)) for f in fields(Usage)))
+
+
+def usage_of(response: ChatResponse) -> Usage | None:
+    """The tokens an integration reports, wherever it keeps them; None when it reports none."""
+    raw = response.raw
+    places = (peek(raw, "usage"), peek(raw, "usage_metadata"), peek(peek(raw, "message"), "usage"))
+    told = next(filter(None, places), response.additional_kwargs)
+
+    def number(*keys: str) -> int:
+        return next((value for key in keys if isinstance(value := peek(told, key), int)), 0)
+
+    taken = number("prompt_tokens", "input_tokens", "prompt_token_count", "prompt_eval_count")
+    given = number("completion_tokens", "output_tokens", "candidates_token_count", "eval_count")
+    if not taken and not given:
+        return None
+    thoughts = number("thoughts_token_count")
+    read, written = number("cache_read_input_tokens"), number("cache_creation_input_tokens")
+    details = peek(told, "prompt_tokens_details")
+    cached = peek(details, "cached_tokens") or number("cached_content_token_count")
+    reasoning = peek(peek(told, "completion_tokens_details"), "reasoning_tokens") or thoughts
+    return Usage(
+        input_tokens=taken + read + written,  # Anthropic counts its cache apart
+        output_tokens=given + thoughts,  # Google counts its thoughts apart
+        cached_tokens=cached or read,
+        cache_write_tokens=written,
+        reasoning_tokens=reasoning or 0,
+    )
