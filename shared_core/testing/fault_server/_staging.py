@@ -19,7 +19,7 @@ from shared_core.testing.fault_server._faults import Fault
 from shared_core.testing.fault_server._http import LAST_CHUNK, Framing, chunk, head_bytes
 from shared_core.testing.fault_server._log import SeenRequest
 from shared_core.testing.fault_server._script import Ready, answered, label
-from shared_core.testing.fault_server._wires.base import Ask, Frame, Json, VendorError, Wire, dump
+from shared_core.testing.fault_server._wires.base import Ask, Frame, Json, VendorError, Wire, dump, plain
 
 # ── acts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -165,12 +165,12 @@ def _frames(turn: Turn, spoken: Spoken) -> list[Frame]:
     return turn.wire.stream(turn.ask, spoken, turn.number, int(turn.now))
 
 
-def _headers(turn: Turn, ok: bool = True) -> dict[str, str]:
-    return turn.wire.headers(turn.number, turn.now, ok=ok)
+def _headers(turn: Turn, status: int = 200) -> dict[str, str]:
+    return turn.wire.headers(turn.number, turn.now, throttled=status == 429)
 
 
 def _whole(turn: Turn, body: bytes, extra: Mapping[str, str] | None = None, status: int = 200) -> list[Act]:
-    headers = {"content-type": "application/json", **_headers(turn, status < 400), **(extra or {})}
+    headers = {"content-type": "application/json", **_headers(turn, status), **(extra or {})}
     head = head_bytes(status, headers, now=turn.now, length=len(body), framing="length")
     return [Send(head + body, status), Done()]
 
@@ -280,7 +280,7 @@ def _rate_limit(turn: Turn, fault: Fault) -> list[Act]:
 
 def _rate_limit_ms(turn: Turn, fault: Fault) -> list[Act]:
     seconds = 0.25 if fault.retry_after is None else float(fault.retry_after)
-    headers = {"retry-after-ms": f"{seconds * 1000:g}", "retry-after": str(math.ceil(seconds)), **fault.headers}
+    headers = {"retry-after-ms": plain(seconds * 1000), "retry-after": str(math.ceil(seconds)), **fault.headers}
     return _throttled_by_header(turn, fault, headers)
 
 

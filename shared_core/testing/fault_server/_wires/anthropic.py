@@ -20,6 +20,7 @@ from shared_core.testing.fault_server._wires.base import (
     integer,
     last_text,
     load,
+    plain,
     sse,
     strings,
     text_of,
@@ -261,13 +262,13 @@ class AnthropicWire:
     def error_frame(self, error: VendorError, ask: Ask, number: int, *, later: bool) -> Frame:
         return Frame("end", sse(self.error_body(error, ask, number), event="error"))
 
-    def headers(self, number: int, now: float, *, ok: bool) -> dict[str, str]:
+    def headers(self, number: int, now: float, *, throttled: bool) -> dict[str, str]:
         reset = (datetime.fromtimestamp(int(now), UTC) + timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
         return {
             "request-id": _request_id(number),
             "anthropic-organization-id": "00000000-0000-4000-8000-000000000000",
             "anthropic-ratelimit-requests-limit": "50",
-            "anthropic-ratelimit-requests-remaining": "49" if ok else "0",
+            "anthropic-ratelimit-requests-remaining": "0" if throttled else "49",
             "anthropic-ratelimit-requests-reset": reset,
             "anthropic-ratelimit-tokens-limit": "100000",
             "anthropic-ratelimit-tokens-remaining": "99000",
@@ -281,8 +282,7 @@ class AnthropicWire:
         }
 
     def retry_headers(self, retry_after: float | str) -> dict[str, str]:
-        text = retry_after if isinstance(retry_after, str) else f"{retry_after:g}"
-        return {"retry-after": text if "e" not in text else str(int(float(text)))}
+        return {"retry-after": plain(retry_after)}
 
     def count(self, ask: Ask) -> Json:
         return {"input_tokens": ask.prompt_words}

@@ -111,7 +111,7 @@ class Wire(Protocol):
     def check(self, ask: Ask) -> VendorError | None:
         """The vendor's refusal of a request that breaks its rules, None for a good one."""
 
-    def headers(self, number: int, now: float, *, ok: bool) -> dict[str, str]:
+    def headers(self, number: int, now: float, *, throttled: bool) -> dict[str, str]:
         """The vendor's own response headers."""
 
     def retry_headers(self, retry_after: float | str) -> dict[str, str]:
@@ -129,7 +129,10 @@ class Wire(Protocol):
 
 def dump(value: Any) -> str:
     """Compact JSON in plain UTF-8, the way the vendors send it."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _ENCODER.encode(value)
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def sse(data: Json | str, *, event: str | None = None, newline: str = "\n") -> bytes:
@@ -174,6 +177,13 @@ def strings(value: Any) -> tuple[str, ...]:
 
 def integer(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def plain(number: float | str) -> str:
+    """A delay the way a header spells it: no exponent, no needless `.0`; a `str` verbatim."""
+    if isinstance(number, str):
+        return number
+    return str(int(number)) if number == int(number) else f"{number:.6f}".rstrip("0")
 
 
 def edge_page(status: int, title: str) -> str:

@@ -20,6 +20,7 @@ from shared_core.testing.fault_server._wires.base import (
     integer,
     last_text,
     load,
+    plain,
     sse,
     strings,
     text_of,
@@ -281,7 +282,7 @@ class GoogleWire:
             info = {"@type": _RPC + "ErrorInfo", "reason": error.code, "domain": "googleapis.com"}
             details.append({**info, "metadata": {"service": "generativelanguage.googleapis.com"}})
         if error.retry_after is not None:
-            text = error.retry_after if isinstance(error.retry_after, str) else f"{_plain(error.retry_after)}s"
+            text = error.retry_after if isinstance(error.retry_after, str) else f"{plain(error.retry_after)}s"
             details.append({"@type": _RPC + "RetryInfo", "retryDelay": text})
         inner: Json = {
             "code": error.status,
@@ -298,7 +299,7 @@ class GoogleWire:
             return Frame("end", sse(body, newline="\r\n"))
         return Frame("end", ((",\r\n" if later else "[") + dump(body) + "]").encode())
 
-    def headers(self, number: int, now: float, *, ok: bool) -> dict[str, str]:
+    def headers(self, number: int, now: float, *, throttled: bool) -> dict[str, str]:
         return {
             "server": "scaffolding on HTTPServer2",
             "server-timing": "gfet4t7; dur=1",
@@ -348,10 +349,6 @@ def _tool_names(body: Json) -> tuple[str, ...]:
 
 def _without_candidates(response: Json) -> Json:
     return {key: value for key, value in response.items() if key != "candidates"}
-
-
-def _plain(number: float) -> str:
-    return f"{number:g}" if abs(number) < 100_000 else str(int(number))
 
 
 def _call(call: ToolCall) -> Json:

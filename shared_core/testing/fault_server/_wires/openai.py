@@ -18,6 +18,7 @@ from shared_core.testing.fault_server._wires.base import (
     integer,
     last_text,
     load,
+    plain,
     sse,
     strings,
     text_of,
@@ -251,7 +252,7 @@ class OpenAIWire:
     def error_frame(self, error: VendorError, ask: Ask, number: int, *, later: bool) -> Frame:
         return Frame("end", sse(self.error_body(error, ask, number)))
 
-    def headers(self, number: int, now: float, *, ok: bool) -> dict[str, str]:
+    def headers(self, number: int, now: float, *, throttled: bool) -> dict[str, str]:
         return {
             "x-request-id": f"req_{number:032x}",
             "openai-organization": _ORGANIZATION,
@@ -259,14 +260,14 @@ class OpenAIWire:
             "openai-version": "2020-10-01",
             "x-ratelimit-limit-requests": "500",
             "x-ratelimit-limit-tokens": "200000",
-            "x-ratelimit-remaining-requests": "499" if ok else "0",
+            "x-ratelimit-remaining-requests": "0" if throttled else "499",
             "x-ratelimit-remaining-tokens": "199000",
             "x-ratelimit-reset-requests": "120ms",
             "x-ratelimit-reset-tokens": "6m0s",
         }
 
     def retry_headers(self, retry_after: float | str) -> dict[str, str]:
-        return {"retry-after": _plain(retry_after)}
+        return {"retry-after": plain(retry_after)}
 
     def count(self, ask: Ask) -> Json:
         raise NotImplementedError("OpenAI counts no tokens")
@@ -281,10 +282,6 @@ class OpenAIWire:
 def _messages(body: Json) -> list[Json]:
     messages = body.get("messages")
     return [m for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
-
-
-def _plain(number: float | str) -> str:
-    return number if isinstance(number, str) else f"{number:g}" if abs(number) < 100_000 else str(int(number))
 
 
 def _envelope(ask: Ask, number: int, now: int, kind: str) -> Json:
