@@ -6,6 +6,7 @@ import contextlib
 import os
 import queue
 import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -50,8 +51,7 @@ class ProgressLine:
         """Show `state`: at once on a terminal, when ten seconds have passed elsewhere."""
         text = ", ".join(filter(None, (f"setup: {self._title}", state, f"{self.elapsed_s:.0f} s")))
         if self._tty:
-            columns = os.get_terminal_size().columns if sys.stdout.isatty() else 80
-            text = text[: max(columns - 1, 20)]
+            text = text[: shutil.get_terminal_size().columns - 1]
             print("\r" + text.ljust(self._width), end="", flush=True)
             self._width = len(text)
         elif time.monotonic() - self._printed >= QUIET_EVERY_S:
