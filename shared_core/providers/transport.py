@@ -1,0 +1,333 @@
+"""HTTP clients for vendor SDKs whose every blocking socket operation obeys the attempt's `Guard`.
+
+The SDKs' own `timeout=` is per read, so a server that drips keep-alives stretches it for ever. Here the limit is enforced
+below the SSE decoder and the HTTP parser, on received bytes: each connect, TLS handshake, write and read gets what is left
+of the guard, and nothing more once it has run out. Retries and redirects are off: one call sends one request.
+
+Works alike on httpx and httpx2, whichever the SDK was built on; neither is imported here. The async side needs no such
+limit, because the router cancels the awaiting task; it only needs one client per event loop (`Clients`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import ipaddress
+import math
+import socket
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any, Generic, Protocol, TypeVar
+
+from shared_core.resilience.deadline import Guard
+
+__all__ = [
+    "Clients",
+    "Limiter",
+    "Until",
+    "async_http_client",
+    "guarded",
+    "http_client",
+    "http_module",
+    "request_timeout",
+]
+
+MAX_CONNECTIONS = 1000
+MAX_KEEPALIVE = 100
+POOL_WAIT_S = 2.0
+"""How long a request waits for a free connection. Only a leaked pool ever gets there; it is rebuilt then."""
+_FOREVER_S = 1e8  # beyond this a socket timeout overflows; it is three years
+_WRITE_BYTES = 16_384  # small enough that no single send can outlive the limit by much
+
+
+class Limiter(Protocol):
+    """What limits a blocking call: a `Guard`, or anything else with a `remaining()`."""
+
+    def remaining(self) -> float:
+        """Seconds left; zero or less when time is up."""
+        ...
+
+
+class _Current(threading.local):
+    limiter: Limiter | None = None
+
+
+_current = _Current()
+
+
+@contextmanager
+def guarded(limiter: Limiter) -> Iterator[None]:
+    """Within this block every socket operation of this thread, on clients made here, obeys `limiter`.
+
+    Enter it around each single call into the SDK (`create`, `next`), never across a `yield`: the caller's code between
+    two events is not ours to limit, and the next event may be asked for by another thread.
+    """
+    before = _current.limiter
+    _current.limiter = limiter
+    try:
+        yield
+    finally:
+        _current.limiter = before
+
+
+def _allowed(given: float | None, expired: type[Exception]) -> float | None:
+    """The timeout for one socket operation: what was asked for, but no more than the guard has left."""
+    limiter = _current.limiter
+    if limiter is None:
+        return given
+    left = limiter.remaining()
+    if left <= 0:
+        raise expired("the attempt's time is up")
+    if left > _FOREVER_S:
+        return given
+    return left if given is None else min(given, left)
+
+
+class _GuardedStream:
+    """A network stream of httpcore whose reads and writes obey the guard, re-armed on every received byte."""
+
+    def __init__(self, inner: Any, errors: ModuleType) -> None:
+        self._inner = inner
+        self._errors = errors
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        data: bytes = self._inner.read(max_bytes, timeout=_allowed(timeout, self._errors.ReadTimeout))
+        return data
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        for at in range(0, len(buffer), _WRITE_BYTES):
+            self._inner.write(buffer[at : at + _WRITE_BYTES], timeout=_allowed(timeout, self._errors.WriteTimeout))
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> _GuardedStream:
+        allowed = _allowed(timeout, self._errors.ConnectTimeout)
+        return _GuardedStream(self._inner.start_tls(ssl_context, server_hostname, allowed), self._errors)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._inner.get_extra_info(info)
+
+
+class _GuardedBackend:
+    """A network backend of httpcore that resolves and connects within the guard."""
+
+    def __init__(self, inner: Any, errors: ModuleType) -> None:
+        self._inner = inner
+        self._errors = errors
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Any = None,
+    ) -> _GuardedStream:
+        # The sum over all addresses is limited, not each: httpcore would give every one of them the whole timeout.
+        limit = Until(timeout)
+        addresses = self._resolve(host, port, limit)
+        for index, address in enumerate(addresses):
+            share = limit.remaining() / (len(addresses) - index)
+            try:
+                allowed = _allowed(None if share > _FOREVER_S else share, self._errors.ConnectTimeout)
+                stream = self._inner.connect_tcp(
+                    address, port, timeout=allowed, local_address=local_address, socket_options=socket_options
+                )
+                return _GuardedStream(stream, self._errors)
+            except (self._errors.ConnectError, self._errors.ConnectTimeout):
+                if index == len(addresses) - 1 or limit.remaining() <= 0:
+                    raise
+        raise self._errors.ConnectError(f"{host} has no address")
+
+    def _resolve(self, host: str, port: int, limit: Until) -> list[str]:
+        """The host's addresses. `getaddrinfo` knows no timeout, so names are resolved in a thread one can walk away from."""
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            pass
+        else:
+            return [host]
+        found: list[str] = []
+        failure: list[OSError] = []
+
+        def resolve() -> None:
+            try:
+                found.extend(dict.fromkeys(str(a[4][0]) for a in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+            except OSError as error:
+                failure.append(error)
+
+        left = _allowed(None if limit.remaining() > _FOREVER_S else limit.remaining(), self._errors.ConnectTimeout)
+        if left is None:
+            resolve()
+        else:
+            thread = threading.Thread(target=resolve, name=f"resolve-{host}", daemon=True)
+            thread.start()
+            thread.join(max(0.0, left))
+            if not found and not failure:
+                raise self._errors.ConnectTimeout(f"resolving {host} took too long")
+        if failure:
+            raise self._errors.ConnectError(str(failure[0])) from failure[0]
+        return found
+
+    def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: Any = None) -> _GuardedStream:
+        allowed = _allowed(timeout, self._errors.ConnectTimeout)
+        stream = self._inner.connect_unix_socket(path, timeout=allowed, socket_options=socket_options)
+        return _GuardedStream(stream, self._errors)
+
+    def sleep(self, seconds: float) -> None:
+        self._inner.sleep(seconds)
+
+
+class Until:
+    """A limit in seconds from now on the monotonic clock. Sockets live in real time, whatever clock the guard reads."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._clock = time.monotonic
+        self._at = math.inf if seconds is None else self._clock() + seconds
+
+    def remaining(self) -> float:
+        return self._at - self._clock()
+
+
+def http_module(sdk: ModuleType) -> ModuleType:
+    """The HTTP library an SDK was built on, httpx or httpx2, found by asking the SDK rather than by its version.
+
+    Raises:
+        RuntimeError: it uses neither.
+    """
+    for cls in getattr(getattr(sdk, "DefaultHttpxClient", None), "__mro__", ()):
+        root = cls.__module__.partition(".")[0]
+        if root in ("httpx", "httpx2"):
+            return importlib.import_module(root)
+    for module in (sdk, sys.modules.get(f"{sdk.__name__}._api_client")):
+        for name in ("httpx2", "httpx"):
+            if isinstance(found := getattr(module, name, None), ModuleType):
+                return found
+    raise RuntimeError(f"{sdk.__name__} is built on neither httpx nor httpx2")
+
+
+_contexts: dict[str, Any] = {}
+
+
+def _options(http: ModuleType) -> dict[str, Any]:
+    # Reading the certificate store takes tens of milliseconds: once per library, not once per client.
+    if http.__name__ not in _contexts:
+        _contexts[http.__name__] = http.create_ssl_context()
+    return {
+        "verify": _contexts[http.__name__],
+        "limits": http.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_KEEPALIVE),
+        "timeout": http.Timeout(None, connect=5.0),
+        # A redirect of an API call is a misconfiguration; following it would also send a second request.
+        "follow_redirects": False,
+    }
+
+
+def http_client(http: ModuleType, **options: Any) -> Any:
+    """A sync client of `http` (httpx or httpx2) whose sockets obey `guarded`.
+
+    Raises:
+        RuntimeError: this version of the library keeps its connection pool elsewhere, so limits could not be enforced.
+    """
+    client = http.Client(**{**_options(http), **options})
+    errors = importlib.import_module("httpcore2" if http.__name__ == "httpx2" else "httpcore")
+    transports = [client._transport, *(t for t in client._mounts.values() if t is not None)]
+    for transport in transports:
+        pool = getattr(transport, "_pool", None)
+        inner = getattr(pool, "_network_backend", None)
+        if inner is None:
+            client.close()
+            raise RuntimeError(f"{http.__name__} {http.__version__} has no connection pool we know; deadlines need one")
+        pool._network_backend = _GuardedBackend(inner, errors)
+    return client
+
+
+def async_http_client(http: ModuleType, **options: Any) -> Any:
+    """An async client of `http`. It belongs to the event loop that first uses it."""
+    return http.AsyncClient(**{**_options(http), **options})
+
+
+def request_timeout(http: ModuleType, guard: Guard) -> Any:
+    """The `timeout=` of one SDK call: only connecting and the pool are limited here, the rest is the guard's."""
+    connect = None if math.isinf(guard.connect_s) else guard.connect_s
+    return http.Timeout(None, connect=connect, pool=POOL_WAIT_S)
+
+
+S = TypeVar("S")
+A = TypeVar("A")
+
+
+class Clients(Generic[S, A]):
+    """One sync client for all threads and one async client per event loop, made at first use.
+
+    An async client keeps its connections on the loop that made them; used from another, every call would fail with
+    'Event loop is closed'. Clients of closed loops are dropped.
+    """
+
+    def __init__(self, build_sync: Callable[[], S], build_async: Callable[[], A]) -> None:
+        self._build_sync = build_sync
+        self._build_async = build_async
+        self._lock = threading.Lock()
+        self._sync: S | None = None
+        self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, A] = weakref.WeakKeyDictionary()
+
+    def sync(self) -> S:
+        """The client for this process's threads."""
+        with self._lock:
+            if self._sync is None:
+                self._sync = self._build_sync()
+            return self._sync
+
+    def on_loop(self) -> A:
+        """The client of the running event loop."""
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            for other in [other for other in self._async if other.is_closed()]:
+                del self._async[other]
+            client = self._async.get(loop)
+            if client is None:
+                client = self._async[loop] = self._build_async()
+            return client
+
+    def drop(self, client: S | A) -> None:
+        """Forget a client whose pool has leaked: the next call builds another. Calls in flight on it go on."""
+        with self._lock:
+            if self._sync is client:
+                self._sync = None
+            for loop, mine in list(self._async.items()):
+                if mine is client:
+                    del self._async[loop]
+
+    def close(self) -> None:
+        """Close the sync client, and ask running loops to close theirs."""
+        with self._lock:
+            client, self._sync = self._sync, None
+            others = list(self._async.items())
+            self._async.clear()
+        if client is not None:
+            client.close()  # type: ignore[attr-defined]  # every SDK client has it; S is left open for tests
+        for loop, other in others:
+            if loop.is_running():
+                loop.call_soon_threadsafe(_close_soon, other)
+
+    async def aclose(self) -> None:
+        """Close the running loop's client, then everything else."""
+        with self._lock:
+            client = self._async.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.close()  # type: ignore[attr-defined]  # as above
+        self.close()
+
+
+_closing: set[asyncio.Task[None]] = set()  # the loop itself keeps only weak references to its tasks
+
+
+def _close_soon(client: Any) -> None:
+    task = asyncio.get_running_loop().create_task(client.close())
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
