@@ -21,14 +21,14 @@ HERE = Path(__file__).parent
 # The test runner's own frames stand between a failure and its reader; `--tb=native` does not leave them out by itself.
 RUNNER = (str(Path(pluggy.__file__).parent), str(Path(pytest.__file__).parent.parent / "_pytest"))
 
-# Folders whose every test carries a marker: (folder, marker).
-MARKED = [("providers", "provider"), ("local", "local")]
+# Whose every test carries a marker: (folder or file, marker).
+MARKED = [("providers", "provider"), ("faults/test_fault_server_sdks.py", "provider"), ("local", "local")]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for folder, marker in MARKED:
-            if item.path.is_relative_to(HERE / folder):
+        for place, marker in MARKED:
+            if item.path.is_relative_to(HERE / place):
                 item.add_marker(marker)
 
 
