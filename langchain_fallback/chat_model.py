@@ -1,0 +1,610 @@
+"""`FallbackChatModel`: many chat models behind LangChain's one interface, each taking over when another fails."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields, is_dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from operator import itemgetter
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
+
+from langchain_core.caches import BaseCache
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.language_models.model_profile import ModelProfile
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages.utils import count_tokens_approximately
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
+from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.tools import BaseTool
+from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
+from langchain_core.utils.pydantic import is_basemodel_subclass
+from pydantic import BaseModel, Field, model_validator
+
+from langchain_fallback._convert import Chunks, bound_tools, ls_provider, message_of, to_request
+from langchain_fallback.provider import LangChainProvider
+from shared_core.chat.request import ChatRequest
+from shared_core.errors import ConfigurationError, UnknownOption, nearest
+from shared_core.resilience.retry import RetryPolicy
+from shared_core.routing.target import Target
+
+if TYPE_CHECKING:
+    from shared_core.router import Router
+
+__all__ = ["FallbackChatModel"]
+
+ModelLike = str | Target | Mapping[str, Any] | BaseChatModel
+"""What `models=` takes: a spec such as 'openai:gpt-5-mini', a `Target`, a mapping of its keywords, a ready model."""
+Method = Literal["function_calling", "json_schema", "json_mode"]
+
+_SECRET = ("key", "token", "secret", "password", "credential", "header", "auth")
+
+
+@lru_cache(maxsize=1)
+def _router_keywords() -> frozenset[str]:
+    """Every keyword of `Router`, from its signature. `seed` is sampling's here, as in every chat model."""
+    from shared_core.router import router_options
+
+    return frozenset(router_options()) - {"seed"}
+
+
+@lru_cache(maxsize=1)
+def _version() -> str:
+    try:
+        return version("llm-fallback")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+unknown"
+
+
+class _Engine:
+    """The router behind a model: built when needed, shared by every copy of the model that is configured alike."""
+
+    def __init__(self, models: Sequence[ModelLike], options: Mapping[str, Any], router: Router | None = None) -> None:
+        self.models = tuple(models)
+        self.options = dict(options)
+        self._router = router
+        self._lock = threading.Lock()
+        self._facts: _Facts | None = None
+        self.seen: tuple[Any, Any, Any] = (None, None, None)
+        """The very objects of the model that were last found to match, so that a call compares nothing."""
+
+    def serves(self, models: Sequence[Any], options: Mapping[str, Any]) -> bool:
+        """Whether a model with these settings may share this router and all it has learnt."""
+        return (
+            len(models) == len(self.models)
+            and all(a is b or (isinstance(a, str) and a == b) for a, b in zip(models, self.models, strict=True))
+            and dict(options) == self.options
+        )
+
+    @property
+    def router(self) -> Router:
+        """The router; built on first use, and again after unpickling."""
+        if self._router is None:
+            with self._lock:
+                if self._router is None:
+                    self._router = _build(self.models, self.options)
+        return self._router
+
+    @property
+    def facts(self) -> _Facts:
+        """What calls need to know about the router's targets."""
+        targets = self.router.targets
+        facts = self._facts
+        if facts is None or facts.targets != targets:
+            facts = self._facts = _Facts(targets, self.options)
+        return facts
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Engine:
+        return self  # health, breakers and costs are of the targets, and there is one of each of those
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Sockets, locks and threads stay here; the other side builds its own router from the same recipe.
+        return {"models": self.models, "options": self.options}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(state["models"], state["options"])  # type: ignore[misc]  # the one way to make it whole again
+
+
+class _Facts:
+    """What a call needs to know about the targets, worked out once per set of targets."""
+
+    def __init__(self, targets: tuple[Target, ...], options: Mapping[str, Any]) -> None:
+        self.targets = targets
+        self.providers = frozenset(t.provider_name for t in targets)
+        self.foreign = frozenset(t.name for t in targets if not isinstance(t.provider, LangChainProvider))
+        self.wrapped = len(self.foreign) < len(targets)
+        self.provider = ls_provider(targets[0].provider_name)
+        self.model = targets[0].model
+        self.identity: dict[str, Any] = {"models": [_identity(t) for t in targets]}
+        if options:
+            self.identity["router"] = _plain(options)
+
+
+def _build(models: Sequence[ModelLike], options: Mapping[str, Any]) -> Router:
+    from shared_core.router import Router
+
+    given: list[Any] = []
+    names: set[str] = {m for m in models if isinstance(m, str)} | {m.name for m in models if isinstance(m, Target)}
+    for model in models:
+        if not isinstance(model, BaseChatModel):
+            given.append(model)
+            continue
+        provider = LangChainProvider(model)
+        name = plain = f"{provider.name}:{provider.model}"
+        count = 1
+        while name in names:
+            count += 1
+            name = f"{plain}#{count}"
+        names.add(name)
+        given.append(Target(provider=provider, name=name))
+    return Router(given, **options)
+
+
+def _shown(router: Router, given: Sequence[Any] | None = None) -> list[Any]:
+    """`models` as the model shows, dumps and pickles them: no mapping, so that no key lies about in one."""
+    shown: list[Any] = []
+    for index, target in enumerate(router.targets):
+        if given is not None and isinstance(given[index], (str, Target, BaseChatModel)):
+            shown.append(given[index])
+        elif isinstance(target.provider, LangChainProvider) and target.spec == target.name:
+            shown.append(target.provider.chat_model)
+        else:
+            shown.append(target)
+    return shown
+
+
+def _plain(value: Any) -> Any:
+    """`value` as something JSON can hold, or None: what cannot be dumped is left out, not shown by its address."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {k: p for k, v in asdict(value).items() if (p := _plain(v)) is not None}
+    if isinstance(value, Mapping):
+        return {
+            str(k): p
+            for k, v in value.items()
+            if not any(word in str(k).lower() for word in _SECRET) and (p := _plain(v)) is not None
+        }
+    if isinstance(value, (list, tuple, set, frozenset)):
+        items = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
+        return [_plain(v) for v in items]
+    return str(value) if type(value).__module__ == "decimal" else None
+
+
+def _dumped(model: Any) -> Any:
+    """One of `models`, without its key."""
+    if not isinstance(model, Target):
+        return model
+    if model.provider is not None:
+        return model.provider.chat_model if isinstance(model.provider, LangChainProvider) else model.name
+    out: dict[str, Any] = {"spec": model.spec}
+    defaults = {f.name: f.default for f in fields(Target)}
+    for name in ("name", "base_url", "price", "capabilities", "timeouts", "retry", "weight", "tier", "enabled"):
+        value = getattr(model, name)
+        if value is not None and value != defaults.get(name) and not (name == "name" and value == model.spec):
+            out[name] = _plain(value)
+    out.update(_plain(model.options) or {})
+    return out if len(out) > 1 else model.spec
+
+
+class FallbackChatModel(BaseChatModel):
+    """A chat model that asks several, in order, until one answers.
+
+        model = FallbackChatModel(models=["openai:gpt-5-mini", "anthropic:claude-sonnet-4-5", ChatOpenAI(...)])
+        model.invoke("Hello").response_metadata["fallback"]     # who served, attempts, errors, cost
+
+    Every keyword of `shared_core.Router` is a keyword here (`strategy`, `retry`, `timeouts`, `breaker`,
+    `on_stream_break`, `on_event`, `ledger`, …). `cache` and `metadata` belong to both: `metadata=True` or `False` and a
+    cache that is not LangChain's are the router's, everything else is LangChain's.
+
+    Args:
+        models: whom to ask, in order: specs, `Target`s, mappings, ready chat models, mixed.
+        router: a ready router in place of `models` and of all its keywords; may be shared with other models.
+        temperature, max_tokens, top_p, seed, stop: sampling, where a call does not say otherwise. A ready chat model
+            keeps its own settings where these are left out.
+        timeout: seconds for a whole call, all attempts and waits together.
+        max_retries: retries per call beyond each target's first try, 0 or more: short for `retry=RetryPolicy(total=…)`.
+        streaming: stream on the wire also for `invoke`.
+
+    Raises:
+        ConfigurationError: no models, or an option out of range.
+        UnknownOption: a keyword that nobody knows; names the nearest.
+    """
+
+    models: list[Any] = Field(default_factory=list)
+    """Whom to ask, in order."""
+    router_options: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """The router's keywords, as given."""
+    temperature: float | None = None
+    max_tokens: int | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+    timeout: float | None = None
+    max_retries: int | None = None
+    streaming: bool = False
+    engine: Any = Field(default=None, exclude=True, repr=False)
+    """Internal: holds the router. Travels between copies of one model so that they share what it has learnt."""
+
+    def __init__(
+        self,
+        models: Sequence[ModelLike] | ModelLike | None = None,
+        *,
+        router: Router | None = None,
+        **options: Any,
+    ) -> None:
+        listed: list[Any] = (
+            []
+            if models is None
+            else [models]
+            if isinstance(models, (str, Target, Mapping, BaseChatModel))
+            else list(models)
+        )
+        ours, routers = _splits(type(self), options)
+        routers = {**ours.pop("router_options", {}), **routers}
+        if (retries := ours.get("max_retries")) is not None:
+            if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+                raise ConfigurationError(f"max_retries must be a whole number >= 0, not {retries!r}")
+            if "retry" in routers:
+                raise ConfigurationError("give either retry= or max_retries=, not both")
+        engine = ours.pop("engine", None)
+        effective = routers if retries is None else {**routers, "retry": RetryPolicy(min(retries, 1), retries)}
+        if router is not None:
+            given = [name for name, value in (("models", listed), *effective.items()) if value]
+            if given:
+                raise ConfigurationError(f"{given[0]}= belongs to a router of our own; a ready router= has its own")
+            engine = _Engine(_shown(router), {}, router)
+            listed = list(engine.models)
+        elif not (isinstance(engine, _Engine) and engine.serves(listed, effective)):
+            if not listed:
+                raise ConfigurationError("FallbackChatModel needs at least one model: models=[…] or router=")
+            if engine is not None:
+                ours.pop("profile", None)  # it described the other models
+            built = _build(listed, effective)
+            listed = _shown(built, listed)
+            engine = _Engine(listed, effective, built)
+        if (timeout := ours.get("timeout")) is not None and not timeout > 0:
+            raise ConfigurationError(f"timeout must be a positive number of seconds, not {timeout!r}")
+        fields_: dict[str, Any] = {"models": listed, "router_options": routers, "engine": engine, **ours}
+        super().__init__(**fields_)
+        if self.profile is None:
+            self.profile = _profile(engine.router)
+
+    @model_validator(mode="after")
+    def _set_langchain_fallback_version(self) -> Self:
+        self._add_version("llm-fallback", _version())
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # A second model over the same targets: their health, limits and keys are what they are, whoever asks.
+        copied = self.model_copy()
+        copied.metadata = dict(self.metadata) if self.metadata is not None else None
+        copied.tags = list(self.tags) if self.tags is not None else None
+        copied.stop = list(self.stop) if self.stop is not None else None
+        return copied
+
+    # ── the router ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def router(self) -> Router:
+        """The router: `model.router.health()`, `.costs()`, `.explain(request)`."""
+        return self._engine.router
+
+    @property
+    def _engine(self) -> _Engine:
+        engine = self.engine
+        seen = (self.models, self.router_options, self.max_retries)
+        if isinstance(engine, _Engine):
+            known = engine.seen
+            if known[0] is seen[0] and known[1] is seen[1] and known[2] == seen[2]:
+                return engine
+        if not (isinstance(engine, _Engine) and engine.serves(self.models, self._effective())):
+            # Someone assigned to `models` or made a copy with others.
+            self.engine = engine = _Engine(self.models, self._effective())
+        engine.seen = seen
+        return engine
+
+    def _effective(self) -> dict[str, Any]:
+        if self.max_retries is None:
+            return self.router_options
+        return {**self.router_options, "retry": RetryPolicy(min(self.max_retries, 1), self.max_retries)}
+
+    def close(self) -> None:
+        """Close the router's connections and processes. A ready chat model among the targets stays the caller's."""
+        self.router.close()
+
+    async def aclose(self) -> None:
+        """The same, for what belongs to the running event loop too."""
+        await self.router.aclose()
+
+    # ── the four faces ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _request(
+        self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any], *, streaming: bool
+    ) -> tuple[Router, ChatRequest]:
+        engine = self._engine
+        facts = engine.facts
+        defaults = {
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "stop": tuple(self.stop or ()),
+            "timeout": self.timeout,
+        }
+        request = to_request(
+            messages,
+            stop,
+            kwargs,
+            defaults,
+            streaming=streaming,
+            providers=facts.providers,
+            foreign=facts.foreign,
+            wrapped=facts.wrapped,
+        )
+        return engine.router, request
+
+    def _generate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        router, request = self._request(messages, stop, kwargs, streaming=False)
+        return ChatResult(generations=[ChatGeneration(message=message_of(router.invoke(request)))])
+
+    async def _agenerate(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        router, request = self._request(messages, stop, kwargs, streaming=False)
+        return ChatResult(generations=[ChatGeneration(message=message_of(await router.ainvoke(request)))])
+
+    def _stream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Iterator[ChatGenerationChunk]:
+        router, request = self._request(messages, stop, kwargs, streaming=True)
+        chunks = Chunks()
+        with router.stream(request) as events:
+            for event in events:
+                if (chunk := chunks.feed(event)) is not None:
+                    yield chunk
+
+    async def _astream(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[ChatGenerationChunk]:
+        router, request = self._request(messages, stop, kwargs, streaming=True)
+        chunks = Chunks()
+        async with router.astream(request) as events:
+            async for event in events:
+                if (chunk := chunks.feed(event)) is not None:
+                    yield chunk
+
+    # ── tools and structured output ──────────────────────────────────────────────────────────────────────────────────
+
+    def bind_tools(
+        self,
+        tools: Sequence[dict[str, Any] | type | Callable[..., Any] | BaseTool],
+        *,
+        tool_choice: Any = None,
+        strict: bool | None = None,
+        parallel_tool_calls: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, AIMessage]:
+        """Bind tools once, for every target: each gets them in its own dialect when it is asked.
+
+        Args:
+            tools: functions, Pydantic models, `BaseTool`s, or schemas in OpenAI's or Anthropic's form.
+            tool_choice: 'auto', 'any' (also 'required' and True), 'none', a tool's name, or a vendor's dict of these.
+            strict: hold the model to the schema where a target can.
+            parallel_tool_calls: False allows one call at a time, where a target can be told so.
+        """
+        if tool_choice is not None:
+            kwargs["tool_choice"] = tool_choice
+        if parallel_tool_calls is not None:
+            kwargs["parallel_tool_calls"] = parallel_tool_calls
+        if strict is not None:
+            kwargs["strict"] = strict
+        return self.bind(tools=bound_tools(tools, strict=strict), **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: Method = "function_calling",
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """Answers in the shape of `schema`: a Pydantic object for a Pydantic class, else a dict.
+
+        Args:
+            schema: a Pydantic class, a `TypedDict`, or a JSON or OpenAI schema.
+            include_raw: return ``{"raw", "parsed", "parsing_error"}`` and never raise for an answer that does not fit.
+            method: 'function_calling' (every target with tools), 'json_schema' or 'json_mode' (where a target can).
+            strict: hold the model to the schema where a target can.
+        """
+        from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
+        from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+
+        if kwargs:
+            name = next(iter(kwargs))
+            known = ("include_raw", "method", "strict")
+            raise UnknownOption(f"with_structured_output has no option {name!r}. {nearest(name, known)}")
+        is_model = isinstance(schema, type) and is_basemodel_subclass(schema)
+        traced = {"kwargs": {"method": method, "strict": strict}, "schema": convert_to_openai_tool(schema)}
+        parser: Runnable[Any, Any]
+        if method == "function_calling":
+            llm = self.bind_tools([schema], tool_choice="any", strict=strict, ls_structured_output_format=traced)
+            if is_model:
+                parser = PydanticToolsParser(tools=[cast("type[BaseModel]", schema)], first_tool_only=True)
+            else:
+                key = convert_to_openai_tool(schema)["function"]["name"]
+                parser = JsonOutputKeyToolsParser(key_name=key, first_tool_only=True)
+        elif method in ("json_schema", "json_mode"):
+            wanted: dict[str, Any] = {"type": "json_object"}
+            if method == "json_schema":
+                function = convert_to_openai_tool(schema)["function"]
+                inner: dict[str, Any] = {"name": function["name"], "schema": convert_to_json_schema(schema)}
+                if strict is not None:
+                    inner["strict"] = strict
+                wanted = {"type": "json_schema", "json_schema": inner}
+            llm = self.bind(response_format=wanted, ls_structured_output_format=traced)
+            parser = (
+                PydanticOutputParser(pydantic_object=cast("type[BaseModel]", schema))
+                if is_model
+                else JsonOutputParser()
+            )
+        else:
+            raise ConfigurationError(f"method must be 'function_calling', 'json_schema' or 'json_mode', not {method!r}")
+        if not include_raw:
+            return llm | parser
+        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
+        failed = RunnablePassthrough.assign(parsed=lambda _: None)
+        return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+
+    # ── what LangChain asks about a model ────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def _llm_type(self) -> str:
+        return "llm-fallback"
+
+    @property
+    def _identifying_params(self) -> Mapping[str, Any]:
+        """What tells this model from another: its targets, their order, and how they are asked. No secrets."""
+        out = dict(self._engine.facts.identity)
+        for name in ("temperature", "max_tokens", "top_p", "seed", "stop"):
+            if (value := getattr(self, name)) is not None:
+                out[name] = value
+        return out
+
+    def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
+        # A run's metadata is fixed before anybody has answered: it names the first target.
+        facts = self._engine.facts
+        model = kwargs.get("model")
+        params = LangSmithParams(
+            ls_provider=facts.provider,
+            ls_model_name=model if isinstance(model, str) else facts.model,
+            ls_model_type="chat",
+        )
+        temperature, max_tokens = kwargs.get("temperature", self.temperature), kwargs.get("max_tokens", self.max_tokens)
+        if temperature is not None:
+            params["ls_temperature"] = temperature
+        if max_tokens is not None:
+            params["ls_max_tokens"] = max_tokens
+        if stops := stop or self.stop:
+            params["ls_stop"] = stops
+        return params
+
+    def get_num_tokens(self, text: str) -> int:
+        """About how many tokens `text` is: four characters each. Nothing is downloaded."""
+        if self.custom_get_token_ids is not None:
+            return len(self.custom_get_token_ids(text))
+        return -(-len(text) // 4)
+
+    def get_num_tokens_from_messages(self, messages: list[BaseMessage], tools: Sequence[Any] | None = None) -> int:
+        """About how many tokens `messages` are, tool schemas included. Nothing is downloaded."""
+        converted: list[Any] | None = None if tools is None else [convert_to_openai_tool(tool) for tool in tools]
+        return count_tokens_approximately(messages, tools=converted)
+
+    # ── being written down ───────────────────────────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """`dumps` writes a model down, without keys; `loads` needs the class in `allowed_objects`."""
+        return True
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """What `dumps` writes in place of the fields."""
+        out: dict[str, Any] = {"models": [_dumped(model) for model in self.models]}
+        if self.router_options:
+            out["router_options"] = _plain(self.router_options)
+        return out
+
+
+for _method in (FallbackChatModel._generate, FallbackChatModel._agenerate):
+    # LangChain asks for these signatures on every call; worked out once, the answer costs nothing.
+    setattr(_method, "__signature__", inspect.signature(_method))  # noqa: B010 - functions declare no such attribute
+
+
+def _splits(cls: type[FallbackChatModel], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The keywords of the model and those of the router.
+
+    Raises:
+        UnknownOption: a keyword of neither.
+    """
+    own = cls.model_fields
+    theirs = _router_keywords()
+    ours: dict[str, Any] = {}
+    routers: dict[str, Any] = {}
+    for name, value in options.items():
+        if name in own and name in theirs:
+            langchains = (
+                value is None
+                or (name == "cache" and isinstance(value, (bool, BaseCache)))
+                or (name == "metadata" and isinstance(value, Mapping))
+                or name not in ("cache", "metadata")
+            )
+            (ours if langchains else routers)[name] = value
+        elif name in own:
+            ours[name] = value
+        elif name in theirs:
+            routers[name] = value
+        else:
+            hint = (
+                "\nhint: a key belongs to one target: Target('openai:gpt-5-mini', api_key=…)"
+                if name == "api_key"
+                else ""
+            )
+            known = [n for n in (*own, *theirs, "router") if n not in ("engine", "router_options")]
+            raise UnknownOption(f"FallbackChatModel has no option {name!r}. {nearest(name, known)}{hint}")
+    return ours, routers
+
+
+def _identity(target: Target) -> str:
+    where = f" at {target.base_url}" if target.base_url else ""
+    provider = target.provider
+    inner = ""
+    if isinstance(provider, LangChainProvider):
+        with suppress(Exception):  # somebody else's property; without it the name has to do
+            inner = f" {sorted(provider.chat_model._identifying_params.items())}"
+    return f"{target.spec}{where}{inner}"
+
+
+def _profile(router: Router) -> ModelProfile:
+    """What every target can do: a promise that holds whoever answers."""
+    can = router.capabilities()
+    profile = ModelProfile(
+        tool_calling=can.tools,
+        tool_choice="any" in can.tool_choice,
+        structured_output=can.json_schema,
+        image_inputs=can.images,
+        image_url_inputs=can.images and can.image_urls,
+        pdf_inputs=can.pdfs,
+        audio_inputs=can.audio,
+        reasoning_output=can.reasoning,
+    )
+    if can.context_window is not None:
+        profile["max_input_tokens"] = can.context_window
+    if can.max_output is not None:
+        profile["max_output_tokens"] = can.max_output
+    return profile

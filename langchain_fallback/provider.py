@@ -1,0 +1,485 @@
+"""`LangChainProvider`: any ready `BaseChatModel` as a target of the router.
+
+The model is called by its own `_generate` and `_stream`, not by `invoke` and `stream`: those would open a second run,
+count every token twice and print every streamed word twice in LangGraph. What they would have honoured is honoured
+here: the model's `rate_limiter`, `disable_streaming`, and tools bound in its own dialect.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, closing, nullcontext, suppress
+from typing import Any, cast
+
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
+from langchain_core.outputs import ChatGenerationChunk, ChatResult
+
+from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, to_langchain, usage_of
+from shared_core.chat.events import (
+    ChatEvent,
+    Finished,
+    FinishReason,
+    ReasoningDelta,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+)
+from shared_core.chat.request import ChatRequest, Origin, ToolCall
+from shared_core.errors import ErrorKind, ProviderError
+from shared_core.resilience.deadline import Guard
+from shared_core.routing.capabilities import Capabilities
+
+__all__ = ["LangChainProvider"]
+
+_ENGINES_HERE = frozenset({"ollama", "llamacpp", "llama-cpp", "huggingface", "mlx", "gpt4all"})
+"""LangChain's names of engines that run on this machine unless told to call another."""
+_LOOPBACK = ("http://127.", "http://localhost", "http://[::1]", "https://127.", "https://localhost", "https://[::1]")
+
+_REASONS: Mapping[str, FinishReason] = {
+    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "completed", "eos", "eos_token"), "stop"),
+    **dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_context_window_exceeded"), "length"),
+    **dict.fromkeys(("tool_calls", "tool_use", "function_call"), "tool_calls"),
+    **dict.fromkeys(("content_filter", "safety", "blocklist", "prohibited_content", "recitation"), "content_filter"),
+    "refusal": "refusal",
+}
+_REASON_KEYS = ("finish_reason", "stop_reason", "done_reason", "stopReason")
+
+_INTEGRITY = ("langchain_openai", "langchain_anthropic", "langchain_google_genai")
+"""Integrations that always say how an answer ended. They report a truncated stream as a whole answer; we do not."""
+
+
+def _facts(model: BaseChatModel) -> tuple[str, str]:
+    """The vendor and the model's name, from what the integration tells its tracer."""
+    params: Mapping[str, Any] = {}
+    with suppress(Exception):  # a tracing hook of somebody else's; there are other ways to learn a name
+        params = cast("Mapping[str, Any]", model._get_ls_params())
+    name = params.get("ls_model_name")
+    for attribute in ("model_name", "model", "model_id"):
+        value = name or getattr(model, attribute, None)
+        name = value if isinstance(value, str) and value else None
+    return provider_of(str(params.get("ls_provider") or "langchain")), str(name or type(model).__name__)
+
+
+def _without_retries(model: BaseChatModel) -> BaseChatModel:
+    """`model` with its SDK's own retries off, where we know how: the router owns retries, and two owners multiply.
+
+    The caller's model is not changed; the copy shares its connections.
+    """
+    families = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+    if "langchain_openai" in families and getattr(model, "root_client", None) is not None:
+        quiet = copy.copy(model)
+        for client, root in (("client", "root_client"), ("async_client", "root_async_client")):
+            sdk = getattr(model, root, None)
+            if sdk is not None:
+                calm = sdk.with_options(max_retries=0)
+                setattr(quiet, root, calm)
+                setattr(quiet, client, calm.chat.completions)
+        return quiet
+    if "langchain_anthropic" in families and isinstance(getattr(model, "max_retries", None), int):
+        quiet = model.model_copy(update={"max_retries": 0})
+        for cached in ("_client", "_async_client"):  # built from the settings when first used
+            quiet.__dict__.pop(cached, None)
+        return quiet
+    return model
+
+
+class LangChainProvider:
+    """A `BaseChatModel` as a `Provider`. It shows the router the model's vendor and name, and never changes the model.
+
+    Args:
+        model: any chat model; it stays the caller's, and is not closed here.
+        local: whether it runs on this machine; left out, known for Ollama, llama.cpp and the like on loopback.
+        capabilities: what it can take; left out, read from the model's own `profile`.
+    """
+
+    interruptible = False
+
+    def __init__(
+        self, model: BaseChatModel, *, local: bool | None = None, capabilities: Capabilities | None = None
+    ) -> None:
+        self.chat_model = model
+        """The model as it was given."""
+        self.name, self.model = _facts(model)
+        self.local = self._runs_here() if local is None else local
+        self._capabilities = capabilities or _capabilities(model)
+        self._inner: BaseChatModel | None = None
+        families = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+        self._google = "langchain_google_genai" in families
+        self._anthropic = "langchain_anthropic" in families
+        self._sure_of_end = not families.isdisjoint(_INTEGRITY)
+        self._streams = type(model)._stream is not BaseChatModel._stream
+        self._astreams = self._streams or type(model)._astream is not BaseChatModel._astream
+        self._asks_usage = (
+            "stream_usage" in getattr(type(model), "model_fields", {}) and "stream_usage" not in model.model_fields_set
+        )
+
+    def __repr__(self) -> str:
+        return f"LangChainProvider({type(self.chat_model).__name__}, {self.name}:{self.model})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LangChainProvider:
+        return self  # it holds no state, and many chat models cannot be copied
+
+    def _runs_here(self) -> bool:
+        if not (self.name in _ENGINES_HERE or type(self.chat_model).__module__.partition(".")[0] == "langchain_ollama"):
+            return False
+        url = getattr(self.chat_model, "base_url", None)
+        return url is None or str(url).startswith(_LOOPBACK)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the model says it can take."""
+        return self._capabilities
+
+    @property
+    def origin(self) -> Origin:
+        """The scope of its opaque blocks: the integration itself decides which of them to replay."""
+        return Origin(self.name, self.model)
+
+    def close(self) -> None:
+        """Nothing: the model belongs to the caller."""
+
+    async def aclose(self) -> None:
+        """Nothing: the model belongs to the caller."""
+
+    # ── one call ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:
+        """Answer, sync."""
+        try:
+            inner, messages, kwargs = self._call(request)
+            if inner.rate_limiter is not None:
+                inner.rate_limiter.acquire(blocking=True)
+            stop = kwargs.pop("stop", None)
+            if not self._to_stream(inner, request, kwargs, native=self._streams):
+                yield from self._whole(inner._generate(messages, stop=stop, **kwargs))
+                return
+            reader = _Reader(self)
+            chunks = inner._stream(messages, stop=stop, **self._streaming(kwargs))
+            with _closing(chunks):
+                for chunk in chunks:
+                    yield from reader.feed(chunk)
+            yield from reader.finish()
+        except Exception as error:
+            problem = self._problem(error)
+            if problem is None or problem is error:
+                raise
+            raise problem from error
+
+    async def astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
+        """Answer, async."""
+        try:
+            inner, messages, kwargs = self._call(request)
+            if inner.rate_limiter is not None:
+                await inner.rate_limiter.aacquire(blocking=True)
+            stop = kwargs.pop("stop", None)
+            if not self._to_stream(inner, request, kwargs, native=self._astreams):
+                for event in self._whole(await inner._agenerate(messages, stop=stop, **kwargs)):
+                    yield event
+                return
+            reader = _Reader(self)
+            chunks = inner._astream(messages, stop=stop, **self._streaming(kwargs))
+            async with _aclosing(chunks):
+                async for chunk in chunks:
+                    for event in reader.feed(chunk):
+                        yield event
+            for event in reader.finish():
+                yield event
+        except Exception as error:
+            problem = self._problem(error)
+            if problem is None or problem is error:
+                raise
+            raise problem from error
+
+    def _call(self, request: ChatRequest) -> tuple[BaseChatModel, list[BaseMessage], dict[str, Any]]:
+        """The model, messages and keywords for one request, in the model's own dialect."""
+        inner = self._inner
+        if inner is None:
+            inner = self._inner = _without_retries(self.chat_model)
+        native = request.native if request.native is not None and request.native.framework == FRAMEWORK else None
+        if native is not None:
+            messages = [self._sanitised(message) for message in native.messages]
+            options: Mapping[str, Any] = native.options
+        else:
+            messages = to_langchain(request.messages, self.origin)
+            options = {}
+        kwargs: dict[str, Any] = {}
+        if request.temperature is not None:
+            kwargs["temperature"] = request.temperature
+        if request.top_p is not None:
+            kwargs["top_p"] = request.top_p
+        if request.max_tokens is not None:
+            kwargs["max_output_tokens" if self._google else "max_tokens"] = request.max_tokens
+        if request.seed is not None and not self._anthropic:  # Anthropic has no seed
+            kwargs["seed"] = request.seed
+        if request.stop:
+            kwargs["stop"] = list(request.stop)
+        if self._google:
+            kwargs["max_retries"] = 1  # attempts in all; its client is asked per call
+        if request.tools or options.get("tools"):
+            kwargs.update(self._tools(inner, request, options))
+        if request.output is not None:
+            kwargs["response_format"] = _response_format(request)
+        if request.model is not None and request.model != self.model:
+            if self._google:
+                inner = inner.model_copy(update={"model": request.model})
+            else:
+                kwargs["model"] = request.model
+        if request.extra:
+            kwargs.update(request.extra.get(self.name) or {})
+        return inner, messages, kwargs
+
+    def _tools(self, inner: BaseChatModel, request: ChatRequest, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The keywords that `bind_tools` of this model would bind. Kept with the tools: they are compiled once."""
+        tools: Sequence[Any] = options.get("tools") or [
+            {
+                "type": "function",
+                "function": {
+                    "name": t.name,
+                    "description": t.description,
+                    "parameters": dict(t.parameters),
+                    **({"strict": t.strict} if t.strict is not None else {}),
+                },
+            }
+            for t in request.tools
+        ]
+        key = (id(self), request.tool_choice, request.parallel_tool_calls)
+        if isinstance(tools, BoundTools) and (kept := tools.compiled.get(key)) is not None:
+            return cast("Mapping[str, Any]", kept[1])
+        choice: Any = request.tool_choice
+        if choice == "none" and self._anthropic:
+            choice = {"type": "none"}  # a bare name would be taken for a tool's
+        asked: dict[str, Any] = {} if choice is None else {"tool_choice": choice}
+        if request.parallel_tool_calls is not None and "parallel_tool_calls" in _parameters(type(inner)):
+            asked["parallel_tool_calls"] = request.parallel_tool_calls
+        try:
+            bound = inner.bind_tools(list(tools), **asked)
+        except NotImplementedError as error:
+            raise ProviderError.of(
+                ErrorKind.INCAPABLE, f"{type(self.chat_model).__name__} cannot bind tools"
+            ) from error
+        kwargs = {
+            k: v for k, v in getattr(bound, "kwargs", {}).items() if not k.startswith(("ls_", "structured_output"))
+        }
+        if isinstance(tools, BoundTools):
+            tools.compiled[key] = (self, kwargs)  # with the provider itself, so that its id stays its own
+        return kwargs
+
+    def _to_stream(
+        self, inner: BaseChatModel, request: ChatRequest, kwargs: Mapping[str, Any], *, native: bool
+    ) -> bool:
+        return request.streaming and native and not inner._streaming_disabled(**kwargs)
+
+    def _streaming(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if self._asks_usage:
+            kwargs["stream_usage"] = True  # off by default behind a `base_url`, and then nobody knows what was spent
+        return kwargs
+
+    def _sanitised(self, message: BaseMessage) -> BaseMessage:
+        """`message`, or a copy without what another vendor left in it. Text, media and tool calls always stay."""
+        content = message.content
+        extra = message.additional_kwargs
+        marked = not self._anthropic and "cache_control" in extra
+        if isinstance(content, str) and not marked:
+            return message
+        changes: dict[str, Any] = {}
+        if marked:
+            changes["additional_kwargs"] = {k: v for k, v in extra.items() if k != "cache_control"}
+        if isinstance(content, list):
+            provider = message.response_metadata.get("model_provider")
+            foreign = (
+                isinstance(message, AIMessage) and provider is not None and provider_of(str(provider)) != self.name
+            )
+            kept = [self._block(b) for b in content if not (foreign and _is_opaque(b))]
+            if len(kept) != len(content) or any(a is not b for a, b in zip(kept, content, strict=True)):
+                changes["content"] = kept if kept or not message.content else ""
+        return message.model_copy(update=changes) if changes else message
+
+    def _block(self, block: Any) -> Any:
+        if isinstance(block, dict) and not self._anthropic and "cache_control" in block:
+            return {k: v for k, v in block.items() if k != "cache_control"}
+        return block
+
+    # ── what came back ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _whole(self, result: ChatResult) -> Iterator[ChatEvent]:
+        """The events of a whole answer."""
+        if not result.generations:
+            raise ProviderError.of(ErrorKind.MALFORMED, "the model returned no generations")
+        generation = result.generations[0]
+        message = generation.message
+        if not isinstance(message, AIMessage):
+            message = AIMessage(content=message.content, id=message.id)
+        metadata = {**(result.llm_output or {}), **(generation.generation_info or {}), **message.response_metadata}
+        if metadata != message.response_metadata:
+            message = message.model_copy(update={"response_metadata": metadata})
+        yield from _content_events(message)
+        for call in message.tool_calls:
+            yield ToolCall(call.get("id") or "", call["name"], json.dumps(call["args"], ensure_ascii=False))
+        for bad in message.invalid_tool_calls:
+            yield ToolCall(bad.get("id") or "", bad.get("name") or "", bad.get("args") or "{}")
+        yield self._finished(message)
+
+    def _finished(self, message: AIMessage) -> Finished:
+        metadata = message.response_metadata
+        raw = next((str(metadata[k]) for k in _REASON_KEYS if metadata.get(k)), None)
+        reason: FinishReason = "tool_calls" if message.tool_calls else "stop"
+        if raw is not None:
+            reason = _REASONS.get(raw.lower(), "other")
+        return Finished(
+            reason=reason,
+            raw_reason=raw,
+            usage=usage_of(message.usage_metadata),
+            response_id=_text(metadata.get("id")),
+            model=_text(metadata.get("model_name")) or _text(metadata.get("model")) or self.model,
+            native=message,
+        )
+
+    def _problem(self, error: Exception) -> ProviderError | None:
+        """What a failure of the model means; None for a bug, which surfaces as the bug it is."""
+        from shared_core.providers.classify import classify_error, is_bug
+
+        if isinstance(error, ProviderError):
+            return error
+        problem = classify_error(error, provider=self.name)
+        if problem is None and not is_bug(error):
+            # A model of somebody else's may fail in words of its own; what it says is about itself.
+            problem = ProviderError.of(ErrorKind.UNKNOWN, f"{type(error).__name__}: {error}")
+        return problem
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Reader:
+    """Reads the chunks of one streamed answer as events, and at the end knows whether it was whole."""
+
+    __slots__ = ("_chunks", "_indices", "_provider")
+
+    def __init__(self, provider: LangChainProvider) -> None:
+        self._provider = provider
+        self._chunks: list[ChatGenerationChunk] = []
+        self._indices: dict[Any, int] = {}
+
+    def feed(self, chunk: ChatGenerationChunk) -> Iterator[ChatEvent]:
+        message = chunk.message
+        if not self._chunks:
+            yield Started()
+        self._chunks.append(chunk)
+        if type(message.content) is str and not message.additional_kwargs:  # by far the most
+            if message.content:
+                yield TextDelta(message.content)
+        else:
+            yield from _content_events(message)
+        if isinstance(message, AIMessageChunk):
+            for part in message.tool_call_chunks:
+                index = part.get("index")
+                # A fragment without an index is a call of its own; LangChain never merges those.
+                key = ("index", index) if index is not None else ("alone", len(self._indices))
+                at = self._indices.setdefault(key, len(self._indices))
+                yield ToolCallDelta(at, part.get("id"), part.get("name"), part.get("args") or "")
+
+    def finish(self) -> Iterator[ChatEvent]:
+        if not self._chunks:
+            raise ProviderError.of(ErrorKind.MALFORMED, "the model streamed nothing at all")
+        whole = self._chunks[0] if len(self._chunks) == 1 else self._chunks[0] + self._chunks[1:]
+        merged = whole.message
+        metadata = {**(whole.generation_info or {}), **merged.response_metadata}
+        if self._provider._sure_of_end and not (
+            getattr(merged, "chunk_position", None) == "last" or any(metadata.get(k) for k in _REASON_KEYS)
+        ):
+            raise ProviderError.of(ErrorKind.STREAM_CUT, "the stream ended without saying why")
+        message = message_chunk_to_message(merged)
+        if not isinstance(message, AIMessage):
+            message = AIMessage(content=message.content)
+        message.response_metadata = metadata
+        yield self._provider._finished(message)
+
+
+def _content_events(message: BaseMessage) -> Iterator[ChatEvent]:
+    """Thinking and text of a message or chunk, in the dialects the integrations speak."""
+    thoughts = message.additional_kwargs.get("reasoning_content")
+    if isinstance(thoughts, str) and thoughts:
+        yield ReasoningDelta(thoughts)
+    content = message.content
+    if isinstance(content, str):
+        if content:
+            yield TextDelta(content)
+        return
+    for block in content:
+        if isinstance(block, str):
+            if block:
+                yield TextDelta(block)
+            continue
+        kind = block.get("type")
+        if kind in ("text", "refusal"):
+            if text := block.get(kind):
+                yield TextDelta(text)
+        elif _is_opaque(block):
+            text = block.get("thinking") or block.get("reasoning") or ""
+            for summary in block.get("summary") or ():
+                text += summary.get("text", "") if isinstance(summary, dict) else ""
+            data = {k: v for k, v in block.items() if k in ("signature", "data", "id", "encrypted_content") and v}
+            data |= {k: v for k, v in (block.get("extras") or {}).items() if v}
+            if text or data:
+                yield ReasoningDelta(str(text), data)
+
+
+def _is_opaque(block: Any) -> bool:
+    return isinstance(block, dict) and block.get("type") in ("thinking", "redacted_thinking", "reasoning")
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _response_format(request: ChatRequest) -> dict[str, Any]:
+    output = request.output
+    assert output is not None
+    if not output.schema:
+        return {"type": "json_object"}
+    schema: dict[str, Any] = {"name": output.name, "schema": dict(output.schema)}
+    if output.strict is not None:
+        schema["strict"] = output.strict
+    return {"type": "json_schema", "json_schema": schema}
+
+
+def _capabilities(model: BaseChatModel) -> Capabilities:
+    """What the model's `profile` says; without one, what LangChain itself assumes of a chat model."""
+    profile: Mapping[str, Any] = model.profile or {}
+    tools = type(model).bind_tools is not BaseChatModel.bind_tools
+    schema = bool(profile.get("structured_output", tools))
+    return Capabilities(
+        tools=tools and bool(profile.get("tool_calling", True)),
+        json_schema=schema,
+        json_mode=tools,
+        images=bool(profile.get("image_inputs", True)),
+        image_urls=bool(profile.get("image_url_inputs", True)),
+        # Unknown means: let it try. It refuses before anything is sent, and then the next one is asked.
+        pdfs=bool(profile.get("pdf_inputs", True)),
+        audio=bool(profile.get("audio_inputs", True)),
+        reasoning=bool(profile.get("reasoning_output", False)),
+        context_window=profile.get("max_input_tokens") or None,
+        max_output=profile.get("max_output_tokens") or None,
+    )
+
+
+_SIGNATURES: dict[type, frozenset[str]] = {}
+
+
+def _parameters(cls: type[BaseChatModel]) -> frozenset[str]:
+    """The named parameters of the class's `bind_tools`."""
+    if cls not in _SIGNATURES:
+        _SIGNATURES[cls] = frozenset(inspect.signature(cls.bind_tools).parameters)
+    return _SIGNATURES[cls]
+
+
+def _closing(chunks: Any) -> AbstractContextManager[Any]:
+    return closing(chunks) if hasattr(chunks, "close") else nullcontext()
+
+
+def _aclosing(chunks: Any) -> AbstractAsyncContextManager[Any]:
+    return aclosing(chunks) if hasattr(chunks, "aclose") else nullcontext()
