@@ -767,6 +767,25 @@ def test_the_log_shows_itself(server):
     assert server._repr_html_().count("<tr>") == 2
 
 
+@each_wire
+@each_shape
+@pytest.mark.parametrize("step", ["ok", "503", "cut", "close", "missing-terminal"])
+def test_the_log_knows_before_the_client(module_server, wire, streamed, step):
+    """A client that has its answer, or its error, finds the request settled; no waiting is needed."""
+    module_server.clear()
+    module_server.script("m", ["ok" if step == "missing-terminal" and not streamed else step])
+    for _ in range(10):
+        with dial(module_server, wire, streamed) as sock:
+            while True:
+                try:
+                    data = sock.recv(65536)
+                except ConnectionResetError:
+                    break
+                if not data or (step != "cut" and (b"ten." in data or b"503" in data)):
+                    break
+            assert module_server.requests[-1].outcome in {"answered", "closed", "reset"}
+
+
 def test_the_log_is_cleared_and_scripts_stay(server):
     """Counting begins again; the script goes on."""
     server.script("m", [500, 502])
@@ -827,7 +846,6 @@ def test_every_request_is_reported():
     seen: list[SeenRequest] = []
     with FaultServer({"m": [503]}, on_request=seen.append) as server:
         post(server)
-        server.wait_idle()
     assert [(one.status, one.outcome) for one in seen] == [(503, "answered")]
 
 

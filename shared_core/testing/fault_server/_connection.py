@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol, cast
 
 from shared_core.testing.fault_server._http import BadRequestError, Head, read_body, read_head
@@ -13,6 +13,7 @@ from shared_core.testing.fault_server._log import Entry, Outcome
 from shared_core.testing.fault_server._staging import Act, Close, Done, Drip, Hang, Pause, Reset, Send
 
 _LINGER_0 = struct.pack("ii", 1, 0)
+_ENDINGS: Mapping[type[Act], Outcome] = {Done: "answered", Close: "closed", Reset: "reset"}
 
 
 class Host(Protocol):
@@ -123,49 +124,44 @@ class Connection(asyncio.Protocol):
     # ── acts ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _go_on(self) -> None:
+        """Perform the sends that come next, then the one act that follows them."""
         self._timer = None
         entry = self._entry
         if entry is None:
             return
+        sends: list[bytes] = []
+        act: Act = Hang()
         for act in self._acts:
-            if isinstance(act, Send):
-                if act.status is not None:
-                    entry.status = act.status
-                self._write(entry, act.data)
-            elif isinstance(act, Pause):
-                self._timer = self._loop.call_later(act.seconds, self._go_on)
-                return
-            elif isinstance(act, Drip):
-                self._drip(act)
-                return
-            elif isinstance(act, Hang):
-                return
-            elif isinstance(act, Done):
-                self._done(act)
-                return
-            elif isinstance(act, Reset):
-                self._settle("reset")
-                self.reset()
-                return
-            else:
-                assert isinstance(act, Close)
-                self._settle("closed")
-                self._transport.close()
-                return
+            if not isinstance(act, Send):
+                break
+            sends.append(act.data)
+            entry.bytes_sent += len(act.data)
+            if act.status is not None:
+                entry.status = act.status
+        # The log is right before the client can have seen the end: nothing interrupts this method.
+        if (outcome := _ENDINGS.get(type(act))) is not None:
+            self._settle(outcome)
+        for data in sends:
+            self._transport.write(data)
+        if isinstance(act, Pause):
+            self._timer = self._loop.call_later(act.seconds, self._go_on)
+        elif isinstance(act, Drip):
+            self._drip(act)
+        elif isinstance(act, Done):
+            self._done(act)
+        elif isinstance(act, Reset):
+            self.reset()
+        elif isinstance(act, Close):
+            self._transport.close()
 
     def _drip(self, drip: Drip) -> None:
         if self._entry is None:
             return
-        self._write(self._entry, drip.data)
+        self._entry.bytes_sent += len(drip.data)
+        self._transport.write(drip.data)
         self._timer = self._loop.call_later(drip.every_s, self._drip, drip)
 
-    def _write(self, entry: Entry, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
-            entry.bytes_sent += len(data)
-
     def _done(self, done: Done) -> None:
-        self._settle("answered")
         self._stale = done.stale
         if done.close:
             self._transport.close()

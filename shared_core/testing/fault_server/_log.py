@@ -55,6 +55,7 @@ class SeenRequest:
     """The script's step that was served: `"ok"`, `"503"`, `"cut"`, ..."""
     received_at: float = field(repr=False)
     finished_at: float | None = field(repr=False)
+    """When it was over; the log knows it before the client does."""
     status: int | None
     """The HTTP status that was sent, None if none was."""
     outcome: Outcome

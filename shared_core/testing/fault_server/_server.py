@@ -59,7 +59,7 @@ class FaultServer:
     ) -> None:
         """`default` is the step of models without a script. `wall_clock` gives `Date` and HTTP dates their time.
 
-        `on_request` is called on the server's thread when a request is over.
+        `on_request` is called on the server's thread soon after a request is over, at the latest while it stops.
         """
         self._default = read_step(default)
         self._port = port
@@ -363,8 +363,8 @@ class FaultServer:
             if entry.outcome == "pending":
                 entry.outcome = outcome
             self._changed.notify_all()
-        if self._on_request is not None:
-            self._on_request(entry.seen())
+        if self._on_request is not None and self._loop is not None:
+            self._loop.call_soon(self._on_request, entry.seen())  # later: the answer does not wait for it
 
 
 def _base(url: str, wire: WireName) -> str:
