@@ -1,4 +1,4 @@
-"""What a `FallbackLLM` was built from, as plain data without secrets, and back again."""
+"""Settings as plain data without secrets, and a LlamaIndex LLM as such data and back again."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import enum
 import importlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
 
 from llama_index.core.llms.llm import LLM
 
-from llamaindex_fallback.provider import LlamaIndexProvider
 from shared_core.errors import ConfigurationError, redact
-from shared_core.routing.target import Target
 
 _SECRET: Final = re.compile(
     r"(?:^|_)(?:key|secret|password|passwd|credential|auth|authorization|header|cookie)s?$|api_?key"
@@ -24,11 +22,11 @@ _SECRET: Final = re.compile(
 )
 """Names of settings that hold a secret or may: they are left out, and the environment supplies them again."""
 
-_MISSING: Final = object()
+MISSING: Final = object()
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON types, without secrets; `_MISSING` where that cannot be."""
+    """`value` as JSON types, without secrets; `MISSING` where that cannot be."""
     match value:
         case None | bool() | int() | float():
             return value
@@ -39,16 +37,16 @@ def plain(value: Any) -> Any:
         case Decimal():
             return float(value)
         case Mapping():
-            return {str(k): kept for k, v in value.items() if not is_secret(k) and (kept := plain(v)) is not _MISSING}
+            return {str(k): kept for k, v in value.items() if not is_secret(k) and (kept := plain(v)) is not MISSING}
         case list() | tuple():
             items = [plain(item) for item in value]
-            return _MISSING if any(item is _MISSING for item in items) else items
+            return MISSING if any(item is MISSING for item in items) else items
         case frozenset() | set():
             return sorted(str(item) for item in value)
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
         case _:
-            return _MISSING
+            return MISSING
 
 
 def is_secret(name: object) -> bool:
@@ -58,38 +56,14 @@ def is_secret(name: object) -> bool:
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """The options that can be told as plain data; callables, stores and ready objects cannot."""
-    return {key: told for key, value in options.items() if (told := plain(value)) is not _MISSING}
-
-
-_OF_A_TARGET: Final = ("name", "base_url", "price", "capabilities", "timeouts", "retry", "weight", "tier", "enabled")
-
-
-def dump_target(target: Target) -> dict[str, Any]:
-    """A target as the mapping it can be built from, without its key."""
-    told: dict[str, Any] = {}
-    for name in _OF_A_TARGET:
-        value = getattr(target, name)
-        if value is not None and (kept := plain(value)) is not _MISSING:
-            told[name] = kept
-    if isinstance(target.provider, LlamaIndexProvider):
-        return {"llm": dump_llm(target.provider.llm)} | told
-    if target.provider is not None:
-        raise ConfigurationError(
-            f"target {target.name!r} is built around a ready {type(target.provider).__name__}, which is not plain data"
-        )
-    return {"provider": target.provider_name, "model": target.model} | told | plain_options(target.options)
-
-
-def pickled(target: Target) -> Any:
-    """A target as it travels: a wrapped LLM as its class and settings, since it would take its key along."""
-    return dump_target(target) if isinstance(target.provider, LlamaIndexProvider) else target
+    return {key: told for key, value in options.items() if (told := plain(value)) is not MISSING}
 
 
 def dump_llm(llm: LLM) -> dict[str, Any]:
     """A LlamaIndex LLM as its class and its settings, secrets left out."""
     cls = type(llm)
     shown = [name for name, info in cls.model_fields.items() if not info.exclude and not is_secret(name)]
-    settings = {name: told for name in shown if (told := plain(getattr(llm, name, None))) not in (None, _MISSING)}
+    settings = {name: told for name in shown if (told := plain(getattr(llm, name, None))) not in (None, MISSING)}
     return {"class": f"{cls.__module__}:{cls.__qualname__}", "settings": settings}
 
 
@@ -112,25 +86,3 @@ def load_llm(told: Mapping[str, Any]) -> LLM:
         raise ConfigurationError(f"{module}:{name} is not a LlamaIndex LLM")
     llm: LLM = cls(**told.get("settings", {}))
     return llm
-
-
-def load_model(told: Any) -> Any:
-    """One entry of `models=` as it was told: wrapped LLMs are built, everything else is for the router to read."""
-    if isinstance(told, Mapping) and isinstance(told.get("llm"), Mapping):
-        return {**told, "llm": load_llm(told["llm"])}
-    return told
-
-
-def target_of(model: Any, taken: Sequence[str]) -> Any:
-    """One entry of `models=` as the router takes it; ready LLMs become targets under a name that is not taken."""
-    if isinstance(model, LLM):
-        model = {"llm": model}
-    if not (isinstance(model, Mapping) and "llm" in model):
-        return model
-    options = dict(model)
-    provider = LlamaIndexProvider(options.pop("llm"))
-    name = spec = f"{provider.name}:{provider.model}"
-    number = 2
-    while name in taken:
-        name, number = f"{spec}#{number}", number + 1
-    return Target(provider=provider, **{"name": name, **options})

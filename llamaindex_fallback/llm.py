@@ -21,16 +21,15 @@ from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.llms.llm import LLM, ToolSelection
+from llama_index.core.llms.llm import ToolSelection
 
 from llamaindex_fallback._answer import Chunks, chat_response, completion_response, first_call_only
 from llamaindex_fallback._convert import arguments_dict, legacy_calls, to_request
-from llamaindex_fallback._state import dump_target, load_model, pickled, plain_options, target_of
+from llamaindex_fallback._models import dump_target, load_model, pickled, targets_of
+from llamaindex_fallback._state import plain_options
 from shared_core.chat.request import ChatRequest, Origin
 from shared_core.errors import ConfigurationError, UnknownOption, nearest
 from shared_core.router import Router, router_options
-from shared_core.routing.provider import Provider
-from shared_core.routing.target import Target
 
 if TYPE_CHECKING:
     from llama_index.core.prompts import PromptTemplate
@@ -55,7 +54,7 @@ def _completion_face(method: F) -> F:
 class FallbackLLM(FunctionCallingLLM):
     """Asks one target after another until one answers: use it wherever LlamaIndex takes an LLM.
 
-    ``Settings.llm = FallbackLLM(models=["google:gemini-2.5-flash", OpenAI(model="gpt-5-mini"), "llamacpp:./qwen.gguf"])``
+    ``Settings.llm = FallbackLLM(models=["openai:gpt-5-mini", OpenAI(model="gpt-4.1"), "llamacpp:./qwen.gguf"])``
 
     Every answer carries ``response.additional_kwargs["fallback"]`` and ``response.raw["fallback"]``: who served, every
     attempt with its error and time, what it cost. Token usage is in ``response.raw["usage"]``.
@@ -103,7 +102,7 @@ class FallbackLLM(FunctionCallingLLM):
         if models is None:
             raise ConfigurationError("FallbackLLM needs models=[…] or router=…\nhint: models=['openai:gpt-5-mini']")
         self._options = dict(options)
-        self._router = Router(_targets(models), **options)
+        self._router = Router(targets_of(models), **options)
 
     @property
     def router(self) -> Router:
@@ -385,15 +384,3 @@ class FallbackLLM(FunctionCallingLLM):
 
 def _revived(cls: type[FallbackLLM], models: Sequence[Any], options: Mapping[str, Any]) -> FallbackLLM:
     return cls([load_model(model) for model in models], **options)
-
-
-def _targets(models: Any) -> list[Any]:
-    if isinstance(models, (str, Mapping, Target, LLM, Provider)):
-        models = [models]
-    targets: list[Any] = []
-    for model in models:
-        taken = [name if isinstance(name := getattr(t, "name", t), str) else "" for t in targets]
-        targets.append(target_of(model, taken))
-    if not targets:
-        raise ConfigurationError("FallbackLLM needs at least one model\nhint: models=['openai:gpt-5-mini']")
-    return targets

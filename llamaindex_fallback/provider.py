@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import gc
 import inspect
 import re
 import threading
@@ -24,6 +25,7 @@ from llama_index_instrumentation.dispatcher import active_instrument_tags, instr
 
 from llamaindex_fallback._convert import FRAMEWORK, STAMP, from_messages, peek, stamped, tool_choice
 from llamaindex_fallback._reader import Reader
+from llamaindex_fallback._state import dump_llm, load_llm
 from shared_core.chat.events import ChatEvent
 from shared_core.chat.request import ChatRequest, Origin, ToolSpec
 from shared_core.errors import ConfigurationError, ErrorKind, ProviderError
@@ -96,23 +98,18 @@ class LlamaIndexProvider:
         kind = re.sub("[^a-z0-9]", "", llm.class_name().lower())
         vendor, self._rules = next(((v, r) for prefix, v, r in _VENDORS if kind.startswith(prefix)), (None, COMPATIBLE))
         self.name: str = name or vendor or kind.removesuffix("llm") or "llamaindex"
-        self.llm = _without_retries(llm)
+        self.llm: LLM = _without_retries(llm)
+        self._theirs = list(_private(llm).values())
         self.model: str = llm.metadata.model_name or llm.class_name()
         self.local: bool = any(kind.startswith(word) for word in _LOCAL) if local is None else local
         self._declared = Capabilities(**capabilities) if isinstance(capabilities, Mapping) else capabilities
         self._reports_usage_when_asked = kind == "openaillm"
-        self._started()
-
-    def _started(self) -> None:
         self._lock = threading.Lock()
         self._copies: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LLM] = weakref.WeakKeyDictionary()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_lock", "_copies")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._started()
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As class and settings: an LLM pickled as it is would take its key along.
+        return _revived, (dump_llm(self.llm), self.name, self.local, self._declared)
 
     def __repr__(self) -> str:
         return f"LlamaIndexProvider({type(self.llm).__name__}, model={self.model!r})"
@@ -160,13 +157,17 @@ class LlamaIndexProvider:
             if not request.streaming:
                 yield from reader.whole(answer)
                 return
-            with contextlib.closing(answer):
+            try:
                 while True:
                     with tags():
                         response = next(answer, None)
                     if response is None:
                         break
                     yield from reader.feed(response)
+            finally:
+                for response in _unfinished(answer):
+                    response.close()
+                answer.close()
             yield from reader.finish()
         except Exception as error:
             if (known := self._known(error)) is None:
@@ -189,7 +190,7 @@ class LlamaIndexProvider:
                 for event in reader.whole(answer):
                     yield event
                 return
-            async with contextlib.aclosing(answer):
+            try:
                 while True:
                     with tags():
                         response = await anext(answer, None)
@@ -197,6 +198,10 @@ class LlamaIndexProvider:
                         break
                     for event in reader.feed(response):
                         yield event
+            finally:
+                for response in _unfinished(answer):
+                    await response.aclose()
+                await answer.aclose()
             for event in reader.finish():
                 yield event
         except Exception as error:
@@ -232,19 +237,26 @@ class LlamaIndexProvider:
             yield event
 
     def close(self) -> None:
-        """LlamaIndex LLMs have nothing to close; their clients go when they do. Idempotent."""
+        """Close the sync clients that were opened here; the LLM's own stay as they are. Idempotent."""
         with self._lock:
             self._copies.clear()
+        for client in self._opened(self.llm):
+            if callable(close := peek(client, "close")) and not inspect.iscoroutinefunction(close):
+                close()
 
     async def aclose(self) -> None:
-        """Close the async clients that were opened for the running loop, then `close`."""
+        """Close the async clients that were opened here for the running loop, then `close`."""
         with self._lock:
             copied = self._copies.pop(asyncio.get_running_loop(), None)
-        shared = _private(self.llm)
-        for key, client in _private(copied).items():
-            if client is not shared.get(key) and inspect.iscoroutinefunction(close := peek(client, "close")):
+        for client in self._opened(copied):
+            if inspect.iscoroutinefunction(close := peek(client, "close")):
                 await close()
         self.close()
+
+    def _opened(self, llm: LLM | None) -> list[Any]:
+        """The SDK clients that `llm` holds and the one we were given did not."""
+        held = [one for one in _private(llm).values() if one is not None]
+        return [one for one in held if not any(one is its for its in self._theirs)]
 
     # ── what is asked ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -310,17 +322,44 @@ class LlamaIndexProvider:
 
     def _known(self, error: Exception) -> ProviderError | None:
         """What to raise in its place; None for a bug, which is nobody's outage, and for what is already told."""
-        return None if isinstance(error, ProviderError) else classify_error(error, provider=self.name)
+        if isinstance(error, ProviderError):
+            return None
+        if _misread(error):
+            return ProviderError.of(ErrorKind.MALFORMED, f"the answer is none: {type(error).__name__}: {error}")
+        return classify_error(error, provider=self.name)
 
 
 Tags = Callable[[], contextlib.AbstractContextManager[None]]
+
+
+def _misread(error: Exception) -> bool:
+    """Whether an integration stumbled over an answer that is none (an HTML page, no choices), which looks like a bug.
+
+    Only where it reads a plain value as if it were an answer; any other `TypeError` and the like is a broken install.
+    """
+    match error:
+        case IndexError():
+            plain = True
+        case AttributeError():
+            plain = isinstance(error.obj, (str, bytes, list, dict, type(None)))
+        case TypeError():
+            plain = str(error).startswith("'NoneType' object is not")
+        case _:
+            return False
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return plain and trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("llama_index.llms.")
 
 
 # ── the LLM without what the router does itself ──────────────────────────────────────────────────────────────────────
 
 
 def _without_retries(llm: LLM) -> LLM:
-    """`llm`, or a shallow copy of it with `max_retries=0`: who retries, when and where is the router's decision."""
+    """`llm`, or a shallow copy of it with `max_retries=0`: who retries, when and where is the router's decision.
+
+    Only LLMs with that setting are copied, so that an LLM that keeps a state of its own stays the one you hold.
+    """
     if not isinstance(peek(llm, "max_retries"), int) or "max_retries" not in type(llm).model_fields:
         return llm
     quiet = llm.model_copy(update={"max_retries": 0})
@@ -328,6 +367,12 @@ def _without_retries(llm: LLM) -> LLM:
         if client is not None and peek(client, "max_retries") and callable(peek(client, "with_options")):
             setattr(quiet, key, client.with_options(max_retries=0))  # an SDK client that was built before we came
     return quiet
+
+
+def _revived(
+    told: Mapping[str, Any], name: str, local: bool, capabilities: Capabilities | None
+) -> LlamaIndexProvider:
+    return LlamaIndexProvider(load_llm(told), name=name, local=local, capabilities=capabilities)
 
 
 def _private(llm: LLM | None) -> dict[str, Any]:
@@ -354,6 +399,21 @@ def _undecorated(cls: type[LLM], name: Method) -> Callable[..., Any] | None:
         if inspect.isfunction(inner):
             return inner
     return None
+
+
+def _unfinished(answer: Any) -> list[Any]:
+    """The HTTP responses that a stream has not read to their end.
+
+    LlamaIndex's OpenAI leaves them to Python's cycle collector, so a reader who walked away would go on paying. They
+    are found where the suspended generators hold them: generators on generators, and at their end the SDK's `Stream`.
+    """
+    found: list[Any] = []
+    layer = [answer]
+    for _ in range(4):
+        held = [one for each in layer for one in gc.get_referents(each)]
+        layer = [one for one in held if inspect.isgenerator(one) or inspect.isasyncgen(one)]
+        found += [one.response for one in held if type(one).__name__ in ("Stream", "AsyncStream")]
+    return found
 
 
 def _acquire(llm: LLM) -> None:

@@ -1,0 +1,145 @@
+"""Two models on one fault server, asked through a FallbackLLM natively or through LlamaIndex's own OpenAI class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.llms.openai import OpenAI
+from llama_index_instrumentation import get_dispatcher
+
+from llamaindex_fallback import FallbackLLM
+from shared_core import Target
+from shared_core.testing import FaultServer
+
+KEY = "sk-not-a-real-key-0123456789abcdef"
+PRIMARY, SECONDARY = "gpt-5-mini", "gpt-4.1-mini"
+NO_RETRY = {"same_target": 0, "total": 0}
+
+Maker = Callable[..., FallbackLLM]
+
+
+def native(server: FaultServer, model: str, **options: Any) -> Target:
+    return Target(f"openai:{model}", base_url=server.openai_url, api_key=KEY, **options)
+
+
+def wrapped(server: FaultServer, model: str, **options: Any) -> OpenAI:
+    return OpenAI(model=model, api_base=server.openai_url, api_key=KEY, **{"max_retries": 0, **options})
+
+
+KINDS = {
+    "native": lambda server: [native(server, PRIMARY), native(server, SECONDARY)],
+    "wrapped": lambda server: [wrapped(server, PRIMARY), wrapped(server, SECONDARY)],
+    "wrapped then native": lambda server: [wrapped(server, PRIMARY), native(server, SECONDARY)],
+    "native then wrapped": lambda server: [native(server, PRIMARY), wrapped(server, SECONDARY)],
+}
+
+
+OPEN: list[FallbackLLM] = []
+"""Closed after each test."""
+
+
+def fallback_llm(server: FaultServer, kind: str | list[Any] = "native", **options: Any) -> FallbackLLM:
+    models = KINDS[kind](server) if isinstance(kind, str) else kind
+    OPEN.append(FallbackLLM(models, **{"retry": NO_RETRY, **options}))
+    return OPEN[-1]
+
+
+# ── the eight faces, called alike ────────────────────────────────────────────────────────────────────────────────────
+
+FACES = (
+    "chat",
+    "achat",
+    "stream_chat",
+    "astream_chat",
+    "complete",
+    "acomplete",
+    "stream_complete",
+    "astream_complete",
+)
+STREAMED = tuple(face for face in FACES if "stream" in face)
+
+Response = ChatResponse | CompletionResponse
+
+
+async def call(llm: Any, face: str, prompt: str = "When does it open?", **options: Any) -> list[Response]:
+    """Every response of one call; a whole answer is a list of one."""
+    asked: Any = prompt if "complete" in face else [ChatMessage(role="user", content=prompt)]
+    answer = getattr(llm, face)(asked, **options)
+    if face.startswith("a"):
+        answer = await answer
+    if "stream" not in face:
+        return [answer]
+    if face.startswith("a"):
+        return [response async for response in answer]
+    return list(answer)
+
+
+def text_of(response: Response) -> str:
+    return response.text if isinstance(response, CompletionResponse) else response.message.content or ""
+
+
+def fallback_of(response: Response) -> dict[str, Any]:
+    return response.additional_kwargs["fallback"]
+
+
+# ── watching ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Events(BaseEventHandler):
+    """Keeps every instrumentation event while it is in `with`."""
+
+    seen: list[Any] = []  # noqa: RUF012  # a pydantic field: copied per instance
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "Events"
+
+    def handle(self, event: Any, **kwargs: Any) -> None:
+        self.seen.append(event)
+
+    def names(self, *, of: str = "LLM") -> list[str]:
+        return [type(e).__name__ for e in self.seen if of in type(e).__name__]
+
+    def count(self, name: str) -> int:
+        return self.names(of=name).count(name)
+
+    def __enter__(self) -> Self:
+        self.seen.clear()
+        get_dispatcher().add_event_handler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        get_dispatcher().event_handlers.remove(self)
+
+
+class WordHash(BaseEmbedding):
+    """An embedding that needs no model: each word counts in one of 64 places."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        return "WordHash"
+
+    def _embed(self, text: str) -> list[float]:
+        places = [0.001] * 64
+        for word in text.lower().split():
+            places[sum(word.strip(".,?!").encode()) % 64] += 1.0
+        return places
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._embed(text)
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self._embed(query)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self._embed(query)
+
+
+def managed(llm: FallbackLLM, *handlers: Any) -> FallbackLLM:
+    llm.callback_manager = CallbackManager(list(handlers))
+    return llm
