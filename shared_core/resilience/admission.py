@@ -137,9 +137,9 @@ class Gate:
             if error is None:
                 if outcome.cancelled:
                     return self._circuit(admission, Result.NEUTRAL, now, chance)
+                slow = outcome.others_closed and self._slow(outcome.first_token_s)
                 health.success(outcome.latency_s, outcome.first_token_s)
                 self.budget.success()
-                slow = outcome.others_closed and self._slow(outcome.first_token_s)
                 return self._circuit(admission, Result.FAILURE if slow else Result.SUCCESS, now, chance)
             changes: list[Transition] = []
             rule = error.rule

@@ -208,7 +208,6 @@ def flow(
             yield Settle(route, granted, _outcome(attempt, error, now), attempt, True)
             queue.appendleft(turn)
             continue
-        others = bool(queue)
         if verdict is Disposition.RETRY and turn.tries <= route.retry.same_target and retries_left > 0:
             wait_s = route.retry.wait_s(error, turn.tries - 1, chance())
         at_once = wait_s is not None and not _should_yield(error, relay, wait_s, now, deadline, queue, route.retry)
@@ -226,8 +225,7 @@ def flow(
             continue
         turn.not_before = now + wait_s
         if not at_once:
-            if others or parked or now + wait_s < deadline:
-                parked.append(turn)
+            parked.append(turn)
             continue
         retries_left -= 1
         if wait_s > 0:

@@ -33,7 +33,7 @@ class Price:
     request: Decimal | float | int | str = 0
 
     def __post_init__(self) -> None:
-        for f in fields(self):
+        for f in fields(Price):  # not those that a subclass adds
             value = getattr(self, f.name)
             if value is None:
                 value = self.input
