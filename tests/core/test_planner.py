@@ -1,0 +1,205 @@
+"""Who may answer, in which order, and the reason for everybody who may not."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared_core import (
+    Capabilities,
+    ChatRequest,
+    ConfigurationError,
+    Constraints,
+    File,
+    Image,
+    OutputSchema,
+    Price,
+    Router,
+    Target,
+    ToolSpec,
+    tool,
+    user,
+)
+from shared_core.chat.request import Audio
+from shared_core.testing import ScriptedProvider, VirtualClock
+
+HI = ChatRequest((user("Hello"),))
+TOOLS = (ToolSpec("look"),)
+SCHEMA = OutputSchema({"type": "object", "properties": {"a": {"type": "string"}}})
+
+
+def router(*targets: dict, **options) -> Router:
+    made = []
+    for name, fields in zip("abcdef", targets, strict=False):
+        provider = ScriptedProvider("ok", name=f"vendor-{name}", model=f"model-{name}")
+        provider.local = fields.pop("local", False)  # type: ignore[misc]
+        made.append(Target(provider=provider, name=name, **fields))
+    return Router(made, clock=VirtualClock(), **options)
+
+
+def only(request: ChatRequest, reason: str, **capabilities) -> None:
+    """A target without the capability is excluded with `reason`, one with everything is planned."""
+    r = router({"capabilities": Capabilities(**capabilities)}, {"capabilities": Capabilities(pdfs=True, audio=True)})
+    plan = r.explain(request)
+    assert plan.targets == ("b",)
+    assert plan.excluded == (("a", reason),)
+    answer = r.invoke(request)
+    assert answer.target == "b"
+    assert answer.fallback["excluded"] == [{"target": "a", "reason": reason}]
+    assert not answer.fallback["used_fallback"], "a target that could not serve it was never the primary"
+
+
+PNG = Image(data=b"\x89PNG", media_type="image/png")
+PDF = File(data=b"%PDF", media_type="application/pdf")
+WAV = Audio(data=b"RIFF", media_type="audio/wav")
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason", "capabilities"),
+    [
+        (HI.replace(tools=TOOLS), "cannot call tools", {"tools": False}),
+        (HI.replace(tools=TOOLS, tool_choice="any"), "cannot be made to choose tools by 'any'", {"tool_choice": frozenset({"auto"})}),
+        (HI.replace(tools=TOOLS, tool_choice="look"), "cannot be made to choose tools by 'tool'", {"tool_choice": frozenset({"auto", "any"})}),
+        (HI.replace(output=SCHEMA), "cannot answer in a JSON schema", {"json_schema": False}),
+        (HI.replace(output=OutputSchema()), "has no JSON mode", {"json_mode": False}),
+        (ChatRequest((user([PNG]),)), "cannot take images", {"images": False}),
+        (ChatRequest((user([PDF]),)), "cannot take documents", {"pdfs": False}),
+        (ChatRequest((user([WAV]),)), "cannot take audio", {"audio": False}),
+        (ChatRequest((user("x"), tool("1", [PNG]))), "cannot take images", {"images": False}),
+        (ChatRequest((user("x" * 6007),)), "the request needs at least 1001 tokens, its context window is 1000", {"context_window": 1000}),
+        (HI.replace(max_tokens=1001), "max_tokens 1001 is beyond its context window of 1000", {"context_window": 1000}),
+    ],
+)
+def test_a_target_that_cannot_serve_the_request_is_incapable_not_sick(request_, reason, capabilities):
+    only(request_, reason, **capabilities)
+
+
+def test_a_request_at_the_edge_of_the_window_is_planned():
+    r = router({"capabilities": Capabilities(context_window=1000)})
+    assert r.explain(ChatRequest((user("x" * 6005),))).targets == ("a",)
+    assert r.explain(HI.replace(max_tokens=1000)).targets == ("a",)
+
+
+def test_tool_choice_without_tools_excludes_nobody():
+    r = router({"capabilities": Capabilities(tools=False, tool_choice=frozenset())})
+    assert r.explain(HI.replace(tool_choice="none")).targets == ("a",)
+
+
+def test_nobody_can_serve_it_and_the_error_says_why_for_each():
+    r = router({"capabilities": Capabilities(tools=False)}, {"enabled": False})
+    with pytest.raises(Exception, match="no target can serve this request") as caught:
+        r.invoke(HI.replace(tools=TOOLS))
+    assert "a: cannot call tools" in str(caught.value)
+    assert "b: disabled" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("constraints", "planned", "reason"),
+    [
+        (Constraints(local_only=True), "b", "constraint: local only"),
+        (Constraints(deny=frozenset({"a"})), "b", "constraint: denied"),
+        (Constraints(deny=frozenset({"vendor-a"})), "b", "constraint: denied"),
+        (Constraints(allow=frozenset({"b"})), "b", "constraint: not on the allow list"),
+        (Constraints(allow=frozenset({"vendor-b"})), "b", "constraint: not on the allow list"),
+        (Constraints(max_price=1.0), "b", "constraint: costs $2 per million tokens, the maximum is $1"),
+        (Constraints(require=frozenset({"pdfs"})), "b", "constraint: needs pdfs"),
+    ],
+)
+def test_hard_constraints_keep_targets_out(constraints, planned, reason):
+    r = router(
+        {"price": Price(input=1, output=2)},
+        {"local": True, "price": Price(input=1), "capabilities": Capabilities(pdfs=True)},
+    )
+    plan = r.explain(HI.replace(constraints=constraints))
+    assert plan.targets == (planned,)
+    assert plan.excluded == (("a", reason),)
+
+
+def test_an_unknown_price_fails_closed_under_a_maximum():
+    r = router({}, {"local": True})
+    plan = r.explain(HI.replace(constraints=Constraints(max_price=1000.0)))
+    assert plan.targets == ("b",), "a local target costs nothing"
+    assert plan.excluded == (("a", "constraint: its price is unknown and a maximum is set"),)
+
+
+def test_an_unknown_capability_in_constraints_is_refused():
+    with pytest.raises(ConfigurationError, match="unknown capability 'wings'"):
+        router({}).explain(HI.replace(constraints=Constraints(require=frozenset({"wings"}))))
+
+
+def test_priority_keeps_the_configured_order():
+    assert router({}, {}, {}).explain(HI).targets == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("name", ["round_robin", "round-robin"])
+def test_round_robin_begins_one_further_on_each_call_and_explaining_takes_no_turn(name):
+    r = router({}, {}, {}, strategy=name)
+    served = []
+    for _ in range(4):
+        r.explain(HI)
+        r.explain(HI)
+        first = r.explain(HI).targets[0]
+        served.append(r.invoke(HI).target)
+        assert served[-1] == first
+    assert served == ["a", "b", "c", "a"]
+    assert r.explain(HI).targets == ("b", "c", "a")
+    assert r.explain(HI).strategy == "round_robin"
+
+
+def test_a_users_own_strategy_sees_health_and_may_leave_targets_out():
+    seen = []
+
+    def healthiest(request, views):
+        seen.append([(v.name, v.health.status, v.turn) for v in views])
+        return [v for v in reversed(views) if v.name != "a"]
+
+    r = router({}, {}, {}, strategy=healthiest)
+    plan = r.explain(HI)
+    assert plan.targets == ("c", "b")
+    assert plan.excluded == (("a", "left out by strategy 'healthiest'"),)
+    assert plan.strategy == "healthiest"
+    assert seen == [[("a", "UNKNOWN", 0), ("b", "UNKNOWN", 0), ("c", "UNKNOWN", 0)]]
+
+
+def test_a_strategy_that_names_a_target_twice_is_refused():
+    with pytest.raises(ConfigurationError, match="returned a target twice"):
+        router({}, {}, strategy=lambda q, v: [v[0], v[0]]).explain(HI)
+
+
+def test_a_strategy_can_be_chosen_per_call():
+    r = router({}, {})
+    r.invoke(HI)
+    assert r.invoke(HI, strategy="round_robin").target == "b"
+    assert r.invoke(HI).target == "a"
+
+
+@pytest.mark.parametrize(("wrong", "match"), [("round_robbin", "Did you mean 'round_robin'"), (3, "a name or a callable")])
+def test_an_unknown_strategy_is_refused_at_construction(wrong, match):
+    with pytest.raises(ConfigurationError, match=match):
+        router({}, strategy=wrong)
+
+
+def test_explain_notes_what_would_stop_a_target_right_now_and_prints_for_people():
+    r = router({}, {"enabled": False})
+    r.force_open("a")
+    plan = r.explain(HI)
+    assert plan.notes == {"a": "circuit forced open"}
+    assert str(plan) == "plan (priority):\n  1. a  (circuit forced open)\n  -  b: disabled"
+    assert plan.as_dict()["excluded"] == [{"target": "b", "reason": "disabled"}]
+    assert "<td>b</td><td>disabled</td>" in plan._repr_html_()
+    assert all(p.calls == 0 for p in r.providers), "explaining sends nothing"
+
+
+def test_a_model_named_per_call_is_asked_first_when_it_is_ours():
+    r = router({}, {})
+    answer = r.invoke(HI.replace(model="model-b"))
+    assert answer.target == "b"
+    assert r.providers[1].requests[-1].model is None
+
+
+def test_another_model_named_per_call_replaces_the_primarys_and_no_other_vendors():
+    r = router({}, {})
+    r.invoke(HI.replace(model="newer"))
+    assert r.providers[0].requests[-1].model == "newer"
+    r.force_open("a")
+    r.invoke(HI.replace(model="newer"))
+    assert r.providers[1].requests[-1].model is None
