@@ -1,6 +1,7 @@
 """A GGUF model on this machine through llama.cpp, in a supervised process of its own (docs/local-model.md).
 
-The names are resolved on first use: the worker process imports this package too, and must not pay for the parent's half.
+The names are resolved on first use: the worker process imports this package too, and must not pay for the parent's
+half.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """One loaded model: load, count, generate. Not thread-safe: the worker's one compute thread owns it.
 
-It stands on llama.cpp's C functions rather than on `llama_cpp.Llama`, whose completion methods detokenise the whole answer
-again for every token, take cubic time on invalid UTF-8, check no grammar for NULL and turn user text into control tokens.
+It stands on llama.cpp's C functions rather than on `llama_cpp.Llama`, whose completion methods detokenise the whole
+answer again for every token, take cubic time on invalid UTF-8, check no grammar for NULL and turn user text into
+control tokens.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shared_core.providers.llama_cpp import prompt
 from shared_core.providers.llama_cpp.library import AbortFlag, LogKeeper
-from shared_core.providers.llama_cpp.schema_grammar import UnsupportedSchema, gbnf, tool_call_gbnf
 from shared_core.providers.llama_cpp.schema_check import violations
+from shared_core.providers.llama_cpp.schema_grammar import UnsupportedSchema, gbnf, tool_call_gbnf
 from shared_core.providers.llama_cpp.spoken import CALL, CALL_END, THINK, THINK_END, SpokenParser
 from shared_core.providers.llama_cpp.stops import StopMatcher
 from shared_core.providers.llama_cpp.utf8 import Utf8Stream
@@ -297,7 +298,7 @@ class Engine:
         return found
 
     def _agreeing(self, rest: bytes) -> list[int]:
-        """The tokens that may come next where the text must go on with `rest`: its beginnings, and what goes beyond it."""
+        """The tokens that may come next where the text must go on with `rest`: its beginnings, and what goes beyond."""
         found = [token for size in range(1, len(rest) + 1) for token in self._by_piece.get(rest[:size], ())]
         pieces = self._sorted_pieces
         at = bisect_left(pieces, (rest, 1 << 40))
@@ -361,9 +362,10 @@ class Engine:
         """
         messages, tools = job["messages"], job.get("tools") or None
         if tools and not self._template_knows_tools:
-            messages = [{"role": "system", "content": prompt.tool_instructions(tools)}, *messages]
-            if len(messages) > 1 and messages[1]["role"] == "system":
-                messages = [{"role": "system", "content": f"{messages[1]['content']}\n\n{messages[0]['content']}"}, *messages[2:]]
+            told = prompt.tool_instructions(tools)
+            if messages and messages[0]["role"] == "system":
+                told, messages = f"{messages[0]['content']}\n\n{told}", messages[1:]
+            messages = [{"role": "system", "content": told}, *messages]
         try:
             segments = prompt.render(self._template, messages, tools, self._markers)
         except prompt.TemplateRefused as error:
@@ -438,10 +440,12 @@ class Engine:
         if sampler.constrained and partial and not must_call:
             sampler.catch_up(self._tokenise_answer(partial[: len(partial) - len(forced.decode("utf-8", "ignore"))]))
         schema = job.get("schema") if not must_call else None
+        inside: Literal["text", "thought", "call"]
         inside = "call" if must_call else "thought" if tail_text.rstrip().endswith(THINK) and not partial else "text"
         speech = SpokenParser(tools=bool(job.get("tools")) and job.get("tool_choice") != "none", inside=inside)
         decoder, stops = Utf8Stream(), StopMatcher(job.get("stop") or (), delivered=partial)
         said: list[str] = []
+        calls = [0]
         # A schema with parts that no grammar expresses: nothing is let out before the whole has been checked.
         hold = schema is not None and not exact
         speak_plainly = schema is not None
@@ -459,7 +463,8 @@ class Engine:
                     case "thought":
                         yield {"ev": "thought", "t": piece.text}
                     case "call":
-                        yield {"ev": "call", "index": speech.calls - 1, "name": piece.name, "arguments": piece.arguments}
+                        index, calls[0] = calls[0], calls[0] + 1
+                        yield {"ev": "call", "index": index, "name": piece.name, "arguments": piece.arguments}
 
         rest = forced
         steps = 0

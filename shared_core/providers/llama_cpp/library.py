@@ -80,9 +80,9 @@ class LogKeeper:
 class AbortFlag:
     """Asks a running `llama_decode` to stop, from another thread.
 
-    llama.cpp calls back hundreds of times per token. A Python callback would take the interpreter's lock each time; so on
-    the machines where a C `bool` result is the low byte of an integer one, libc's `strlen` serves as the callback: its
-    argument is a buffer that holds an empty string (go on) or one of length 1 (stop). Elsewhere it is a Python function.
+    llama.cpp calls back hundreds of times per token. A Python callback would take the interpreter's lock each time; so
+    on machines where a C `bool` result is the low byte of an integer one, libc's `strlen` serves as the callback: its
+    argument is a buffer that holds an empty string (go on) or one of length 1 (stop). Elsewhere it is Python.
     """
 
     def __init__(self, library: Any) -> None:

@@ -1,4 +1,4 @@
-"""What one caller waits on: messages arrive from the supervisor's thread, and are read from any thread or event loop."""
+"""What one caller waits on: messages come from the supervisor's thread and are read from any thread or event loop."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ class Call:
         self.job = job
         self.id = 0
         """Set when it is handed to the worker."""
+        self.accepted = False
+        """Whether the worker has said that it has it."""
         self.cancelled = False
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Is this a GGUF, and what does its header say? Read without llama.cpp: a bad file is refused where it is configured."""
+"""Is this a GGUF, and what does its header say? Read without llama.cpp, so that configuring can refuse a bad file."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<
 _STRING, _ARRAY = 8, 9
 # ggml type -> (weights per block, bytes per block). Source: ggml's ggml-common.h; other types are not size-checked.
 _BLOCKS = {
-    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84), 11: (256, 110),
-    12: (256, 144), 13: (256, 176), 14: (256, 210), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 30: (1, 2),
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 10: (256, 84),
+    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8),
+    28: (1, 8), 30: (1, 2),
 }  # fmt: skip
 _INTERRUPTED = "the download was probably interrupted: fetch the file again and compare its SHA-256"
 
@@ -124,7 +125,7 @@ def _kind_of(magic: bytes) -> str:
 def _parse(path: Path, data: mmap.mmap, size: int) -> ModelFile:
     version, n_tensors, n_kv = struct.unpack_from("<IQQ", data, 4)
     if version not in (2, 3):
-        raise _bad(path, f"GGUF version {version} is unknown", "versions 2 and 3 are supported; convert the model again")
+        raise _bad(path, f"GGUF version {version} is unknown", "2 and 3 are supported: convert the model again")
     if n_tensors > 1_000_000 or n_kv > 1_000_000:
         raise _bad(path, f"its header is corrupt: {n_tensors} tensors, {n_kv} metadata entries", _INTERRUPTED)
     at = 24

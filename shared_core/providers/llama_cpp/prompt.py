@@ -60,7 +60,9 @@ def compile_template(source: str, *, bos: str = "", eos: str = "") -> Callable[.
     def tojson(value: Json, indent: int | None = None, ensure_ascii: bool = False, **_: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
     environment.filters["tojson"] = tojson
     environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now, bos_token=bos, eos_token=eos)
     try:
@@ -152,7 +154,8 @@ def _alternate(messages: Sequence[Mapping[str, Json]]) -> list[Mapping[str, Json
         if role == "tool":
             role, content = "user", f"Result of {message.get('name') or 'the tool'}: {content}"
         for call in message.get("tool_calls") or ():
-            content += ("\n" if content else "") + f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
+            said = f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>"
+            content = f"{content}\n{said}" if content else said
         if out and out[-1]["role"] == role:
             out[-1]["content"] += f"\n\n{content}"
         else:

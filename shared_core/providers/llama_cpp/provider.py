@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import os
 import time
 import uuid
@@ -33,7 +32,7 @@ from shared_core.routing.target import Target
 
 __all__ = ["LlamaCppProvider", "UnusableModel", "check_target"]
 
-_SAMPLING: Mapping[str, tuple[type[int] | type[float], float, float]] = {
+_SAMPLING: Mapping[str, tuple[type[int | float], float, float]] = {
     "top_k": (int, 0, 1 << 20),
     "min_p": (float, 0.0, 1.0),
     "repeat_penalty": (float, 0.1, 10.0),
@@ -63,12 +62,12 @@ def check_target(target: Target) -> None:
 
 
 class LlamaCppProvider:
-    """One GGUF file. All providers for the same file and options in this process share one worker, started when first needed.
+    """One GGUF file. Providers of the same file and options in this process share one worker, started when needed.
 
     Any thread and any event loop may call at once; requests are served one at a time, `queue` more may wait.
 
     Raises:
-        ConfigurationError: an option or the file is wrong (`InvalidModelFile`, `UnknownOption`), or llama.cpp is missing.
+        ConfigurationError: an option (`UnknownOption`) or the file (`InvalidModelFile`) is wrong, or llama.cpp missing.
     """
 
     name = "llamacpp"
@@ -190,7 +189,7 @@ class LlamaCppProvider:
         return supervisor.facts
 
     def count_tokens(self, request: ChatRequest, timeout_s: float = 30.0) -> int:
-        """The tokens this request's prompt takes, by the model's own tokeniser and template. Starts the worker if need be."""
+        """The tokens of this request's prompt, by the model's own tokeniser and template; starts the worker."""
         call, supervisor = self._submit(Call("count", self._job(request, self.model)), self.model)
         until = time.monotonic() + timeout_s
         while True:
@@ -202,7 +201,7 @@ class LlamaCppProvider:
                 return int(message["tokens"])
 
     def close(self) -> None:
-        """Give the worker back; the last provider to do so ends it. Idempotent, any thread. A later call starts anew."""
+        """Give the worker back; the last one to do so ends it. Idempotent, any thread; a later call starts anew."""
         _release_all(self._held)
 
     async def aclose(self) -> None:
@@ -218,7 +217,10 @@ class LlamaCppProvider:
                 supervisor.submit(call)
             except Busy as error:
                 raise ProviderError.of(
-                    ErrorKind.OVERLOADED, f"the local model is busy: {error}", code="busy", hint="raise the option queue="
+                    ErrorKind.OVERLOADED,
+                    f"the local model is busy: {error}",
+                    code="busy",
+                    hint="raise the option queue=",
                 ) from None
             except RuntimeError:
                 if not supervisor.closed:
@@ -372,7 +374,9 @@ class _Reading:
             serving, waiting = supervisor.load
             if serving + waiting > 1:
                 return ProviderError.of(
-                    ErrorKind.OVERLOADED, f"the local model is busy: no turn in time, {waiting} requests are waiting", code="busy"
+                    ErrorKind.OVERLOADED,
+                    f"the local model is busy: no turn in time, {waiting} requests are waiting",
+                    code="busy",
                 )
         said = "the stream fell silent" if which == "idle" else f"no {which} in time"
         error = ProviderError.of(ErrorKind.TIMEOUT, f"the local model: {said}")
@@ -426,8 +430,8 @@ def _release_all(held: dict[str, Supervisor]) -> None:
 
 def _threads(file: ModelFile) -> int:
     budget = cpu_budget()
-    # A toy model is done before the threads have met; a real one wants all CPUs but one, as a busy neighbour on the last
-    # makes every thread wait.
+    # A toy model is done before the threads have met; a real one wants all CPUs but one, as a busy neighbour on the
+    # last makes every thread wait.
     small = file.path.stat().st_size < 64 * 2**20
     return 1 if small else max(1, min(8, budget - 1))
 
@@ -443,7 +447,7 @@ def _sampling(request: ChatRequest) -> dict[str, Any]:
             raise InvalidRequest(f"extra['llamacpp'] has no option {name!r}. {nearest(name, _SAMPLING)}")
         kind, low, high = _SAMPLING[name]
         wanted = (int,) if kind is int else (int, float)
-        if isinstance(value, bool) or not isinstance(value, wanted) or not math.isfinite(value) or not low <= value <= high:
+        if isinstance(value, bool) or not isinstance(value, wanted) or not low <= value <= high:  # also refuses NaN
             raise InvalidRequest(f"extra['llamacpp'][{name!r}] must be {low:g} to {high:g}, not {value!r}")
     return dict(given)
 
@@ -453,7 +457,8 @@ def _check_media(messages: Sequence[Message]) -> None:
         for part in message.parts:
             for inner in part.content if isinstance(part, ToolResult) else (part,):
                 if not isinstance(inner, (Text, ToolCall, ToolResult, Reasoning)):
-                    raise ProviderError.of(ErrorKind.INCAPABLE, f"the local model takes text only, not {type(inner).__name__}")
+                    kind = type(inner).__name__
+                    raise ProviderError.of(ErrorKind.INCAPABLE, f"the local model takes text only, not {kind}")
 
 
 def _text(parts: Sequence[Part]) -> str:

@@ -16,7 +16,7 @@ _KINDS: Mapping[str, tuple[type, ...]] = {
 
 
 def violations(text: str, schema: Mapping[str, Any]) -> str:
-    """The first thing wrong with `text` under `schema`, in words; empty when all is well. An empty schema: any object."""
+    """The first thing wrong with `text` under `schema`, in words; empty when all is well. `{}` asks for any object."""
     try:
         value = json.loads(text)
     except ValueError as error:

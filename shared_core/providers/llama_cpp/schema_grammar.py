@@ -7,6 +7,7 @@ schema that refers to itself. What no grammar can say is either checked after th
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +16,11 @@ __all__ = ["UnsupportedSchema", "gbnf", "tool_call_gbnf"]
 
 Schema = Mapping[str, Any] | bool
 
+_DATE = r'[0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | [12] [0-9] | "3" [01])'
+_TIME = (
+    r'([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})? '
+    r'("Z" | [+-] [0-2] [0-9] ":" [0-5] [0-9])'
+)
 _PRIMITIVES = {
     "char": r'[^"\\\x00-\x1F\x7F] | "\\" (["\\/bfnrt] | "u" [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F] [0-9a-fA-F])',
     "string": r'"\"" char* "\""',
@@ -27,12 +33,9 @@ _PRIMITIVES = {
     "array": r'"[" ws (value (ws "," ws value)*)? ws "]"',
     # Bounded: a model that may write blanks for ever, will.
     "ws": r'[ ]? | "\n" [ \t]{0,20}',
-    "date": r'"\"" [0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | [12] [0-9] | "3" [01]) "\""',
-    "time": r'"\"" ([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})? ("Z" | [+-] [0-2] [0-9] ":" [0-5] [0-9]) "\""',
-    "date-time": (
-        r'"\"" [0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | [12] [0-9] | "3" [01]) "T" '
-        r'([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})? ("Z" | [+-] [0-2] [0-9] ":" [0-5] [0-9]) "\""'
-    ),
+    "date": rf'"\"" {_DATE} "\""',
+    "time": rf'"\"" {_TIME} "\""',
+    "date-time": rf'"\"" {_DATE} "T" {_TIME} "\""',
     "uuid": r'"\"" [0-9a-f]{8} "-" [0-9a-f]{4} "-" [0-9a-f]{4} "-" [0-9a-f]{4} "-" [0-9a-f]{12} "\""',
 }  # fmt: skip
 _NEEDS = {
@@ -43,13 +46,20 @@ _NEEDS = {
 }
 _FORMATS = frozenset({"date", "time", "date-time", "uuid"})
 _CHECKED_AFTER = (
-    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "pattern", "uniqueItems", "minProperties",
-    "maxProperties",
+    "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "pattern", "uniqueItems",
+    "minProperties", "maxProperties",
 )  # fmt: skip
 """Keywords that the grammar leaves out and `schema_check` looks at afterwards."""
+_RANGE = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _REFUSED = ("not", "if", "then", "else", "patternProperties", "propertyNames", "dependentSchemas", "dependentRequired",
             "contains", "unevaluatedProperties", "unevaluatedItems", "$dynamicRef")  # fmt: skip
 _TYPES = ("object", "array", "string", "number", "integer", "boolean", "null")
+_TELLTALE = (
+    ("object", ("properties", "additionalProperties", "required")),
+    ("array", ("items", "prefixItems", "minItems", "maxItems")),
+    ("string", ("pattern", "format", "minLength", "maxLength")),
+)
+"""What a schema without a type is about."""
 _SMALL_RANGE = 512
 """An integer range of at most this many values becomes a list of them."""
 
@@ -65,7 +75,7 @@ def gbnf(schema: Schema) -> tuple[str, bool]:
         UnsupportedSchema: naming the keyword.
     """
     writer = _Writer(schema)
-    writer.rule("root", writer.visit(schema if schema else {"type": "object"}, "root"))
+    writer.rule("root", writer.visit(schema or {"type": "object"}, "root"))
     return writer.text(), writer.exact
 
 
@@ -91,9 +101,11 @@ def tool_call_gbnf(functions: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
     return "\n".join(f"{name} ::= {body}" for name, body in rules.items()), exact
 
 
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
 def _literal(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
-    return f'"{escaped}"'
+    return '"' + "".join(_ESCAPES.get(c, c) for c in text) + '"'
 
 
 def _json_literal(value: Any) -> str:
@@ -152,16 +164,17 @@ class _Writer:
                 return "(" + " | ".join(self.visit(s, f"{name}-{i}") for i, s in enumerate(schema[keyword])) + ")"
         if "allOf" in schema:
             return self.visit(self._merged(schema), name)
-        if any(k in schema for k in _CHECKED_AFTER):
-            self.exact = False
-        kind = schema.get("type")
-        if kind is None:
-            kind = "object" if "properties" in schema else "array" if "items" in schema or "prefixItems" in schema else None
-        if kind is None:
-            kind = "string" if any(k in schema for k in ("pattern", "format", "minLength", "maxLength")) else list(_TYPES)
+        guesses = (k for k, words in _TELLTALE if any(w in schema for w in words))
+        kind = schema.get("type") or next(guesses, list(_TYPES))
         if isinstance(kind, (list, tuple)):
             rest = {k: v for k, v in schema.items() if k != "type"}
-            return "(" + " | ".join(self.visit({**rest, "type": k}, f"{name}-{k}") for k in kind if k != "integer" or "number" not in kind) + ")"
+            kinds = [k for k in kind if k != "integer" or "number" not in kind]
+            return "(" + " | ".join(self.visit({**rest, "type": k}, f"{name}-{k}") for k in kinds) + ")"
+        checked = {k for k in _CHECKED_AFTER if k in schema}
+        if kind == "integer" and _range_in_grammar(schema):
+            checked -= set(_RANGE)
+        if checked:
+            self.exact = False
         match kind:
             case "object":
                 return self._object(schema, name)
@@ -229,7 +242,7 @@ class _Writer:
         missing = [r for r in required if r not in properties]
         if missing and additional is False:
             raise UnsupportedSchema(f"{missing[0]!r} is required and not allowed")
-        if additional is not False and "additionalProperties" in schema or not properties:
+        if additional is not False and ("additionalProperties" in schema or not properties):
             value = self.visit(additional, f"{name}-value")
             extra = f'{self.primitive("string")} {ws} ":" {ws} {value}'
         pairs: list[tuple[str, bool]] = []
@@ -279,18 +292,31 @@ class _Writer:
         low, high = int(schema.get("minLength", 0)), schema.get("maxLength")
         if low == 0 and high is None:
             return self.primitive("string")
-        return self.rule(f"{name}-string", f'"\\"" {self.primitive("char")}{{{low},{"" if high is None else int(high)}}} "\\""')
+        top = "" if high is None else str(int(high))
+        return self.rule(f"{name}-string", f'"\\"" {self.primitive("char")}{{{low},{top}}} "\\""')
 
     def _integer(self, schema: Mapping[str, Any]) -> str:
-        low, high = schema.get("minimum"), schema.get("maximum")
-        if "exclusiveMinimum" in schema and not isinstance(schema["exclusiveMinimum"], bool):
-            low = max(schema["exclusiveMinimum"] + 1, low if low is not None else schema["exclusiveMinimum"] + 1)
-        if "exclusiveMaximum" in schema and not isinstance(schema["exclusiveMaximum"], bool):
-            high = min(schema["exclusiveMaximum"] - 1, high if high is not None else schema["exclusiveMaximum"] - 1)
+        low, high = _bounds(schema)
         if low is not None and high is not None and 0 <= high - low < _SMALL_RANGE:
-            import math
-
-            return "(" + " | ".join(f'"{n}"' for n in range(math.ceil(low), math.floor(high) + 1)) + ")"
+            return "(" + " | ".join(f'"{n}"' for n in range(low, high + 1)) + ")"
         if low is not None and low >= 0:
-            return '("0" | [1-9] [0-9]{0,17})' if low == 0 else '([1-9] [0-9]{0,17})'
+            return '("0" | [1-9] [0-9]{0,17})' if low == 0 else "([1-9] [0-9]{0,17})"
         return self.primitive("integer")
+
+
+def _bounds(schema: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """The least and the greatest integer allowed."""
+    lows = [math.ceil(schema["minimum"])] if "minimum" in schema else []
+    highs = [math.floor(schema["maximum"])] if "maximum" in schema else []
+    if "exclusiveMinimum" in schema:
+        lows.append(math.floor(schema["exclusiveMinimum"]) + 1)
+    if "exclusiveMaximum" in schema:
+        highs.append(math.ceil(schema["exclusiveMaximum"]) - 1)
+    return max(lows, default=None), min(highs, default=None)
+
+
+def _range_in_grammar(schema: Mapping[str, Any]) -> bool:
+    low, high = _bounds(schema)
+    if low is not None and high is not None:
+        return 0 <= high - low < _SMALL_RANGE
+    return high is None and low in (None, 0, 1)

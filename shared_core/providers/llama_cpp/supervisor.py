@@ -49,7 +49,13 @@ class Supervisor:
     """One worker process for one model file with one set of options."""
 
     def __init__(
-        self, settings: Mapping[str, Any], *, queue: int, max_restarts: int, startup_timeout_s: float, rlimit_as: int | None
+        self,
+        settings: Mapping[str, Any],
+        *,
+        queue: int,
+        max_restarts: int,
+        startup_timeout_s: float,
+        rlimit_as: int | None,
     ) -> None:
         self._settings = dict(settings)
         self._queue, self._max_restarts = queue, max_restarts
@@ -186,17 +192,21 @@ class Supervisor:
         try:
             while self._act(selector):
                 for key, _ in selector.select(self._patience()):
+                    end: Any = key.fileobj
                     match key.data:
                         case "wake":
                             _drain(woken)
                         case "stderr":
-                            self._read_stderr(key.fileobj, selector)
+                            # Both ends of a dead process are ready at once, and the first to be read closes the other.
+                            if not end.closed:
+                                self._read_stderr(end, selector)
                         case "socket":
                             self._exchange(selector)
         # The last line of defence: a fault in here must not leave callers waiting for ever.
         except Exception as error:
             log.exception("the supervisor of a local model failed")
-            self._fail_everyone(lambda: RuntimeError(f"the supervisor of the local model failed: {error!r}"))
+            fault = repr(error)
+            self._fail_everyone(lambda: RuntimeError(f"the supervisor of the local model failed: {fault}"))
         finally:
             self._end_process(selector)
             selector.close()
@@ -337,6 +347,9 @@ class Supervisor:
                 running = self._running
                 if running is None or message.get("id") != running.id:
                     return
+                if kind == "accepted":
+                    running.accepted = True
+                    return
                 if kind in ("done", "error", "cancelled", "counted"):
                     with self._lock:
                         self._running = None
@@ -377,6 +390,10 @@ class Supervisor:
             self._not_before = now + (0.0 if recent <= 1 else min(5.0, 0.1 * 2 ** (recent - 2)))
         with self._lock:
             running, self._running = self._running, None
+            if running is not None and not running.accepted and not running.cancelled:
+                # It died before it was given this call, only nobody had noticed yet: the next process serves it.
+                self._waiting.appendleft(running)
+                running = None
         if running is not None:
             running.put({"ev": "died", "how": f"local model process {how}", "said": said})
         if loading and crash:
@@ -455,7 +472,7 @@ class Supervisor:
         self._fail_waiting(error)
 
     def _forget_after_fork(self) -> None:
-        """In a forked child: the process and its thread are the parent's; only our copies of the descriptors are ours."""
+        """In a forked child: process and thread are the parent's; only our copies of the descriptors are ours."""
         process = self._process
         ends: list[Any] = [self._sock, self._wake, self._woken]
         if process is not None:
@@ -492,7 +509,7 @@ def _drain(sock: socket.socket) -> None:
         return
 
 
-# ── one supervisor per model and options, shared by everyone in the process ──────────────────────────────────────────────
+# ── one supervisor per model and options, shared by everyone in the process ───────────────────────────────────────────
 
 _registry: dict[tuple[Any, ...], Supervisor] = {}
 _registry_lock = threading.RLock()  # re-entrant: a finalizer may run while it is held

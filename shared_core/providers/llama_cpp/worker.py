@@ -2,12 +2,13 @@
 
     python -m shared_core.providers.llama_cpp.worker <socket fd> <parent pid> <address space limit in bytes, or 0>
 
-Two threads: the main one reads messages (so that a cancel is heard at once), the compute thread alone touches llama.cpp.
+Two threads: the main one reads messages, so that a cancel is heard at once; the compute thread alone touches llama.cpp.
 The process ends when its socket does, and the kernel ends it when its parent's owning thread is gone.
 
     parent -> worker   load {settings}; generate | count {id, job}; cancel {id}; health {id}; shutdown
     worker -> parent   loaded {facts} | load_failed {reason} | progress {value} | log {line};
-                       start, text, thought, call …, then done | error {kind, message} | cancelled, each with its id
+                       accepted, start, text, thought, call …, then done | error {kind, message} | cancelled,
+                       each with its id
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ class Worker:
                     self.send({"ev": "health", "id": message["id"], "busy": self._current is not None})
                 case "shutdown":
                     return
-                case _:
+                case op:
+                    if op != "load":
+                        self.send({"ev": "accepted", "id": message["id"]})
                     self._jobs.put(message)
 
     def send(self, message: Json) -> None:
@@ -99,7 +102,8 @@ class Worker:
             self.send({"ev": "load_failed", "reason": str(error), "what": "model"})
             return
         except MemoryError:
-            self.send({"ev": "load_failed", "reason": "there is not enough memory (or rlimit_as is too low)", "what": "model"})
+            reason = "there is not enough memory (or rlimit_as is too low)"
+            self.send({"ev": "load_failed", "reason": reason, "what": "model"})
             return
         self._engine = engine
         self.send({"ev": "loaded", "facts": facts, "pid": os.getpid()})
@@ -137,8 +141,7 @@ class Worker:
             self.send({"ev": "cancelled", "id": job})
         except Refused as error:
             self.send({"ev": "error", "id": job, "kind": error.kind, "message": str(error)})
-        # Whatever a request does to us is that request's failure; the next one gets a fresh start.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is this request's failure, not the next one's
             self.send({"ev": "error", "id": job, "kind": "bug", "message": f"{type(error).__name__}: {error}"})
         finally:
             with self._turn:
