@@ -41,7 +41,7 @@ __all__ = ["AnthropicProvider"]
 
 _URL = "https://api.anthropic.com"
 _MAX_TOKENS = 8_192
-"""The API insists on a limit. Where neither the request nor the model's facts give one: what every current model allows."""
+"""The API insists on a limit. Where neither the request nor the model's facts give one: what current models take."""
 _WHOLE_MAX_TOKENS = 21_333
 """For a whole answer without a limit of its own: what the SDK's own arithmetic still expects within ten minutes."""
 _EARLIEST_MAX_TOKENS = 4_096
@@ -51,8 +51,8 @@ _ANSWER = "answer_in_schema"
 _SDK_PARAMETERS = frozenset(
     {
         "container", "inference_geo", "metadata", "output_config", "service_tier", "stop_sequences", "system",
-        "temperature", "thinking", "tool_choice", "tools", "top_k", "top_p", "max_tokens", "extra_headers", "extra_query",
-        "extra_body", "cache_control",
+        "temperature", "thinking", "tool_choice", "tools", "top_k", "top_p", "max_tokens", "extra_headers",
+        "extra_query", "extra_body", "cache_control",
     }
 )  # fmt: skip
 
@@ -243,7 +243,7 @@ class AnthropicProvider(SdkProvider):
             call["tool_choice"] = choice
 
     def _make_room_for_thinking(self, call: dict[str, Any], prepared: Sequence[Message]) -> None:
-        """Thinking has rules of its own: no sampling, no forced tool, and every open tool turn begins with a thought."""
+        """Thinking has its own rules: no sampling, no forced tool, and every open tool turn begins with a thought."""
         if _tool_turn_without_thought(prepared):
             del call["thinking"]  # another vendor made the calls: this one request goes without
             return
@@ -265,9 +265,8 @@ class AnthropicProvider(SdkProvider):
         for name in [n for n in call if n not in self._sdk_parameters]:
             body.setdefault(name, call.pop(name))
 
-
     def _hush(self, model: str) -> None:
-        """No `DeprecationWarning` in our name when a model nears its retirement: which model to use is the caller's choice."""
+        """No `DeprecationWarning` in our name when a model nears its end: which model to use is the caller's choice."""
         resource = getattr(getattr(self._module().resources, "messages", None), "messages", None)
         if model in getattr(resource, "DEPRECATED_MODELS", ()):
             warnings.filterwarnings("ignore", "The model ", DeprecationWarning, r"shared_core\.providers\.")
@@ -491,7 +490,7 @@ class _Fold:
             yield self._arguments(index, state, state["given"])
 
     def _count(self, usage: Any) -> None:
-        """Figures in `message_delta` are cumulative, and only some of them are repeated there: the latest of each wins."""
+        """Figures in `message_delta` are cumulative, and only some are repeated there: the latest of each wins."""
         if usage is None:
             return
         for name in ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"):
@@ -532,7 +531,7 @@ class _Fold:
     def whole(self, response: Any, facts: Mapping[str, Any]) -> Sequence[ChatEvent]:
         blocks = getattr(response, "content", None)
         if isinstance(response, (str, bytes)) or not isinstance(blocks, (list, tuple)):
-            raise malformed("the server answered 200 with something that is no message", request_id=facts.get("request_id"))
+            raise malformed("the server answered 200 with no message", request_id=facts.get("request_id"))
         self._envelope(response)
         self._reason = getattr(response, "stop_reason", None)
         self._sequence = getattr(response, "stop_sequence", None)

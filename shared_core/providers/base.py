@@ -1,4 +1,4 @@
-"""What providers over a vendor SDK have in common: one call, sync and async, whole and streamed, guarded and classified.
+"""What providers over a vendor SDK share: one call, sync and async, whole and streamed, guarded and classified.
 
 A vendor's file says how to build its client, how to put a request into the SDK's words (`_arguments`), and how to read
 what comes back (`Fold`, which does no I/O). The two drivers here do the rest.
@@ -87,7 +87,7 @@ def response_facts(headers: Mapping[str, str] | None) -> dict[str, Any]:
 
 
 class SdkProvider:
-    """A `Provider` over a vendor's official SDK. Construct it with a `Target`; nothing is imported or opened until used."""
+    """A `Provider` over a vendor's official SDK. Made from a `Target`; nothing is imported or opened until used."""
 
     name: str
     model: str
@@ -286,9 +286,8 @@ class SdkProvider:
         timed_out = found.kind in (ErrorKind.TIMEOUT, ErrorKind.CONNECT) and found.status is None
         if timed_out and guard.expired:
             found = timeout_error(guard.which, allowed if guard.which == "idle" else guard.at - guard.started)
-        elif fold.content and found.status is None and found.kind in (ErrorKind.TRANSIENT, ErrorKind.CONNECT):
-            if getattr(error, "body", None) is None:  # the connection's failure, not an error the vendor told us
-                found = broken(f"the connection was lost in the middle of the answer: {found.message}")
+        elif fold.content and _lost(found, error):
+            found = broken(f"the connection was lost in the middle of the answer: {found.message}")
         found.after_output = fold.content
         self._explain(found)
         if found is error:
@@ -306,7 +305,7 @@ class SdkProvider:
             raise malformed("the server did not answer with a stream", **_of(response))
 
     def _check_silent(self, response: Any) -> None:
-        """A stream without a single event is either cut, or was no event stream at all: an edge's page, a JSON error."""
+        """A stream without a single event was cut, or was no event stream at all: an edge's page, a JSON error."""
         kind = str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
         if kind and kind != "text/event-stream":
             raise malformed(f"expected an event stream, got {kind}", **_of(response))
@@ -339,6 +338,12 @@ class SdkProvider:
 def _of(response: Any) -> dict[str, Any]:
     facts = response_facts(response.headers)
     return {"status": response.status_code, "request_id": facts.get("request_id"), "response": response.http_response}
+
+
+def _lost(found: ProviderError, error: Exception) -> bool:
+    """Whether the connection failed; an error that the vendor told us inside the stream is something else."""
+    lost = found.status is None and found.kind in (ErrorKind.TRANSIENT, ErrorKind.CONNECT)
+    return lost and getattr(error, "body", None) is None
 
 
 def _is_pool_timeout(error: BaseException) -> bool:

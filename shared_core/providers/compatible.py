@@ -57,7 +57,7 @@ class Row:
     """Name of the `HistoryRules` in `shared_core.history`."""
 
 
-_LOCAL = {"needs_key": False, "local": True, "think_tags": True}
+_LOCAL: dict[str, Any] = {"needs_key": False, "local": True, "think_tags": True}
 
 _TABLE: tuple[Row, ...] = (
     Row(
@@ -74,7 +74,8 @@ _TABLE: tuple[Row, ...] = (
     ),
     # ── hosted ───────────────────────────────────────────────────────────────────────────────────────────────────
     Row(
-        name="openrouter", base_url="https://openrouter.ai/api/v1", key_env=("OPENROUTER_API_KEY",), pdfs=True, audio=True,
+        name="openrouter", base_url="https://openrouter.ai/api/v1", key_env=("OPENROUTER_API_KEY",), pdfs=True,
+        audio=True,
     ),
     Row(
         name="groq", base_url="https://api.groq.com/openai/v1", key_env=("GROQ_API_KEY",),
@@ -162,13 +163,13 @@ def base_url(row: Row, given: str | None) -> str:
         name, _, after = rest.partition("}")
         value = os.environ.get(name, "").strip().rstrip("/")
         if not value:
-            raise ConfigurationError(f"provider {row.name!r} needs to know its address.\nhint: set {name} or pass base_url=")
+            raise ConfigurationError(f"provider {row.name!r} needs an address.\nhint: set `{name}` or pass base_url=")
         url = before + value + after
     return url
 
 
 def _normal(url: str, row: Row) -> str:
-    """`OLLAMA_HOST` may be 'host', 'host:port' or a URL without a path; a listening address is not one to connect to."""
+    """`OLLAMA_HOST` may be 'host', 'host:port' or a URL without a path. 0.0.0.0 is to listen on, not to connect to."""
     url = url.strip().rstrip("/")
     if "://" not in url:
         url = f"http://{url}"

@@ -1,7 +1,7 @@
-"""What is known offline about models: context window, longest output, and what they take. Facts as rows, most specific first.
+"""What is known offline about models: context window, longest output, and what they take. Rows, most specific first.
 
-Sources, read 2026-11: the vendors' model pages, and the model profiles that langchain-openai 1.7 and langchain-anthropic 1.7
-ship (`data/_profiles.py`). A model that no row knows gets its context window from genai-prices, and otherwise None:
+Sources, read 2026-11: the vendors' model pages, and the model profiles that langchain-openai and -anthropic 1.7 ship
+(`data/_profiles.py`). A model that no row knows gets its context window from genai-prices, and otherwise None:
 unknown excludes nothing. `Target(capabilities=…)` overrides any of it.
 """
 
@@ -81,10 +81,10 @@ _ROWS: tuple[_Row, ...] = (
     _row("anthropic", r"claude-3-5", context_window=200_000, max_output=8_192, json_schema=False, prefill=True),
     _row("anthropic", r"claude-3-7", context_window=200_000, max_output=64_000, json_schema=False, prefill=True),
     _row("anthropic", r"claude-3", context_window=200_000, max_output=4_096, json_schema=False, prefill=True),
-    _row("anthropic", r"claude-opus-4(?:-0|-1)?(?:-\d{8})?$", context_window=200_000, max_output=32_000, json_schema=False,
-         prefill=True),
-    _row("anthropic", r"claude-sonnet-4(?:-0)?(?:-\d{8})?$", context_window=200_000, max_output=64_000, json_schema=False,
-         prefill=True),
+    _row("anthropic", r"claude-opus-4(?:-0|-1)?(?:-\d{8})?$", context_window=200_000, max_output=32_000,
+         json_schema=False, prefill=True),
+    _row("anthropic", r"claude-sonnet-4(?:-0)?(?:-\d{8})?$", context_window=200_000, max_output=64_000,
+         json_schema=False, prefill=True),
     _row("anthropic", r"claude-(?:opus|sonnet|haiku)-4-5", context_window=200_000, max_output=64_000, prefill=True),
     _row("anthropic", r"claude-(?:opus|sonnet|haiku)-4-[6-9]", context_window=1_000_000, max_output=128_000),
     _row("anthropic", r"claude-(?:mythos|fable|opus|sonnet|haiku)-[5-9]", context_window=1_000_000, max_output=128_000),

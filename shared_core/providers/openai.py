@@ -69,9 +69,9 @@ _FINISH: Mapping[str, FinishReason] = {
 class OpenAIProvider(SdkProvider):
     """One model at OpenAI, or at any endpoint that speaks its chat completions.
 
-    Options of the target: `headers` and `query` (sent with every request), `params` (defaults for every call, overridden
-    by the request), `organization`, `project`, `think_tags` (split `<think>` out of the text), `stream_usage` (ask for
-    usage in streams).
+    Options of the target: `headers` and `query` (sent with every request), `params` (defaults for every call,
+    overridden by the request), `organization`, `project`, `think_tags` (split `<think>` out of the text),
+    `stream_usage` (ask for usage in streams).
     """
 
     sdk = "openai"
@@ -123,7 +123,7 @@ class OpenAIProvider(SdkProvider):
         return facts(self.name, model)
 
     def _prefill(self) -> Mapping[str, Any] | None:
-        """What the last assistant message needs so that it is gone on with; None when nothing makes the vendor do so."""
+        """What makes the vendor go on with the last assistant message; None when nothing does."""
         if self.name == "deepseek" and (self.target.base_url or "").endswith("/beta"):
             return {"prefix": True}
         return self.row.prefill_message
@@ -372,7 +372,8 @@ class _Fold:
         from shared_core.providers.classify import classify_body
 
         self.complete = False
-        error = classify_body(self._provider, None, body or {"message": "the provider failed in the middle of the answer"})
+        failed = body or {"message": "the provider failed in the middle of the answer"}
+        error = classify_body(self._provider, None, failed)
         error.after_output = self.content
         raise error
 
@@ -442,7 +443,7 @@ class _Fold:
 
     def whole(self, response: Any, facts: Mapping[str, Any]) -> Sequence[ChatEvent]:
         if isinstance(response, (str, bytes)) or response is None:
-            raise malformed("the server answered 200 with something that is not JSON", request_id=facts.get("request_id"))
+            raise malformed("the server answered 200 with no JSON", request_id=facts.get("request_id"))
         self._envelope(response)
         self._fail_if_error(response)
         choices = getattr(response, "choices", None)
@@ -494,7 +495,8 @@ def _count(node: Any, *path: str) -> int:
 def _usage(usage: Any) -> Usage:
     """Tokens in our terms. Sub-counts never exceed their totals, whatever a vendor reports."""
     prompt, completion = _count(usage, "prompt_tokens"), _count(usage, "completion_tokens")
-    cached = _count(usage, "prompt_tokens_details", "cached_tokens") or _count(usage, "prompt_cache_hit_tokens")  # DeepSeek
+    cached = _count(usage, "prompt_tokens_details", "cached_tokens")
+    cached = cached or _count(usage, "prompt_cache_hit_tokens")  # DeepSeek
     written = _count(usage, "prompt_tokens_details", "cache_write_tokens")
     thought = _count(usage, "completion_tokens_details", "reasoning_tokens")
     total = _count(usage, "total_tokens")

@@ -150,8 +150,8 @@ def check(target: Target) -> None:
     """Refuse a target that cannot work, before anything is imported or sent.
 
     Raises:
-        UnknownProvider, UnknownOption, MissingDependency, MissingKey, InvalidModelFile, ConfigurationError: each message
-            says what to do.
+        ConfigurationError: UnknownProvider, UnknownOption, MissingDependency, MissingKey or InvalidModelFile; each
+            message says what to do.
     """
     if target.provider is not None:
         return
@@ -160,10 +160,12 @@ def check(target: Target) -> None:
     if entry.options is not None:
         for option in target.options:
             if option not in entry.options:
-                raise UnknownOption(f"Target {target.spec!r} has no option {option!r}. {nearest(option, entry.options)}")
+                close = nearest(option, entry.options)
+                raise UnknownOption(f"Target {target.spec!r} has no option {option!r}. {close}")
     if not _installed(entry.sdk):
         raise MissingDependency(
-            f"Target {target.spec!r} needs the {entry.package} package.\nhint: pip install \"llm-fallback[{entry.extra}]\""
+            f"Target {target.spec!r} needs the {entry.package} package.\n"
+            f'hint: pip install "llm-fallback[{entry.extra}]"'
         )
     key_for(target)
     if (row := compatible.ROWS.get(name)) is not None:

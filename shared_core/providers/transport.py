@@ -1,8 +1,8 @@
 """HTTP clients for vendor SDKs whose every blocking socket operation obeys the attempt's `Guard`.
 
-The SDKs' own `timeout=` is per read, so a server that drips keep-alives stretches it for ever. Here the limit is enforced
-below the SSE decoder and the HTTP parser, on received bytes: each connect, TLS handshake, write and read gets what is left
-of the guard, and nothing more once it has run out. Retries and redirects are off: one call sends one request.
+The SDKs' own `timeout=` is per read, so a server that drips keep-alives stretches it for ever. Here the limit is
+enforced below the SSE decoder and the HTTP parser, on received bytes: each connect, TLS handshake, write and read gets
+what is left of the guard, and nothing more once it has run out. Redirects are off: one call sends one request.
 
 Works alike on httpx and httpx2, whichever the SDK was built on; neither is imported here. The async side needs no such
 limit, because the router cancels the awaiting task; it only needs one client per event loop (`Clients`).
@@ -106,7 +106,9 @@ class _GuardedStream:
     def close(self) -> None:
         self._inner.close()
 
-    def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> _GuardedStream:
+    def start_tls(
+        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+    ) -> _GuardedStream:
         allowed = _allowed(timeout, self._errors.ConnectTimeout)
         return _GuardedStream(self._inner.start_tls(ssl_context, server_hostname, allowed), self._errors)
 
@@ -146,7 +148,7 @@ class _GuardedBackend:
         raise self._errors.ConnectError(f"{host} has no address")
 
     def _resolve(self, host: str, port: int, limit: Until) -> list[str]:
-        """The host's addresses. `getaddrinfo` knows no timeout, so names are resolved in a thread one can walk away from."""
+        """The host's addresses. `getaddrinfo` knows no timeout, so it runs in a thread one can walk away from."""
         try:
             ipaddress.ip_address(host)
         except ValueError:
@@ -158,7 +160,8 @@ class _GuardedBackend:
 
         def resolve() -> None:
             try:
-                found.extend(dict.fromkeys(str(a[4][0]) for a in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)))
+                known = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found.extend(dict.fromkeys(str(address[4][0]) for address in known))
             except OSError as error:
                 failure.append(error)
 
@@ -175,7 +178,9 @@ class _GuardedBackend:
             raise self._errors.ConnectError(str(failure[0])) from failure[0]
         return found
 
-    def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: Any = None) -> _GuardedStream:
+    def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Any = None
+    ) -> _GuardedStream:
         allowed = _allowed(timeout, self._errors.ConnectTimeout)
         stream = self._inner.connect_unix_socket(path, timeout=allowed, socket_options=socket_options)
         return _GuardedStream(stream, self._errors)
@@ -238,7 +243,7 @@ def http_client(http: ModuleType, **options: Any) -> Any:
     errors = importlib.import_module("httpcore2" if http.__name__ == "httpx2" else "httpcore")
     transports = [client._transport, *(t for t in client._mounts.values() if t is not None)]
     for transport in transports:
-        pool = getattr(transport, "_pool", None)
+        pool: Any = getattr(transport, "_pool", None)
         inner = getattr(pool, "_network_backend", None)
         if inner is None:
             client.close()
