@@ -47,7 +47,7 @@ from shared_core.providers.registry import key_for
 from shared_core.routing.capabilities import Capabilities
 from shared_core.routing.target import Target
 
-__all__ = ["FINISH", "GeminiFold", "GoogleProvider", "capabilities_of", "refuse", "rules_of", "wanted"]
+__all__ = ["FINISH", "GeminiFold", "GoogleProvider", "blob", "capabilities_of", "refuse", "rules_of", "told", "wanted"]
 
 _SKIP = b"skip_thought_signature_validator"
 """Google's documented stand-in for the signature of a call that another model made."""
@@ -103,14 +103,14 @@ def capabilities_of(model: str) -> Capabilities:
     )
 
 
-def rules_of(model: str, capabilities: Capabilities) -> HistoryRules:
-    """The history rules of a model."""
-    rules = GOOGLE
+def rules_of(model: str, capabilities: Capabilities, *, signatures: bool = True) -> HistoryRules:
+    """The history rules of a model, over an SDK that has fields for signatures and media in results, or has not."""
+    rules = GOOGLE if signatures else replace(GOOGLE, reasoning=False)
     if not capabilities.system:
         rules = replace(rules, system="none")
     if not capabilities.tools:
         rules = replace(rules, tool_turns="text")
-    if _since_3(model):
+    if signatures and _since_3(model):
         rules = replace(rules, result_media=frozenset({"image", "file"}))
     return rules
 
@@ -312,7 +312,7 @@ def _user_part(types: Any, part: Part) -> Any:
         case ToolResult():
             return types.Part(function_response=_function_response(types, part))
         case Image() | File() | Audio():
-            data, uri, mime = _blob(part)
+            data, uri, mime = blob(part)
             if uri is not None:
                 return types.Part(file_data=types.FileData(file_uri=uri, mime_type=mime))
             return types.Part(inline_data=types.Blob(data=data, mime_type=mime))
@@ -320,7 +320,7 @@ def _user_part(types: Any, part: Part) -> Any:
             raise AssertionError(f"a prepared history has no {type(part).__name__} here")
 
 
-def _blob(part: Image | File | Audio) -> tuple[bytes | None, str | None, str | None]:
+def blob(part: Image | File | Audio) -> tuple[bytes | None, str | None, str | None]:
     """Bytes or an address, and the media type."""
     uri = part.url or part.file_id
     if uri is not None and uri.startswith("files/"):
@@ -334,13 +334,13 @@ def _function_response(types: Any, result: ToolResult) -> Any:
     media: list[Any] = []
     for part in result.content:
         if isinstance(part, (Image, File)):
-            data, uri, mime = _blob(part)
+            data, uri, mime = blob(part)
             if uri is not None:
                 file = types.FunctionResponseFileData(file_uri=uri, mime_type=mime)
                 media.append(types.FunctionResponsePart(file_data=file))
             else:
-                blob = types.FunctionResponseBlob(data=data, mime_type=mime)
-                media.append(types.FunctionResponsePart(inline_data=blob))
+                inline = types.FunctionResponseBlob(data=data, mime_type=mime)
+                media.append(types.FunctionResponsePart(inline_data=inline))
     if media:
         more["parts"] = media
     return types.FunctionResponse(id=result.call_id, name=result.name, response=told(result), **more)
@@ -358,7 +358,7 @@ def told(result: ToolResult) -> dict[str, str]:
 class GeminiFold:
     """Reads one answer of Gemini's, chunk by chunk or whole. No I/O.
 
-    Reads attributes, so it serves the objects of either SDK; what one of them does not know is absent.
+    Reads attributes, so it serves the objects of google-genai and plain JSON behind a view; what is absent is None.
     """
 
     def __init__(self, names: Mapping[str, str], parallel: bool | None) -> None:
@@ -394,11 +394,11 @@ class GeminiFold:
         blocked = _word(getattr(getattr(chunk, "prompt_feedback", None), "block_reason", None))
         if blocked is not None:
             raise ProviderError.of(ErrorKind.POLICY, f"Gemini blocked the prompt: {blocked}", code=blocked)
-        for candidate in (chunk.candidates or ())[:1]:
+        for candidate in (getattr(chunk, "candidates", None) or ())[:1]:
             self._candidates = True
-            for part in getattr(candidate.content, "parts", None) or ():
+            for part in getattr(getattr(candidate, "content", None), "parts", None) or ():
                 events += self._part(part)
-            if (reason := _word(candidate.finish_reason)) is not None:
+            if (reason := _word(getattr(candidate, "finish_reason", None))) is not None:
                 self._reason = reason
                 self._note = getattr(candidate, "finish_message", None)
                 self.complete = True
@@ -408,9 +408,11 @@ class GeminiFold:
 
     def _part(self, part: Any) -> Iterator[ChatEvent]:
         signature = getattr(part, "thought_signature", None)
-        data = {"thought_signature": base64.b64encode(signature).decode("ascii")} if signature else {}
-        text = part.text or ""
-        call = part.function_call
+        if isinstance(signature, bytes):
+            signature = base64.b64encode(signature).decode("ascii")
+        data = {"thought_signature": signature} if signature else {}
+        text = getattr(part, "text", None) or ""
+        call = getattr(part, "function_call", None)
         if call is not None and call.name:
             if self._parallel is False and self._calls:
                 return  # Gemini has no switch for it: the caller asked for one call and gets one
@@ -418,7 +420,7 @@ class GeminiFold:
                 self._calls,
                 getattr(call, "id", None) or self._minted(),
                 self._names.get(call.name, call.name),
-                json.dumps(_plain(call.args or {}), ensure_ascii=False),
+                json.dumps(call.args or {}, ensure_ascii=False),
                 data,
             )
             self._calls += 1
@@ -501,15 +503,6 @@ def _usage(said: Any) -> Usage | None:
         cached_tokens=count("cached_content_token_count"),
         reasoning_tokens=thoughts,
     )
-
-
-def _plain(value: Any) -> Any:
-    """Protobuf's maps and lists as dicts and lists; its whole floats, which JSON knows as integers, as integers."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(v) for v in value]
-    return value
 
 
 def _dumped(value: Any) -> Any:
