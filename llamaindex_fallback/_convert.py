@@ -102,7 +102,7 @@ def to_request(messages: Sequence[ChatMessage], *, streaming: bool, **options: A
         tools=specs,
         tool_choice=choice if specs else None,
         streaming=streaming,
-        native=Native(FRAMEWORK, theirs),
+        native=Native(FRAMEWORK, theirs) if theirs else None,  # an empty request is refused
         **given,
     )
 

@@ -23,7 +23,9 @@ from tests.llamaindex.world import (
     call,
     fallback_llm,
     fallback_of,
+    names_of,
     native,
+    script_all,
     text_of,
 )
 
@@ -47,10 +49,11 @@ def check_whole(face, responses, *, target):
 @pytest.mark.parametrize(("face", "kind"), EACH)
 async def test_a_healthy_primary_answers_alone(server, face, kind):
     """One request goes out, and the metadata says that no fallback was needed."""
-    responses = await call(fallback_llm(server, kind), face)
-    check_whole(face, responses, target=f"openai:{PRIMARY}")
+    llm = fallback_llm(server, kind)
+    responses = await call(llm, face)
+    check_whole(face, responses, target=names_of(llm)[0])
     assert not fallback_of(responses[-1])["used_fallback"]
-    assert (server.count(PRIMARY), server.count(SECONDARY)) == (1, 0)
+    assert [r.model for r in server.requests] == [llm.router.targets[0].model]
     assert server.requests[0].streamed == ("stream" in face), "a whole answer is asked for whole, a stream as a stream"
 
 
@@ -58,15 +61,17 @@ async def test_a_healthy_primary_answers_alone(server, face, kind):
 @pytest.mark.parametrize("fault", [503, "rate-limit", "overload-first", "reset", "role-only-error", "html-200"])
 async def test_a_broken_primary_costs_the_caller_nothing(server, face, kind, fault):
     """The second model answers the whole text, and the first attempt's error is told."""
-    if isinstance(fault, str) and "stream" not in face and fault in ("overload-first", "role-only-error"):
+    if "stream" not in face and fault in ("overload-first", "role-only-error"):
         fault = 529
-    server.script(PRIMARY, [fault])
-    responses = await call(fallback_llm(server, kind), face)
-    check_whole(face, responses, target=f"openai:{SECONDARY}")
+    llm = fallback_llm(server, kind)
+    script_all(server, fault)
+    server.script(SECONDARY, "ok")
+    responses = await call(llm, face)
+    check_whole(face, responses, target=names_of(llm)[1])
     facts = fallback_of(responses[-1])
     assert facts["used_fallback"]
     assert facts["attempts"][0]["error"]
-    assert (server.count(PRIMARY), server.count(SECONDARY)) == (1, 1)
+    assert [r.model for r in server.requests] == [t.model for t in llm.router.targets]
 
 
 @pytest.mark.parametrize(("face", "kind"), [e for e in EACH if e[0] in STREAMED])
@@ -75,10 +80,11 @@ async def test_a_broken_primary_costs_the_caller_nothing(server, face, kind, fau
 )
 async def test_a_stream_cut_in_the_middle_goes_on_with_the_next_model(server, face, kind, fault):
     """No word is lost, none is said twice, and the last response says where the seam is."""
-    server.script(PRIMARY, [fault])
+    script_all(server, fault)
     server.script(SECONDARY, [Answer(CANONICAL, continue_from=True, overlap_words=2)])
-    responses = await call(fallback_llm(server, kind), face)
-    check_whole(face, responses, target=f"openai:{SECONDARY}")
+    llm = fallback_llm(server, kind)
+    responses = await call(llm, face)
+    check_whole(face, responses, target=names_of(llm)[1])
     facts = fallback_of(responses[-1])
     assert facts["continued"]
     assert 0 < facts["continued_at"][0] < len(CANONICAL)
@@ -87,11 +93,13 @@ async def test_a_stream_cut_in_the_middle_goes_on_with_the_next_model(server, fa
 @pytest.mark.parametrize(("face", "kind"), [e for e in EACH if e[0] in STREAMED])
 async def test_a_restarted_stream_starts_over_visibly(server, face, kind):
     """With on_stream_break='restart' the cumulative text falls back to nothing, marked, and then is whole."""
-    server.script(PRIMARY, [cut(after_words=5)])
-    responses = await call(fallback_llm(server, kind, on_stream_break="restart"), face)
+    script_all(server, cut(after_words=5))
+    server.script(SECONDARY, "ok")
+    llm = fallback_llm(server, kind, on_stream_break="restart")
+    responses = await call(llm, face)
     marks = [i for i, r in enumerate(responses[:-1]) if "fallback" in r.additional_kwargs]
     assert len(marks) == 1
-    assert fallback_of(responses[marks[0]]) == {"restarted": f"openai:{SECONDARY}"}
+    assert fallback_of(responses[marks[0]]) == {"restarted": names_of(llm)[1]}
     assert text_of(responses[marks[0]]) == ""
     assert "".join(r.delta or "" for r in responses[marks[0] :]) == CANONICAL
     assert text_of(responses[-1]) == CANONICAL
@@ -100,7 +108,8 @@ async def test_a_restarted_stream_starts_over_visibly(server, face, kind):
 @pytest.mark.parametrize(("face", "kind"), [e for e in EACH if e[0] in STREAMED])
 async def test_a_broken_stream_raises_with_its_text_when_asked_to(server, face, kind):
     """With on_stream_break='raise' the partial text is in the error."""
-    server.script(PRIMARY, [cut(after_words=5)])
+    script_all(server, cut(after_words=5))
+    server.script(SECONDARY, "ok")
     with pytest.raises(StreamBroken) as caught:
         await call(fallback_llm(server, kind, on_stream_break="raise"), face)
     assert caught.value.partial
@@ -110,12 +119,13 @@ async def test_a_broken_stream_raises_with_its_text_when_asked_to(server, face, 
 @pytest.mark.parametrize(("face", "kind"), EACH)
 async def test_when_all_are_down_every_error_is_told(server, face, kind):
     """AllTargetsFailed holds both errors, and no key."""
-    server.script("*", [503])
+    script_all(server, 503)
+    llm = fallback_llm(server, kind)
     with pytest.raises(AllTargetsFailed) as caught:
-        await call(fallback_llm(server, kind), face)
-    assert [getattr(e, "target", None) for e in caught.value.errors] == [f"openai:{PRIMARY}", f"openai:{SECONDARY}"]
+        await call(llm, face)
+    assert tuple(getattr(e, "target", None) for e in caught.value.errors) == names_of(llm)
     assert "not-a-real-key" not in str(caught.value)
-    assert (server.count(PRIMARY), server.count(SECONDARY)) == (1, 1)
+    assert [r.model for r in server.requests] == [t.model for t in llm.router.targets]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,7 +144,7 @@ async def test_streams_return_at_once_and_send_nothing_until_read(server, kind):
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_event_loop_keeps_turning_while_a_model_is_slow(server, kind):
     """Eight slow calls at once take as long as one, and the loop ticks meanwhile."""
-    server.script("*", [Answer(CANONICAL, delay_s=0.15)])
+    script_all(server, Answer(CANONICAL, delay_s=0.15))
     llm = fallback_llm(server, kind)
     await call(llm, "achat")  # SDKs load at the first call
     ticks = 0
@@ -158,7 +168,7 @@ async def test_the_event_loop_keeps_turning_while_a_model_is_slow(server, kind):
 @pytest.mark.parametrize("face", STREAMED)
 async def test_walking_away_from_a_stream_hangs_up(server, face, kind):
     """The connection is closed although the answer was not read to its end."""
-    server.script("*", [Answer("word " * 2000, every_s=0.01)])
+    script_all(server, Answer("word " * 2000, every_s=0.01))
     llm = fallback_llm(server, kind)
     prompt = "hi" if "complete" in face else [ChatMessage(role="user", content="hi")]
     stream = getattr(llm, face)(prompt)
@@ -189,7 +199,7 @@ async def test_options_of_a_call_reach_the_wire(server):
 
 async def test_a_timeout_is_the_deadline_of_the_whole_call(server):
     """Both targets hang; the call is over when its own time is."""
-    server.script("*", ["hang"])
+    script_all(server, "hang")
     llm = fallback_llm(server, timeout=0.3)
     began = time.monotonic()
     with pytest.raises(AllTargetsFailed):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -18,9 +18,9 @@ from shared_core.testing import FaultServer
 
 KEY = "sk-not-a-real-key-0123456789abcdef"
 PRIMARY, SECONDARY = "gpt-5-mini", "gpt-4.1-mini"
+CLAUDE, GEMINI = "claude-haiku-4-5", "gemini-2.5-flash"
+MODELS = (PRIMARY, SECONDARY, CLAUDE, GEMINI)
 NO_RETRY = {"same_target": 0, "total": 0}
-
-Maker = Callable[..., FallbackLLM]
 
 
 def native(server: FaultServer, model: str, **options: Any) -> Target:
@@ -31,22 +31,48 @@ def wrapped(server: FaultServer, model: str, **options: Any) -> OpenAI:
     return OpenAI(model=model, api_base=server.openai_url, api_key=KEY, **{"max_retries": 0, **options})
 
 
-KINDS = {
+def claude(server: FaultServer, **options: Any) -> Target:
+    return Target(f"anthropic:{CLAUDE}", base_url=server.anthropic_url, api_key=KEY, **options)
+
+
+def gemini(server: FaultServer, **options: Any) -> Target:
+    return Target(f"google:{GEMINI}", base_url=server.google_url, api_key=KEY, **options)
+
+
+KINDS: Mapping[str, Callable[[FaultServer], list[Any]]] = {
     "native": lambda server: [native(server, PRIMARY), native(server, SECONDARY)],
     "wrapped": lambda server: [wrapped(server, PRIMARY), wrapped(server, SECONDARY)],
     "wrapped then native": lambda server: [wrapped(server, PRIMARY), native(server, SECONDARY)],
     "native then wrapped": lambda server: [native(server, PRIMARY), wrapped(server, SECONDARY)],
+    "anthropic then wrapped": lambda server: [claude(server), wrapped(server, SECONDARY)],
+    "google then native": lambda server: [gemini(server), native(server, SECONDARY)],
 }
 
 
-OPEN: list[FallbackLLM] = []
-"""Closed after each test."""
+OPEN: dict[object, FallbackLLM] = {}
+"""Kept for the session, since a vendor's SDK client takes some 30 ms to build; closed at its end."""
 
 
 def fallback_llm(server: FaultServer, kind: str | list[Any] = "native", **options: Any) -> FallbackLLM:
-    models = KINDS[kind](server) if isinstance(kind, str) else kind
-    OPEN.append(FallbackLLM(models, **{"retry": NO_RETRY, **options}))
-    return OPEN[-1]
+    """An LLM in whose world nothing has happened yet."""
+    key = (server.port, kind, repr(options)) if isinstance(kind, str) else object()
+    if key not in OPEN:
+        models = KINDS[kind](server) if isinstance(kind, str) else kind
+        OPEN[key] = FallbackLLM(models, **{"retry": NO_RETRY, **options})
+    OPEN[key].router.reset()
+    return OPEN[key]
+
+
+def names_of(llm: FallbackLLM) -> tuple[str, str]:
+    """The names of its two targets."""
+    first, second = llm.router.targets
+    return first.name, second.name
+
+
+def script_all(server: FaultServer, *steps: Any) -> None:
+    """The same for every model."""
+    for model in MODELS:
+        server.script(model, list(steps))
 
 
 # ── the eight faces, called alike ────────────────────────────────────────────────────────────────────────────────────
