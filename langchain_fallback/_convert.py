@@ -81,6 +81,12 @@ FRAMEWORK = "langchain"
 
 # ── who is who: LangChain's names of vendors and ours ────────────────────────────────────────────────────────────────
 
+_BLIND = frozenset({"anthropic", "bedrock", "bedrock_converse"})
+"""LangChain reads these vendors' tool calls from content blocks only, and sees none beside a plain text.
+
+We keep text plain whoever answers, so a message of theirs with tool calls goes without `model_provider`: LangChain then
+reads `tool_calls`. The vendor's name stays in the `fallback` metadata.
+"""
 _LS_NAME = {"google": "google_genai", "google-legacy": "google_genai", "azure-openai": "azure"}
 _OUR_NAME = {"google_genai": "google", "google_vertexai": "google-vertexai"}
 
@@ -288,8 +294,10 @@ def _assistant(message: AIMessage) -> Message:
         parts.insert(0, Reasoning(thoughts, {"reasoning_content": thoughts}))
     parts.extend(calls)
     origin = None
-    if provider := message.response_metadata.get("model_provider"):
-        origin = Origin(provider_of(str(provider)), str(message.response_metadata.get("model_name") or ""))
+    metadata = message.response_metadata
+    provider = metadata.get("model_provider") or (metadata.get("fallback") or {}).get("provider")
+    if provider:
+        origin = Origin(provider_of(str(provider)), str(metadata.get("model_name") or ""))
     return Message("assistant", tuple(parts), message.name, origin, _cache_hint(message))
 
 
@@ -541,6 +549,8 @@ def message_of(answer: Answer) -> AIMessage:
             if _arguments(c) is not None
         ]
         metadata["output_version"] = "v1"
+    elif answer.tool_calls and metadata.get("model_provider") in _BLIND:
+        del metadata["model_provider"]
     return _ai_message(
         AIMessage,
         content,
@@ -653,6 +663,8 @@ class Chunks:
             metadata["output_version"] = "v1"
         else:
             metadata.pop("output_version", None)  # a wrapped model's; our content is a string
+            if self._calls and metadata.get("model_provider") in _BLIND:
+                del metadata["model_provider"]
         message = AIMessageChunk(
             content=[] if self._blocks else "",
             response_metadata=metadata,

@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclo
 from typing import Any, cast
 
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, message_chunk_to_message
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, SystemMessage, message_chunk_to_message
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 
 from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, to_langchain, usage_of
@@ -222,7 +222,10 @@ class LangChainProvider:
         if request.tools or options.get("tools"):
             kwargs.update(self._tools(inner, request, options))
         if request.output is not None:
-            kwargs["response_format"] = _response_format(request)
+            if self._anthropic and not request.output.schema:
+                messages = _asked_for_json(messages)  # it has no JSON mode; a schema it can hold to
+            else:
+                kwargs["response_format"] = _response_format(request)
         if request.model is not None and request.model != self.model:
             if self._google:
                 inner = inner.model_copy(update={"model": request.model})
@@ -445,6 +448,16 @@ def _response_format(request: ChatRequest) -> dict[str, Any]:
     if output.strict is not None:
         schema["strict"] = output.strict
     return {"type": "json_schema", "json_schema": schema}
+
+
+JSON_PROMPT = "Answer with one JSON object and nothing else: no prose, no code fence."
+
+
+def _asked_for_json(messages: list[BaseMessage]) -> list[BaseMessage]:
+    first = messages[0]
+    if isinstance(first, SystemMessage) and isinstance(first.content, str):
+        return [SystemMessage(content=f"{first.content}\n\n{JSON_PROMPT}", name=first.name), *messages[1:]]
+    return [SystemMessage(content=JSON_PROMPT), *messages]
 
 
 def _capabilities(model: BaseChatModel) -> Capabilities:
