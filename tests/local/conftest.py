@@ -20,7 +20,9 @@ def _llama_cpp():
     if NO_LOCAL:
         return
     if importlib.util.find_spec("llama_cpp") is None:
-        pytest.fail("llama-cpp-python is not installed. hint: pip install 'llm-fallback[local]', or set LLM_FALLBACK_NO_LOCAL=1")
+        pytest.fail(
+            "llama-cpp-python is not installed. hint: pip install 'llm-fallback[local]', or set LLM_FALLBACK_NO_LOCAL=1"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from shared_core.resilience.deadline import Guard
 
 def guard(first_s: float = 20.0, *, idle_s: float = 20.0, total_s: float = 60.0, streaming: bool = True) -> Guard:
     """An attempt's limit on the real clock."""
-    return Guard(time.monotonic, streaming=streaming, first_s=first_s, idle_s=idle_s, deadline=time.monotonic() + total_s)
+    now = time.monotonic
+    return Guard(now, streaming=streaming, first_s=first_s, idle_s=idle_s, deadline=now() + total_s)
 
 
 def ask(*messages: str | Message, **fields) -> ChatRequest:
@@ -41,7 +42,7 @@ def begin(provider: LlamaCppProvider, *messages: str | Message, **fields):
     raise AssertionError("no text came")
 
 
-def alive(pid: int) -> bool:
+def alive(pid: int | None) -> bool:
     """Whether a process exists and is no zombie."""
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
@@ -50,8 +51,9 @@ def alive(pid: int) -> bool:
         return False
 
 
-def gone(pid: int, within_s: float = 2.0) -> bool:
+def gone(pid: int | None, within_s: float = 2.0) -> bool:
     """Whether the process ends within so many seconds."""
+    assert pid is not None
     until = time.monotonic() + within_s
     while alive(pid) and time.monotonic() < until:
         time.sleep(0.005)

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from shared_core.chat.events import Finished, Started, TextDelta, collect
+from shared_core.chat.events import ChatEvent, Finished, Started, TextDelta, collect
 from shared_core.chat.request import Image, Message, OutputSchema, ToolSpec, assistant, system, tool, user
 from shared_core.errors import ErrorKind, InvalidRequest, ProviderError
 from shared_core.providers.llama_cpp import LlamaCppProvider
@@ -32,8 +32,10 @@ def test_an_answer_arrives_as_started_text_and_one_finished(noise):
     assert isinstance(events[-1], Finished)
     assert all(isinstance(e, TextDelta) and e.text for e in events[1:-1])
     assert events[-1].reason == "length"
-    assert events[-1].usage.output_tokens == 8
-    assert events[-1].usage.input_tokens > 5
+    usage = events[-1].usage
+    assert usage is not None
+    assert usage.output_tokens == 8
+    assert usage.input_tokens > 5
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -187,10 +189,9 @@ def test_a_schema_that_cannot_be_held_to_makes_the_model_incapable(noise):
 
 def test_what_only_a_check_can_see_is_held_back_until_it_was_checked(noise):
     schema = {"type": "string", "maxLength": 2, "pattern": "^never this$"}
-    events = []
+    events: list[ChatEvent] = []
     with pytest.raises(ProviderError, match="does not fit the schema") as caught:
-        for event in noise.stream(ask("x", output=OutputSchema(schema), max_tokens=50), guard()):
-            events.append(event)
+        events.extend(noise.stream(ask("x", output=OutputSchema(schema), max_tokens=50), guard()))
     assert caught.value.kind is ErrorKind.MALFORMED
     assert not any(isinstance(e, TextDelta) for e in events)
 

@@ -133,9 +133,14 @@ def test_weights_that_are_not_numbers_are_found_before_anything_is_answered(bad,
         provider.close()
 
 
-def test_a_context_that_does_not_fit_into_memory_is_refused_at_once(own):
-    with pytest.raises(InvalidModelFile, match="lower n_ctx"):
-        own(n_ctx=1 << 24, rlimit_as=None).warm()
+def test_a_context_that_does_not_fit_into_memory_is_refused_before_it_is_allocated():
+    from shared_core.providers.llama_cpp.engine import Engine, LoadError
+
+    engine = Engine.__new__(Engine)
+    engine._n_ctx = 1024
+    with pytest.raises(LoadError, match=r"a context of 1024 tokens takes 1024.0 GiB.*lower n_ctx"):
+        engine._check_memory({"kv_bytes_per_token": 1 << 30})
+    engine._check_memory({"kv_bytes_per_token": 1})
 
 
 def test_an_address_space_limit_is_a_clean_error(own):
@@ -169,14 +174,14 @@ def test_every_option_is_listed():
 
 @pytest.mark.parametrize(
     ("n_ctx", "trained", "window"),
-    [(None, 2048, 2048), (None, 32768, 4096), (None, None, 4096), (300, 2048, 512), (8192, 2048, 8192), (None, 1000, 1024)],
+    [(None, 2048, 2048), (None, 9999, 4096), (None, None, 4096), (300, 99, 512), (8192, 2048, 8192), (None, 900, 1024)],
 )
 def test_the_window_is_a_multiple_of_256(n_ctx, trained, window):
     assert Options(n_ctx=n_ctx).context(trained) == window
 
 
 def test_a_download_is_refused_with_what_to_do_instead():
-    with pytest.raises(ConfigurationError, match="download the .gguf yourself"):
+    with pytest.raises(ConfigurationError, match=r"download the \.gguf yourself"):
         LlamaCppProvider(Target("llamacpp:hf:org/repo/x.gguf"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -28,7 +29,7 @@ from shared_core.providers.llama_cpp.wire import MAX_FRAME, FrameError, Frames, 
 def chopped(data, cuts):
     """`data` in pieces, cut at the given places."""
     marks = sorted({min(c, len(data)) for c in cuts} | {0, len(data)})
-    return [data[a:b] for a, b in zip(marks, marks[1:], strict=False)]
+    return [data[a:b] for a, b in pairwise(marks)]
 
 
 CUTS = st.lists(st.integers(0, 60), max_size=8)
@@ -38,7 +39,8 @@ CUTS = st.lists(st.integers(0, 60), max_size=8)
 
 @given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=8), max_size=3), max_size=5), CUTS)
 def test_messages_survive_any_chopping(messages, cuts):
-    frames, got = Frames(), []
+    frames = Frames()
+    got: list[dict] = []
     for piece in chopped(b"".join(frame(m) for m in messages), cuts):
         got += frames.feed(piece)
     assert got == messages
@@ -110,13 +112,14 @@ def test_delivered_text_is_not_let_out_again():
 # ── tool calls and thoughts ──────────────────────────────────────────────────────────────────────────────────────────
 
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": "x"}}\n</tool_call>'
+F = Spoken("call", name="f", arguments='{"a": "x"}')
 SPOKEN = [
     ("plain text", "hello < world", [Spoken("text", "hello < world")]),
-    ("a call alone", CALL, [Spoken("call", name="f", arguments='{"a": "x"}')]),
-    ("text, then a call", f"One moment.\n{CALL}", [Spoken("text", "One moment."), Spoken("call", name="f", arguments='{"a": "x"}')]),
-    ("two calls", f"{CALL}\n{CALL}", [Spoken("call", name="f", arguments='{"a": "x"}')] * 2),
-    ("a call that is not JSON is text", "<tool_call>{oops</tool_call>", [Spoken("text", "<tool_call>{oops</tool_call>")]),
-    ("an unclosed but whole call", CALL[:-12], [Spoken("call", name="f", arguments='{"a": "x"}')]),
+    ("a call alone", CALL, [F]),
+    ("text, then a call", f"One moment.\n{CALL}", [Spoken("text", "One moment."), F]),
+    ("two calls", f"{CALL}\n{CALL}", [F, F]),
+    ("a call that is not JSON is text", "<tool_call>{x</tool_call>", [Spoken("text", "<tool_call>{x</tool_call>")]),
+    ("an unclosed but whole call", CALL[:-12], [F]),
     ("a thought first", "<think>\nhm</think>\n\nyes", [Spoken("thought", "\nhm"), Spoken("text", "yes")]),
     ("<think> in the middle is text", "say <think>", [Spoken("text", "say <think>")]),
     ("blank space at the end stays", "hi \n", [Spoken("text", "hi \n")]),
@@ -125,7 +128,7 @@ SPOKEN = [
 
 def joined(pieces):
     """Neighbouring pieces of text as one."""
-    out = []
+    out: list[Spoken] = []
     for p in pieces:
         if out and p.kind != "call" and out[-1].kind == p.kind:
             out[-1] = Spoken(p.kind, out[-1].text + p.text)
@@ -202,7 +205,7 @@ def test_no_message_can_add_a_trusted_marker(pieces):
 
 def test_a_template_without_a_system_role_gets_it_in_the_first_user_turn():
     template = compile_template(
-        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
         "[{{ m.role }}]{{ m.content }}{% endfor %}"
     )
     got = render(template, [{"role": "system", "content": "be kind"}, *chat("hi")], None, ())
@@ -338,6 +341,9 @@ def test_answers_are_checked_against_their_schema(value, schema, wrong):
     assert wrong in found
 
 
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5), lambda c: st.lists(c) | st.dictionaries(st.text(max_size=3), c), max_leaves=8))
+LEAVES = st.none() | st.booleans() | st.integers() | st.text(max_size=5)
+
+
+@given(st.recursive(LEAVES, lambda c: st.lists(c) | st.dictionaries(st.text(max_size=3), c), max_leaves=8))
 def test_any_value_fits_its_own_constant(value):
     assert violations(json.dumps(value), {"const": value}) == ""

@@ -61,7 +61,9 @@ def test_a_continuation_obeys_a_stop_sequence_that_began_before_it(tiny, explain
 
 
 def test_json_cut_at_any_character_goes_on_within_its_schema(tiny):
-    schema = OutputSchema({"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name", "age"], "additionalProperties": False})  # fmt: skip
+    properties = {"name": {"type": "string"}, "age": {"type": "integer"}}
+    wanted = {"type": "object", "properties": properties, "required": ["name", "age"], "additionalProperties": False}
+    schema = OutputSchema(wanted)
     question = "Return JSON for: Uma is 44 years old and lives in Hanoi."
     whole = answer(tiny, question, output=schema).text
     for cut in range(1, len(whole)):

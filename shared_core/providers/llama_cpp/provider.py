@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
+import sys
 import time
 import uuid
 import weakref
@@ -53,6 +55,11 @@ def check_target(target: Target) -> None:
     Raises:
         ConfigurationError: UnknownOption, InvalidModelFile or MissingDependency; each message says what to do.
     """
+    if sys.platform == "win32":
+        raise ConfigurationError(
+            f"Target {target.spec!r}: the local model needs Linux or macOS.\n"
+            "hint: run llama.cpp's own server and use 'llama-server:<model>'"
+        )
     Options.of(target.options)
     check_model_file(resolve_path(target.model))
     if importlib.util.find_spec("llama_cpp") is None:
@@ -205,8 +212,8 @@ class LlamaCppProvider:
         _release_all(self._held)
 
     async def aclose(self) -> None:
-        """The same."""
-        self.close()
+        """The same, off the event loop: a large model takes a moment to go."""
+        await asyncio.to_thread(self.close)
 
     # ── building ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

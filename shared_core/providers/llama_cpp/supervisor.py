@@ -66,7 +66,7 @@ class Supervisor:
         _all.add(self)
 
     def _reset(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant: a finalizer may close us inside our own thread
         self._waiting: deque[Call] = deque()
         self._running: Call | None = None
         self._thread: threading.Thread | None = None
