@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -105,6 +104,7 @@ class SdkProvider:
             lambda: self._build(sync=True), lambda: self._build(sync=False)
         )
         self._loading = threading.Lock()
+        self._loaded = False
 
     # ── for a vendor's file ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -145,9 +145,19 @@ class SdkProvider:
         return Origin(self.name, model or self.model, self.endpoint)
 
     def load(self) -> None:
-        """Import the SDK and build the sync client, so that the first call does not pay for it (0.4 to 0.9 s)."""
+        """Import and build what the first call needs, so that it does not pay for it (0.4 to 2 s). Sends nothing."""
+        if self._loaded:
+            return
         self._module()
-        self._clients.sync()
+        importlib.import_module("shared_core.history")
+        _ = self.capabilities  # reads the price table's context windows when no fact of ours is known
+        self._method(self._clients.sync())  # SDKs import their resources when they are first touched
+        self._loaded = True
+
+    async def aload(self) -> None:
+        """The same, without holding up the event loop."""
+        if not self._loaded:
+            await asyncio.to_thread(self.load)
 
     def _module(self) -> ModuleType:
         with self._loading:
@@ -162,7 +172,7 @@ class SdkProvider:
 
     def stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:
         """Answer, sync. Nothing is sent before the first `next()`."""
-        self._module()
+        self.load()
         http = self._http()
         fold = self._fold(request)
         arguments = self._arguments(request) | {"timeout": transport.request_timeout(http, guard)}
@@ -212,8 +222,7 @@ class SdkProvider:
 
     async def astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
         """Answer, async. The router cancels it when time is up; cancelling closes the connection."""
-        if self.sdk not in sys.modules:
-            await asyncio.to_thread(self._module)  # importing takes a good half second: not on the event loop
+        await self.aload()
         http = self._http()
         fold = self._fold(request)
         arguments = self._arguments(request) | {"timeout": transport.request_timeout(http, guard)}
