@@ -1,7 +1,8 @@
 """llm-fallback's core: ask one model after another until a request is answered whole, within its deadline and budget.
 
-The ten names most people need are `Router`, `Target`, `ChatRequest`, `Answer`, `RetryPolicy`, `Timeouts`, `BreakerConfig`,
-`Price`, `AllTargetsFailed` and `StreamBroken`. Importing this package does no work: names are loaded when first used.
+The ten names most people need are `Router`, `Target`, `ChatRequest`, `Answer`, `RetryPolicy`, `Timeouts`,
+`BreakerConfig`, `Price`, `AllTargetsFailed` and `StreamBroken`. Importing this package does no work: names are loaded
+when first used.
 """
 
 from __future__ import annotations

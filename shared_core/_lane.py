@@ -61,7 +61,8 @@ def run_guarded(open_: Callable[[], Iterator[T]], guard: Guard) -> Iterator[T]:
     """Iterate over `open_()` in another thread, under the caller's context variables.
 
     Raises:
-        ProviderError: kind TIMEOUT when the guard runs out; the thread is told to stop at its next item and left behind.
+        ProviderError: kind TIMEOUT when the guard runs out; the thread is told to stop at its next item and left
+            behind.
     """
     out: queue.SimpleQueue[tuple[object, BaseException | None]] = queue.SimpleQueue()
     abandoned = threading.Event()

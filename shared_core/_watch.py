@@ -11,7 +11,7 @@ __all__ = ["Watchdog"]
 
 
 class Watchdog:
-    """Bites the task that is awaiting the provider, and only while it is: never the caller's own code between two events.
+    """Bites the task that awaits the provider, and only while it does: never the caller's code between two events.
 
     `arm` before each await, `disarm` after it. After a `CancelledError`, `bit` says whether it was ours.
     """

@@ -358,7 +358,9 @@ class StreamBroken(FallbackError):
         fallback: the journal's metadata, as an answer would have carried it.
     """
 
-    def __init__(self, message: str, *, partial: str, usage: Any = None, fallback: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, message: str, *, partial: str, usage: Any = None, fallback: Mapping[str, Any] | None = None
+    ) -> None:
         super().__init__(redact(message))
         self.partial = partial
         self.usage = usage
@@ -417,7 +419,7 @@ class AllTargetsFailed(FallbackError, ExceptionGroup[Exception]):
         """Whether the same call may succeed later: true if any attempt failed for a passing reason."""
         return any(getattr(error, "is_retryable", False) for error in self.exceptions)
 
-    def derive(self, excs: Sequence[Exception]) -> Self:
+    def derive(self, excs: Sequence[Exception], /) -> Self:  # type: ignore[override]  # ours holds Exceptions only
         """A group of the same kind over other errors (`split`, `subgroup`)."""
         return type(self)(self.message, excs, fallback=self.fallback, retry_after_s=self.retry_after_s)
 

@@ -40,7 +40,7 @@ FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "refusa
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one attempt or one answer. Sub-counts are parts of their totals, as in OpenAI's and LangChain's usage."""
+    """Tokens of one attempt or one answer. Sub-counts are parts of their totals, as in OpenAI's own usage."""
 
     input_tokens: int = 0
     """All input tokens, cached ones included."""
@@ -192,7 +192,9 @@ class ToolCallAssembler:
             self._calls[delta.index] = ToolCall(delta.id or "", delta.name or "", delta.arguments, delta.data)
             return
         data = {**old.data, **delta.data} if delta.data else old.data
-        self._calls[delta.index] = ToolCall(delta.id or old.id, delta.name or old.name, old.arguments + delta.arguments, data)
+        self._calls[delta.index] = ToolCall(
+            delta.id or old.id, delta.name or old.name, old.arguments + delta.arguments, data
+        )
 
     def add(self, call: ToolCall) -> None:
         """Take a whole call, after all others."""

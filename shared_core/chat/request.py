@@ -167,7 +167,7 @@ class Message:
 def _parts(content: str | Part | Sequence[Part]) -> tuple[Part, ...]:
     if isinstance(content, str):
         return (Text(content),) if content else ()
-    return tuple(content) if isinstance(content, Sequence) else (content,)
+    return (content,) if isinstance(content, Part) else tuple(content)
 
 
 def system(content: str | Part | Sequence[Part]) -> Message:
@@ -185,7 +185,9 @@ def assistant(content: str | Part | Sequence[Part], *, origin: Origin | None = N
     return Message("assistant", _parts(content), origin=origin)
 
 
-def tool(call_id: str, content: str | Part | Sequence[Part], *, name: str | None = None, is_error: bool = False) -> Message:
+def tool(
+    call_id: str, content: str | Part | Sequence[Part], *, name: str | None = None, is_error: bool = False
+) -> Message:
     """A tool's answer to the call `call_id`."""
     return Message("tool", (ToolResult(call_id, _parts(content), name, is_error),))
 
@@ -290,11 +292,13 @@ class ChatRequest:
         _in_range("top_p", self.top_p, 0.0, 1.0)
         if self.timeout_s is not None and not (self.timeout_s > 0 and math.isfinite(self.timeout_s)):
             raise InvalidRequest(f"timeout_s must be a positive number of seconds, not {self.timeout_s}")
-        if any(not isinstance(s, str) or not s for s in self.stop):
+        if not all(s and isinstance(s, str) for s in self.stop):
             raise InvalidRequest("stop sequences must be non-empty strings")
         names = [t.name for t in self.tools]
         if len(set(names)) != len(names):
-            raise InvalidRequest(f"two tools share a name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}")
+            raise InvalidRequest(
+                f"two tools share a name: {', '.join(sorted({n for n in names if names.count(n) > 1}))}"
+            )
         if self.tool_choice not in (None, "auto", "any", "none") and self.tool_choice not in names:
             raise InvalidRequest(f"tool_choice {self.tool_choice!r} names no tool; tools: {', '.join(names) or 'none'}")
 

@@ -23,12 +23,12 @@ class EntryStatus(enum.StrEnum):
     VOID = "void"
     """Refused before any work; it cost nothing."""
     UNKNOWN = "unknown"
-    """Timed out, cut or cancelled after it was sent: it may have been billed. `bound_nano` says how much at most."""
+    """Timed out, cut or cancelled after it was sent: it may have been billed, up to `bound_nano`."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One attempt. `at` is seconds since the epoch; tokens are those reported, or counted when `status` is estimated."""
+    """One attempt. `at` is seconds since the epoch; tokens are as reported, or counted when `status` is estimated."""
 
     execution: str
     attempt: int
@@ -120,7 +120,9 @@ class CostReport:
             f"{_dollars(r['cost_usd']):>11} {_dollars(r['at_most_usd']):>11}"
             for r in self.rows()
         ]
-        lines.append(f"{'total':40} {'':5} {'':7} {'':8} {'':8} {_dollars(self.total_usd):>11} {_dollars(self.at_most_usd):>11}")
+        lines.append(
+            f"{'total':40} {'':5} {'':7} {'':8} {'':8} {_dollars(self.total_usd):>11} {_dollars(self.at_most_usd):>11}"
+        )
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

@@ -55,7 +55,8 @@ class TieredPrice(Price):
 def find_price(provider: str, model: str, *, now: datetime | None = None) -> Price | None:
     """The price of `model` today, or None when the table does not know it.
 
-    The table is bundled with genai-prices and read from memory; the first look-up in a process imports it (about 0.2 s).
+    The table is bundled with genai-prices and read from memory; the first look-up in a process imports it (about 0.2
+    s).
     """
     day = (now or datetime.now(UTC)).date()
     return _find(provider, model, day.toordinal())
@@ -72,7 +73,7 @@ def _find(provider: str, model: str, ordinal: int) -> Price | None:
         row = info.get_prices(when)
     except LookupError:
         return None
-    except Exception as error:  # noqa: BLE001  # a surprise in a price table must not break a call; unknown is an answer
+    except Exception as error:  # noqa: BLE001  # a surprise in a price table must not break a call
         _log.warning("no price for %s:%s: %s", provider, model, error)
         return None
     base = {

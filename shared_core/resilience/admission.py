@@ -1,7 +1,7 @@
-"""May this attempt start? `Gate` answers for one target: circuit, parking, account lock and slot, granted or refused together.
+"""May this attempt start? `Gate` answers for one target: circuit, parking and account lock together.
 
-Each `Admission` is settled exactly once; settling twice is a bug and says so. One short lock per gate, never held across a
-call, an await or anybody else's code.
+Each `Admission` is settled exactly once; settling twice is a bug and says so. One short lock per gate, never held
+across a call, an await or anybody else's code.
 """
 
 from __future__ import annotations
@@ -78,7 +78,17 @@ class Account:
 class Gate:
     """Decides for one target, and learns from what became of its attempts. Thread-safe."""
 
-    __slots__ = ("_lock", "_name", "account", "breaker", "budget", "health", "park_reason", "parked_until", "prefill_rejected")
+    __slots__ = (
+        "_lock",
+        "_name",
+        "account",
+        "breaker",
+        "budget",
+        "health",
+        "park_reason",
+        "parked_until",
+        "prefill_rejected",
+    )
 
     def __init__(self, name: str, config: BreakerConfig | None = None, account: Account | None = None) -> None:
         self._lock = threading.Lock()
@@ -172,8 +182,19 @@ class Gate:
         self.parked_until, self.park_reason = max(until, self.parked_until), reason
         return Transition(self._name, "parked", until, reason)
 
-    def _circuit(self, admission: Admission, result: Result, now: float, chance: float, **how: object) -> list[Transition]:
-        state = self.breaker.report(admission.permit, result, now, chance=chance, **how)  # type: ignore[arg-type]  # `how` is silent, server_wait_s
+    def _circuit(
+        self,
+        admission: Admission,
+        result: Result,
+        now: float,
+        chance: float,
+        *,
+        silent: bool = False,
+        server_wait_s: float = 0.0,
+    ) -> list[Transition]:
+        state = self.breaker.report(
+            admission.permit, result, now, chance=chance, silent=silent, server_wait_s=server_wait_s
+        )
         return [] if state is None else [Transition(self._name, f"circuit {state}", self.breaker.open_until)]
 
     def _slow(self, first_token_s: float | None) -> bool:

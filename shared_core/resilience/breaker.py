@@ -1,8 +1,8 @@
 """A circuit breaker as a small machine: CLOSED, OPEN, HALF_OPEN, with generation-stamped permits and one probe lease.
 
-It has no clock, lock or randomness of its own: `now` (monotonic seconds) and `chance` (uniform in [0, 1)) are handed in, and
-its owner holds a lock around each method, never across a call. Every change of state starts a new generation; a result
-that comes back with an older generation's permit changes nothing.
+It has no clock, lock or randomness of its own: `now` (monotonic seconds) and `chance` (uniform in [0, 1)) are handed
+in, and its owner holds a lock around each method, never across a call. Every change of state starts a new generation;
+a result that comes back with an older generation's permit changes nothing.
 """
 
 from __future__ import annotations
@@ -279,4 +279,5 @@ class CircuitBreaker:
         self._enter(CircuitState.DISABLED)
 
     def __repr__(self) -> str:
-        return f"CircuitBreaker({self._state}, generation {self._generation}, {self._failures} failed of {self._failures + self._successes})"
+        calls = self._failures + self._successes
+        return f"CircuitBreaker({self._state}, generation {self._generation}, {self._failures} failed of {calls})"

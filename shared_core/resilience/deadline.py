@@ -1,4 +1,4 @@
-"""How long a call and each of its attempts may take: `Timeouts` (settings) and `Guard` (one attempt's running limit)."""
+"""How long a call and its attempts may take: `Timeouts` (settings) and `Guard` (one attempt's running limit)."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Timeouts:
 class Guard:
     """The limit one attempt runs under right now, on the clock it was given.
 
-    The driver moves it at each content event; providers obey `remaining()` in every blocking read, so that a server that
-    only drips keep-alives cannot stretch it. Whoever sees it expire raises; `which` says what ran out.
+    The driver moves it at each content event; providers obey `remaining()` in every blocking read, so that a server
+    that only drips keep-alives cannot stretch it. Whoever sees it expire raises; `which` says what ran out.
     """
 
     __slots__ = ("_clock", "_idle_s", "_suspended", "at", "connect_s", "deadline", "started", "streaming", "which")
@@ -63,7 +63,7 @@ class Guard:
         connect_s: float = 5.0,
         deadline: float = math.inf,
     ) -> None:
-        """`first_s` is the limit of the first token (streamed) or of the whole answer; `deadline` is absolute."""
+        """`first_s` limits the first token (streamed) or the whole answer; `deadline` is absolute."""
         self._clock = clock
         self._idle_s = idle_s
         self._suspended: tuple[float, Limit] | None = None
@@ -85,7 +85,7 @@ class Guard:
             self._set(self._clock() + self._idle_s, "idle")
 
     def suspend(self) -> None:
-        """What follows is no silence of the target's (a local model is loading): until `resume` only the deadline counts."""
+        """What follows is no silence of the target (a local model loads): until `resume` only the deadline counts."""
         if self._suspended is None:
             self._suspended = (self.remaining(), self.which)
             self._set(math.inf, self.which)

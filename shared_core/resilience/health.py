@@ -1,15 +1,17 @@
-"""How one target has been doing lately, as its own calls have shown: `HealthRecord`, and the frozen `TargetHealth` people read."""
+"""How targets have been doing lately, as their own calls have shown: `HealthRecord`, and what people read of it."""
 
 from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
+from typing import Any
 
 from shared_core.resilience.breaker import CircuitState
 
-__all__ = ["HealthRecord", "HealthStatus", "TargetHealth", "percentile"]
+__all__ = ["HealthRecord", "HealthReport", "HealthStatus", "TargetHealth", "percentile"]
 
 
 class HealthStatus(enum.StrEnum):
@@ -25,7 +27,7 @@ class HealthStatus(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TargetHealth:
-    """A frozen reading of one target. Times are seconds; percentiles are over its last 100 calls; None is unmeasured."""
+    """A frozen reading of one target. Times are seconds; percentiles span its last 100 calls; None is unmeasured."""
 
     target: str
     status: HealthStatus
@@ -51,10 +53,89 @@ class TargetHealth:
         return None if self.success_rate is None else 1.0 - self.success_rate
 
 
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """How every target is doing. Prints as a table, in a terminal and in a notebook."""
+
+    targets: tuple[TargetHealth, ...]
+
+    def __getitem__(self, name: str) -> TargetHealth:
+        for target in self.targets:
+            if target.target == name:
+                return target
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[TargetHealth]:
+        return iter(self.targets)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """As plain data, one row per target."""
+        return [
+            {
+                "target": t.target,
+                "status": str(t.status),
+                "circuit": str(t.circuit),
+                "calls": t.calls,
+                "success": "–" if t.success_rate is None else f"{t.success_rate:.0%}",
+                "p50": _seconds(t.latency_p50_s),
+                "p95": _seconds(t.latency_p95_s),
+                "first token p50": _seconds(t.first_token_p50_s),
+                "last error": t.last_error or "",
+                "available": "yes" if t.available else f"no: {t.unavailable_reason}",
+            }
+            for t in self.targets
+        ]
+
+    def __str__(self) -> str:
+        rows = self.rows()
+        if not rows:
+            return "no targets"
+        columns = list(rows[0])
+        cells = [[str(row[c])[:48] for c in columns] for row in rows]
+        widths = [max(len(c), *(len(line[i]) for line in cells)) for i, c in enumerate(columns)]
+        lines = [columns, *cells]
+        return "\n".join(
+            "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines
+        )
+
+    def _repr_html_(self) -> str:
+        colours = {"HEALTHY": "#2e7d32", "UNHEALTHY": "#c62828", "CHECKING": "#ef6c00", "UNKNOWN": "#757575"}
+        rows = self.rows()
+        head = "".join(f"<th>{escape(c)}</th>" for c in (rows[0] if rows else {"target": ""}))
+        body = "".join(
+            "<tr>"
+            + "".join(
+                f'<td style="color:{colours[str(v)]};font-weight:bold">{escape(str(v))}</td>'
+                if c == "status"
+                else f"<td>{escape(str(v))}</td>"
+                for c, v in row.items()
+            )
+            + "</tr>"
+            for row in rows
+        )
+        return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value * 1000:.1f} ms" if value < 1 else f"{value:.2f} s"
+
+
 class HealthRecord:
     """Remembers the last calls of one target. Its owner holds the lock."""
 
-    __slots__ = ("_first_tokens", "_latencies", "_results", "calls", "consecutive_failures", "in_flight", "last_error", "last_error_at")
+    __slots__ = (
+        "_first_tokens",
+        "_latencies",
+        "_results",
+        "calls",
+        "consecutive_failures",
+        "in_flight",
+        "last_error",
+        "last_error_at",
+    )
 
     def __init__(self, keep: int = 100) -> None:
         self._results: deque[bool] = deque(maxlen=keep)
@@ -111,7 +192,7 @@ class HealthRecord:
             status = HealthStatus.UNHEALTHY
         elif not self._results:
             status = HealthStatus.UNHEALTHY if reason and self.last_error else HealthStatus.UNKNOWN
-        elif reason or not self._results[-1] and (self.success_rate or 0.0) < 0.5:
+        elif reason or (not self._results[-1] and (self.success_rate or 0.0) < 0.5):
             status = HealthStatus.UNHEALTHY
         else:
             status = HealthStatus.HEALTHY

@@ -43,7 +43,7 @@ class RetryPolicy:
                 raise ConfigurationError(f"RetryPolicy.{name} must be a whole number, not {getattr(self, name)!r}")
 
     def wait_s(self, error: ProviderError, retry: int, chance: float) -> float:
-        """Seconds to wait before retry number `retry` (from 0). `chance` is uniform in [0, 1).
+        """Seconds to wait before retry number `retry`, from 0. `chance` is uniform in [0, 1).
 
         A server's own wait is a lower bound, spread by up to a tenth so that callers do not return as one herd.
         """
@@ -55,7 +55,7 @@ class RetryPolicy:
 
 
 class RetryBudget:
-    """Caps the amplification of an outage: a retry needs more than half of the tokens left (gRPC A6, `retryThrottling`).
+    """Caps the amplification of an outage: a retry needs more than half of the tokens left (gRPC A6).
 
     Ten tokens; a retryable failure takes one, a success returns a tenth; at five or fewer nobody retries this target.
     Not thread-safe by itself: its owner holds the lock.

@@ -43,10 +43,17 @@ class Capabilities:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ConfigurationError(f"Capabilities.{name} must be a positive number of tokens, not {value!r}")
         if self.continuation not in ("exact", "prefill", "instructed"):
-            raise ConfigurationError(f"Capabilities.continuation must be exact, prefill or instructed, not {self.continuation!r}")
+            raise ConfigurationError(
+                f"Capabilities.continuation must be exact, prefill or instructed, not {self.continuation!r}"
+            )
 
 
-FLAGS = frozenset(f.name for f in fields(Capabilities)) - {"tool_choice", "continuation", "context_window", "max_output"}
+FLAGS = frozenset(f.name for f in fields(Capabilities)) - {
+    "tool_choice",
+    "continuation",
+    "context_window",
+    "max_output",
+}
 """Names that `Constraints.require` accepts."""
 
 

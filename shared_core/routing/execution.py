@@ -1,4 +1,4 @@
-"""The journal of one logical request: every attempt, refusal and seam, in order. Written by the flow, read by everybody else."""
+"""The journal of one request: every attempt, refusal and seam, in order. The flow writes it, everybody else reads."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class Execution:
 
     @property
     def cost_nano(self) -> int | None:
-        """What the attempts whose cost is known add up to, in nano-dollars; None when the answer itself has no price."""
+        """What attempts of known cost add up to, in nano-dollars; None when the answer itself has no price."""
         served = self.served_by
         if served is not None and served.cost_nano is None:
             return None

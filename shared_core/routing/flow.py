@@ -1,7 +1,7 @@
 """The fallback algorithm, once: a generator that yields what to do next and is sent what came of it.
 
-It never sleeps, awaits, locks, opens a socket or reads a clock that was not handed in. The router's two drivers (sync and
-async) perform the steps:
+It never sleeps, awaits, locks, opens a socket or reads a clock that was not handed in. The router's two drivers (sync
+and async) perform the steps:
 
     Admit   may this attempt start?         is sent an Admission or a Refusal
     Call    make the attempt                is sent None for a whole answer, or the ProviderError it ended with
@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from shared_core.chat.request import ChatRequest
@@ -36,7 +36,7 @@ from shared_core.routing.planner import Plan, Route
 from shared_core.routing.relay import Relay
 from shared_core.routing.seam import CONTINUE_PROMPT, Mode, resume
 
-__all__ = ["Admit", "Call", "FlowPolicy", "OnStreamBreak", "Settle", "Step", "Wait", "flow"]
+__all__ = ["Admit", "Call", "FlowPolicy", "OnStreamBreak", "Report", "Settle", "Step", "Wait", "first_token_s", "flow"]
 
 OnStreamBreak = Literal["continue", "restart", "raise"]
 
@@ -45,7 +45,7 @@ OnStreamBreak = Literal["continue", "restart", "raise"]
 class FlowPolicy:
     """The router's settings that steer the flow."""
 
-    retry: RetryPolicy = RetryPolicy()
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
     on_stream_break: OnStreamBreak = "continue"
     continue_prompt: str = CONTINUE_PROMPT
     route_around_policy: bool = False
@@ -161,7 +161,9 @@ def flow(
         route = turn.route
         window = route.capabilities.context_window
         if too_small and window is not None and window <= too_small:
-            execution.skip(route.name, f"its context window of {window} tokens is no larger than the one that overflowed")
+            execution.skip(
+                route.name, f"its context window of {window} tokens is no larger than the one that overflowed"
+            )
             continue
 
         first_s, idle_s, lease_s = _limits(route, request, now, deadline, queue)
@@ -253,14 +255,15 @@ def _limits(
     timeouts = route.timeouts
     left = deadline - now
     share = left / (1 + len(behind))
-    kept = sum(min(_first_token_s(turn.route), share) for turn in behind)
+    kept = sum(min(first_token_s(turn.route), share) for turn in behind)
     mine = max(left - kept, share)
     if request.streaming:
-        return min(_first_token_s(route), mine), timeouts.idle, left
+        return min(first_token_s(route), mine), timeouts.idle, left
     return min(timeouts.attempt, mine), math.inf, min(timeouts.attempt, mine)
 
 
-def _first_token_s(route: Route) -> float:
+def first_token_s(route: Route) -> float:
+    """The target's own limit for a first token, in seconds: longer for models that think before they speak."""
     return route.timeouts.reasoning_first_token if route.capabilities.reasoning else route.timeouts.first_token
 
 
@@ -300,7 +303,7 @@ def _should_yield(
     if (error.retry_after_s or 0.0) > retry.max_wait_s:
         return True
     share = (deadline - now) / (1 + len(behind))
-    return wait_s > (deadline - now) - sum(min(_first_token_s(turn.route), share) for turn in behind)
+    return wait_s > (deadline - now) - sum(min(first_token_s(turn.route), share) for turn in behind)
 
 
 def _outcome(attempt: Attempt, error: ProviderError | None, now: float) -> Outcome:
@@ -380,7 +383,8 @@ def _message(
         head = f"all {len(plan.routes)} target(s) failed"
     lines = [f"{head} ({len(execution.attempts)} attempt(s) in {now - execution.started:.2f} s)"]
     for a in execution.attempts:
-        lines.append(f"  {a.number}. {a.target}, {a.duration_s or 0.0:.2f} s: {str(a.error or a.outcome).replace(f'{a.target}: ', '', 1)}")
+        why = str(a.error or a.outcome).removeprefix(f"{a.target}: ")
+        lines.append(f"  {a.number}. {a.target}, {a.duration_s or 0.0:.2f} s: {why}")
     lines += [f"  -  {s.target}: {s.reason}" for s in execution.skips]
     lines += [f"  -  {name}: {reason}" for name, reason in plan.excluded]
     if retry_after_s is not None:

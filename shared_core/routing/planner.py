@@ -10,6 +10,7 @@ from shared_core.chat.request import ChatRequest, Constraints
 from shared_core.errors import ConfigurationError
 from shared_core.resilience.admission import Gate
 from shared_core.resilience.deadline import Timeouts
+from shared_core.resilience.health import TargetHealth
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.capabilities import FLAGS, Capabilities, missing
 from shared_core.routing.price import Price
@@ -76,16 +77,27 @@ class Plan:
 
     def __str__(self) -> str:
         lines = [f"plan ({self.strategy}):"]
-        lines += [f"  {i}. {name}" + (f"  ({self.notes[name]})" if name in self.notes else "") for i, name in enumerate(self.targets, 1)]
+        lines += [
+            f"  {i}. {name}" + (f"  ({self.notes[name]})" if name in self.notes else "")
+            for i, name in enumerate(self.targets, 1)
+        ]
         lines += [f"  -  {name}: {reason}" for name, reason in self.excluded]
         return "\n".join(lines if len(lines) > 1 else [*lines, "  nobody"])
 
     def _repr_html_(self) -> str:
         from html import escape
 
-        rows = "".join(f"<tr><td>{i}</td><td>{escape(n)}</td><td>{escape(self.notes.get(n, ''))}</td></tr>" for i, n in enumerate(self.targets, 1))
+        rows = "".join(
+            f"<tr><td>{i}</td><td>{escape(n)}</td><td>{escape(self.notes.get(n, ''))}</td></tr>"
+            for i, n in enumerate(self.targets, 1)
+        )
         rows += "".join(f"<tr><td>–</td><td>{escape(n)}</td><td>{escape(r)}</td></tr>" for n, r in self.excluded)
-        return f"<table><caption>plan ({escape(self.strategy)})</caption><tr><th></th><th>target</th><th>why</th></tr>{rows}</table>"
+        head = "<tr><th></th><th>target</th><th>why</th></tr>"
+        return f"<table><caption>plan ({escape(self.strategy)})</caption>{head}{rows}</table>"
+
+
+def _reader(route: Route, clock: Callable[[], float] | None) -> Callable[[], TargetHealth] | None:
+    return None if clock is None else lambda: route.gate.read(clock())
 
 
 _ANYONE = Constraints()
@@ -100,7 +112,7 @@ def plan(
     turn: int = 0,
     clock: Callable[[], float] | None = None,
 ) -> Plan:
-    """Who may answer `request`, in order. Pure but for reading the gates' health, and only if the strategy asks for it."""
+    """Who may answer `request`, in order. Reads the gates' health only if the strategy asks for it."""
     eligible: list[Route] = []
     excluded: list[tuple[str, str]] = []
     for route in routes:
@@ -111,10 +123,7 @@ def plan(
             excluded.append((route.name, reason))
     if strategy_name != "priority" and len(eligible) > 1:
         by_name = {route.name: route for route in eligible}
-        views = [
-            TargetView(r.target, turn, None, (lambda r=r: r.gate.read(clock())) if clock is not None else None)  # type: ignore[misc]  # mypy cannot infer a lambda with a default
-            for r in eligible
-        ]
+        views = [TargetView(r.target, turn, None, _reader(r, clock)) for r in eligible]
         chosen = [by_name[view.name] for view in strategy(request, views)]
         if len({r.name for r in chosen}) != len(chosen):
             raise ConfigurationError(f"strategy {strategy_name!r} returned a target twice")

@@ -22,10 +22,12 @@ class Provider(Protocol):
     * `request.streaming` says which call to make on the wire; the events are the same either way.
     * `request.model`, when set, replaces the provider's own model for this call.
     * The last event is `Finished`. Ending without it means broken, and the router treats it so.
-    * Failures are `ProviderError`s (their `kind` from the error table, the SDK's exception as `__cause__`). A bug in our
+    * Failures are `ProviderError`s (their `kind` from the error table, the SDK's exception as `__cause__`). A bug in
+    our
       or the caller's code passes through untouched. Exactly one request leaves per call: no retries of its own.
     * Nothing is sent before the first `next()`.
-    * Sync reads never block past `guard.remaining()` where `interruptible` is true; otherwise the router runs the call in
+    * Sync reads never block past `guard.remaining()` where `interruptible` is true; otherwise the router runs the
+    call in
       a thread it can walk away from. Async calls are cancelled by the router.
     * Closing the iterator closes the connection. Any thread and any event loop may call; messages are never mutated.
     """

@@ -1,8 +1,9 @@
 """What reaches the caller, and when: `Relay` holds an attempt's events back until it commits, then lets them through.
 
-Committed means that visible output has reached the caller: text, or one complete tool call. Lifecycle, role-only and empty
-frames never commit; neither does thinking. Until then a failure costs the caller nothing. Tool calls are assembled here
-and go out only when the stream has finished properly, so that a tool is never called by half a request.
+Committed means that visible output has reached the caller: text, or one complete tool call. Lifecycle, role-only and
+empty frames never commit; neither does thinking. Until then a failure costs the caller nothing. Tool calls are
+assembled here and go out only when the stream has finished properly, so that a tool is never called by half a
+request.
 """
 
 from __future__ import annotations

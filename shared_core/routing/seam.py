@@ -1,11 +1,12 @@
-"""Where a second target takes over a committed stream: how it is asked to go on, and how its text is joined to what was read.
+"""Where a second target takes over a committed stream: how it is asked, and how its text is joined to what was read.
 
 `resume` writes the request; `Seam` reads the continuation and holds back what repeats the text already delivered. Three
 ways to ask, by what the target can do:
 
-    exact        the raw prompt goes on after the delivered text (llama.cpp): the text is the continuation, nothing to remove
-    prefill      the delivered text becomes the beginning of the assistant's turn: only a whole repeat is removed
-    instructed   a user turn asks for it, quoting the last words: whole repeats and overlaps are removed, words kept apart
+    exact        the raw prompt goes on after the delivered text (llama.cpp): the text is the continuation, nothing to
+    remove prefill      the delivered text becomes the beginning of the assistant's turn: only a whole repeat is
+    removed instructed   a user turn asks for it, quoting the last words: whole repeats and overlaps are removed,
+    words kept apart
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def resume(request: ChatRequest, delivered: str, mode: Mode, prompt: str = CONTI
     spoken: tuple[Message, ...] = (*messages, assistant(delivered))
     if mode != "instructed":
         return request.replace(messages=spoken, continues=True, native=None)
-    return request.replace(messages=(*spoken, user(prompt.replace("{tail}", _tail(delivered)))), continues=False, native=None)
+    return request.replace(
+        messages=(*spoken, user(prompt.replace("{tail}", _tail(delivered)))), continues=False, native=None
+    )
 
 
 def _tail(text: str, words: int = 6) -> str:
@@ -132,7 +135,7 @@ class Seam:
         return 0
 
     def _is_repeat(self, piece: str, size: int) -> bool:
-        """Whether an agreement of `size` characters is a repeat rather than chance: whole words, or a broken-off one."""
+        """Whether an agreement of `size` characters is a repeat, not chance: whole words, or a broken-off one."""
         same = piece[:size]
         if not self._word_starts(self._delivered, len(self._delivered) - size):
             return False
@@ -156,5 +159,3 @@ class Seam:
         if self._word_aligned and fresh[:1].isalnum() and self._delivered[-1:].isalnum():
             return " " + fresh
         return fresh
-
-

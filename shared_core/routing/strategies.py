@@ -1,4 +1,4 @@
-"""Who is asked first: pure orderings of the eligible targets. A strategy sees frozen views and returns them in order."""
+"""Who is asked first: pure orderings of the eligible targets. A strategy is given frozen views and orders them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`Target`: provider + model + endpoint + credentials + price + limits. The thing that is healthy or not, priced, chosen."""
+"""`Target`: provider, model, endpoint, credentials, price and limits. What is healthy or not, priced and chosen."""
 
 from __future__ import annotations
 
@@ -86,12 +86,12 @@ class Target:
         elif provider is not None:
             ready = provider
             spec = spec or f"{provider.name}:{model or provider.model}"
-        if not isinstance(spec, str) or not spec:
+        if not (spec and isinstance(spec, str)):
             raise ConfigurationError("a target needs a spec such as 'openai:gpt-5-mini', or provider=")
         vendor, _, rest = spec.partition(":")
         if not vendor or not rest:
             raise ConfigurationError(f"target {spec!r} must be 'provider:model', such as 'openai:gpt-5-mini'")
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight) or weight < 0:
+        if not spec:
             raise ConfigurationError(f"Target.weight must be a number >= 0, not {weight!r}")
         if tier not in (None, "fast", "standard", "best"):
             raise ConfigurationError(f"Target.tier must be 'fast', 'standard' or 'best', not {tier!r}")
@@ -117,7 +117,7 @@ class Target:
 
     @property
     def account(self) -> str:
-        """Identifies the account behind this target without revealing it: same provider, endpoint and key, same account."""
+        """Names the account behind this target without revealing it: same provider, endpoint and key, same account."""
         if self.provider is not None and self.api_key is None:
             return f"{self.provider_name}#{self.name}"
         digest = hashlib.sha256(f"{self.provider_name}\0{self.base_url}\0{self.api_key}".encode()).hexdigest()[:12]

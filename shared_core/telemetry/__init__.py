@@ -1,13 +1,13 @@
 """What can be watched: events and logs. Nothing that watches a request can steer it."""
 
 from shared_core.telemetry.events import (
+    AttemptFailed,
     CircuitChanged,
     Event,
     FellOver,
     RequestFailed,
     RequestStarted,
     RequestSucceeded,
-    AttemptFailed,
     StreamContinued,
 )
 

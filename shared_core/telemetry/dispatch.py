@@ -1,4 +1,4 @@
-"""Takes events to their observers on a thread of its own, so that a slow, hanging or raising one cannot hurt a request."""
+"""Takes events to their observers on a thread of its own, so that a slow or raising one cannot hurt a request."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Dispatcher:
 
     def emit(self, event: Event) -> None:
         """Log it and pass it on. Never blocks, never raises."""
-        level = logging.WARNING if isinstance(event, _WARN) else logging.INFO if isinstance(event, _INFO) else logging.DEBUG
+        level = (
+            logging.WARNING if isinstance(event, _WARN) else logging.INFO if isinstance(event, _INFO) else logging.DEBUG
+        )
         if _log.isEnabledFor(level):
             _log.log(level, "%s", _line(event))
         if not self._observers:
@@ -72,7 +74,7 @@ class Dispatcher:
             result = observer(event)
             if inspect.isawaitable(result):
                 runner.run(_awaited(result))
-        except Exception:
+        except Exception:  # noqa: BLE001  # whatever an observer raises is its own affair
             _log.exception("an observer failed on %s; the request is not affected", event.name)
 
     def flush(self, timeout_s: float = 5.0) -> bool:
@@ -102,5 +104,7 @@ async def _awaited(result: Awaitable[object]) -> object:
 
 
 def _line(event: Event) -> str:
-    facts = ", ".join(f"{k}={v!r}" for k, v in event.as_dict().items() if k not in ("event", "execution", "at") and v is not None)
+    facts = ", ".join(
+        f"{k}={v!r}" for k, v in event.as_dict().items() if k not in ("event", "execution", "at") and v is not None
+    )
     return f"{event.name} [{event.execution}] {facts}"

@@ -95,7 +95,7 @@ class StreamContinued(Event):
 
 @dataclass(frozen=True, slots=True)
 class CircuitChanged(Event):
-    """A circuit, an account or a parked target changed: 'circuit open', 'circuit closed', 'parked', 'account locked'."""
+    """A circuit, account or parked target changed: 'circuit open', 'circuit closed', 'parked', 'account locked'."""
 
     scope: str
     state: str

@@ -1,10 +1,11 @@
-"""A provider that does what its script says: `ScriptedProvider`, for tests of routers, strategies and wrappers without a socket."""
+"""A provider that does what its script says: `ScriptedProvider`, for tests without a socket."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from shared_core.chat.events import Answer, ChatEvent, Finished, Started, TextDelta, Usage, events_of
 from shared_core.chat.request import ChatRequest, Origin
@@ -31,15 +32,17 @@ class Silence:
     text: str = ""
 
 
-Step = str | Answer | Broken | Silence | ErrorKind | BaseException | Sequence[ChatEvent] | Callable[[ChatRequest], object]
+Step = (
+    str | Answer | Broken | Silence | ErrorKind | BaseException | Sequence[ChatEvent] | Callable[[ChatRequest], object]
+)
 
 
 class ScriptedProvider:
     """Plays one step of its script per call; the last step repeats.
 
     Steps: a text or `Answer` (answered whole; streamed word by word), an `ErrorKind` or exception (raised before any
-    content), `Broken`, `Silence`, a list of events (yielded as they are), or a function of the request that returns one of these.
-    `requests` keeps every request it was sent.
+    content), `Broken`, `Silence`, a list of events (yielded as they are), or a function of the request that returns
+    one of these. `requests` keeps every request it was sent.
     """
 
     local = False
@@ -115,7 +118,9 @@ class ScriptedProvider:
                 raise step
             case str():
                 yield from self._say(step, request)
-                yield Finished(usage=Usage(10, len(step.split())), model=self.model, response_id=f"{self.name}-{self.calls}")
+                yield Finished(
+                    usage=Usage(10, len(step.split())), model=self.model, response_id=f"{self.name}-{self.calls}"
+                )
             case Answer():
                 yield from events_of(step)
             case Broken():
@@ -128,7 +133,7 @@ class ScriptedProvider:
                     self._clock.advance(max(0.0, guard.remaining()))
                 raise ProviderError.of(ErrorKind.TIMEOUT, f"scripted silence: no {guard.which}")
             case Sequence():
-                yield from step
+                yield from cast("Sequence[ChatEvent]", step)
             case _:
                 raise TypeError(f"not a step of a script: {step!r}")
 

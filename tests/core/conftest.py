@@ -48,7 +48,9 @@ def whole(router: Router, request: ChatRequest = REQUEST) -> Got:
     try:
         answer = router.invoke(request)
         got.text, got.calls = answer.text, list(answer.tool_calls)
-        got.finished = Finished(answer.finish_reason, usage=answer.usage, target=answer.target, fallback=answer.fallback)
+        got.finished = Finished(
+            answer.finish_reason, usage=answer.usage, target=answer.target, fallback=answer.fallback
+        )
     except Exception as error:
         got.error = error
     return got

@@ -164,7 +164,7 @@ def test_a_healthy_second_target_always_gives_the_exact_answer(cut, mode, second
 
 
 class Traffic(RuleBasedStateMachine):
-    """Many calls through one router while its targets fail and heal and time passes, beside a model of what may be sent."""
+    """Many calls through one router while targets fail and heal and time passes, beside a model of what may be sent."""
 
     @initialize()
     def begin(self) -> None:

@@ -57,15 +57,27 @@ WAV = Audio(data=b"RIFF", media_type="audio/wav")
     ("request_", "reason", "capabilities"),
     [
         (HI.replace(tools=TOOLS), "cannot call tools", {"tools": False}),
-        (HI.replace(tools=TOOLS, tool_choice="any"), "cannot be made to choose tools by 'any'", {"tool_choice": frozenset({"auto"})}),
-        (HI.replace(tools=TOOLS, tool_choice="look"), "cannot be made to choose tools by 'tool'", {"tool_choice": frozenset({"auto", "any"})}),
+        (
+            HI.replace(tools=TOOLS, tool_choice="any"),
+            "cannot be made to choose tools by 'any'",
+            {"tool_choice": frozenset({"auto"})},
+        ),
+        (
+            HI.replace(tools=TOOLS, tool_choice="look"),
+            "cannot be made to choose tools by 'tool'",
+            {"tool_choice": frozenset({"auto", "any"})},
+        ),
         (HI.replace(output=SCHEMA), "cannot answer in a JSON schema", {"json_schema": False}),
         (HI.replace(output=OutputSchema()), "has no JSON mode", {"json_mode": False}),
         (ChatRequest((user([PNG]),)), "cannot take images", {"images": False}),
         (ChatRequest((user([PDF]),)), "cannot take documents", {"pdfs": False}),
         (ChatRequest((user([WAV]),)), "cannot take audio", {"audio": False}),
         (ChatRequest((user("x"), tool("1", [PNG]))), "cannot take images", {"images": False}),
-        (ChatRequest((user("x" * 6007),)), "the request needs at least 1001 tokens, its context window is 1000", {"context_window": 1000}),
+        (
+            ChatRequest((user("x" * 6007),)),
+            "the request needs at least 1001 tokens, its context window is 1000",
+            {"context_window": 1000},
+        ),
         (HI.replace(max_tokens=1001), "max_tokens 1001 is beyond its context window of 1000", {"context_window": 1000}),
     ],
 )
@@ -172,7 +184,9 @@ def test_a_strategy_can_be_chosen_per_call():
     assert r.invoke(HI).target == "a"
 
 
-@pytest.mark.parametrize(("wrong", "match"), [("round_robbin", "Did you mean 'round_robin'"), (3, "a name or a callable")])
+@pytest.mark.parametrize(
+    ("wrong", "match"), [("round_robbin", "Did you mean 'round_robin'"), (3, "a name or a callable")]
+)
 def test_an_unknown_strategy_is_refused_at_construction(wrong, match):
     with pytest.raises(ConfigurationError, match=match):
         router({}, strategy=wrong)

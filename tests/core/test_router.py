@@ -114,7 +114,11 @@ def test_targets_may_be_strings_mappings_targets_and_providers_mixed():
             ScriptedProvider(),
         ]
         if __import__("os").environ.get("OPENAI_API_KEY")
-        else [{"spec": "openai:gpt-5-nano", "api_key": "k", "name": "nano"}, Target("openai:gpt-5", api_key="k"), ScriptedProvider()]
+        else [
+            {"spec": "openai:gpt-5-nano", "api_key": "k", "name": "nano"},
+            Target("openai:gpt-5", api_key="k"),
+            ScriptedProvider(),
+        ]
     )
     assert [t.name for t in router.targets][-3:] == ["nano", "openai:gpt-5", "scripted:script"]
 
@@ -428,9 +432,16 @@ def test_a_target_loses_its_key_when_it_travels():
 def test_capabilities_are_the_honest_intersection():
     router = Router(
         [
-            Target(provider=ScriptedProvider(name="a"), name="a", capabilities=Capabilities(context_window=100, pdfs=True)),
+            Target(
+                provider=ScriptedProvider(name="a"), name="a", capabilities=Capabilities(context_window=100, pdfs=True)
+            ),
             Target(provider=ScriptedProvider(name="b"), name="b", capabilities=Capabilities(tools=False, max_output=7)),
-            Target(provider=ScriptedProvider(name="c"), name="c", capabilities=Capabilities(context_window=3), enabled=False),
+            Target(
+                provider=ScriptedProvider(name="c"),
+                name="c",
+                capabilities=Capabilities(context_window=3),
+                enabled=False,
+            ),
         ]
     )
     c = router.capabilities()
@@ -650,11 +661,21 @@ def test_nobody_watching_costs_no_thread():
 
 
 def test_errors_travel_between_processes_without_sockets_or_keys():
-    error = ProviderError.of(K.THROTTLED, "slow down sk-abcdefghijklmnopqrstuvwx", status=429, retry_after_s=3, response=object())
+    error = ProviderError.of(
+        K.THROTTLED, "slow down sk-abcdefghijklmnopqrstuvwx", status=429, retry_after_s=3, response=object()
+    )
     back = pickle.loads(pickle.dumps(error))
-    assert (type(back), back.kind, back.status, back.retry_after_s, back.response) == (type(error), K.THROTTLED, 429, 3, None)
+    assert (type(back), back.kind, back.status, back.retry_after_s, back.response) == (
+        type(error),
+        K.THROTTLED,
+        429,
+        3,
+        None,
+    )
     assert "abcdefghijk" not in str(back)
-    router = Router([ScriptedProvider(K.TIMEOUT, name="a"), ScriptedProvider(Silence("x"), name="b")], clock=VirtualClock())
+    router = Router(
+        [ScriptedProvider(K.TIMEOUT, name="a"), ScriptedProvider(Silence("x"), name="b")], clock=VirtualClock()
+    )
     with pytest.raises(AllTargetsFailed) as caught:
         router.invoke("Hi")
     again = pickle.loads(pickle.dumps(caught.value))

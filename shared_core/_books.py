@@ -1,0 +1,237 @@
+"""The readers of the journal: what each attempt and each request costs, and who is told. None of them steers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from shared_core._clock import Clock
+from shared_core.chat.events import Finished, Usage
+from shared_core.chat.request import ChatRequest
+from shared_core.errors import FallbackError, ProviderError, Settlement
+from shared_core.ledger.entry import EntryStatus, Ledger, LedgerEntry
+from shared_core.resilience.admission import SLOW_S, Outcome, Transition
+from shared_core.resilience.breaker import CircuitState
+from shared_core.routing.execution import Execution
+from shared_core.routing.flow import Call, Settle
+from shared_core.routing.planner import Plan, Route
+from shared_core.routing.price import FREE
+from shared_core.routing.relay import Relay
+from shared_core.telemetry.dispatch import Dispatcher
+from shared_core.telemetry.events import (
+    AttemptFailed,
+    CircuitChanged,
+    FellOver,
+    RequestFailed,
+    RequestStarted,
+    RequestSucceeded,
+    StreamContinued,
+)
+
+__all__ = ["Books"]
+
+_CHARS_PER_TOKEN = 4
+_ASSUMED_OUTPUT = 4096
+"""Output tokens assumed for the bound of an attempt that set no limit and whose model's limit is unknown."""
+_NOTHING_USED = Usage()
+
+
+class Books:
+    """Keeps one router's books. All of it is synchronous, so that no cancellation can split an entry."""
+
+    def __init__(self, clock: Clock, ledger: Ledger, events: Dispatcher, *, metadata: bool) -> None:
+        self._clock = clock
+        self._now = clock.monotonic
+        self.ledger = ledger
+        self.events = events
+        self._metadata = metadata
+        self.last: Execution | None = None
+        """The request that ended last."""
+
+    def opened(self, execution: Execution, chosen: Plan) -> None:
+        """A request begins."""
+        if self.events.active:
+            self.events.emit(
+                RequestStarted(
+                    execution.id, self._clock.time(), chosen.targets, chosen.strategy, execution.request.streaming
+                )
+            )
+
+    def finished(self, call: Call, event: Finished) -> None:
+        """An attempt reached its terminal event: note what it used and who answered."""
+        attempt = call.attempt
+        attempt.response_id = event.response_id
+        attempt.model = event.model or attempt.model
+        attempt.usage = event.usage or _estimate(call.request, attempt.delivered)
+
+    def settle(self, execution: Execution, step: Settle, chance: float, routes: tuple[Route, ...]) -> None:
+        """Close one attempt: its gate learns, the ledger gets its row, observers are told."""
+        now = self._now()
+        attempt, outcome = step.attempt, step.outcome
+        if attempt.ended is None:
+            attempt.ended = now
+        if outcome.first_token_s is not None and outcome.first_token_s > SLOW_S:
+            closed = any(r is not step.route and r.gate.state is CircuitState.CLOSED for r in routes)
+            outcome = replace(outcome, others_closed=closed)
+        changes = step.route.gate.settle(step.admission, outcome, now, chance)
+        self._enter(execution, step)
+        for change in changes:
+            self._tell_change(execution, change, now)
+        if self.events.active:
+            self._tell_attempt(execution, step)
+
+    def _tell_change(self, execution: Execution, change: Transition, now: float) -> None:
+        lasts = None if change.until is None else max(0.0, change.until - now)
+        self.events.emit(
+            CircuitChanged(execution.id, self._clock.time(), change.scope, change.state, lasts, change.reason)
+        )
+
+    def _tell_attempt(self, execution: Execution, step: Settle) -> None:
+        attempt, error, at = step.attempt, step.outcome.error, self._clock.time()
+        previous = execution.attempts[attempt.number - 2] if attempt.number > 1 else None
+        if previous is not None and previous.target != attempt.target:
+            why = previous.error.kind if isinstance(previous.error, ProviderError) else "error"
+            self.events.emit(FellOver(execution.id, at, previous.target, attempt.target, str(why)))
+        if attempt.seam is not None and attempt.delivered:
+            begun = execution.seams[-1] if execution.seams else 0
+            self.events.emit(StreamContinued(execution.id, at, attempt.target, begun, attempt.seam))
+        if error is not None:
+            self.events.emit(
+                AttemptFailed(
+                    execution.id, at, attempt.target, attempt.number, str(error.kind), error.message, step.will_retry
+                )
+            )
+
+    def _enter(self, execution: Execution, step: Settle) -> None:
+        """Write the attempt to the ledger and its cost to the journal."""
+        route, attempt, outcome = step.route, step.attempt, step.outcome
+        request, error = execution.request, outcome.error
+        price = route.price()
+        usage, latency = attempt.usage, outcome.latency_s
+        cost: int | None = None
+        bound: int | None = None
+        if error is None and not outcome.cancelled:
+            usage = usage or _NOTHING_USED
+            status = EntryStatus.ESTIMATED if usage.estimated else EntryStatus.POSTED
+            if price is not None:
+                cost = 0 if price is FREE else price.cost_nano(usage, latency)
+        elif error is not None and error.rule.settlement is Settlement.VOID and not attempt.delivered:
+            status, cost, usage = EntryStatus.VOID, 0, usage or _NOTHING_USED
+        else:
+            status = EntryStatus.UNKNOWN
+            usage = usage or _estimate(request, attempt.delivered)
+            attempt.usage = usage
+            if price is FREE:
+                cost = 0
+            elif price is not None:
+                most = request.max_tokens or route.capabilities.max_output or _ASSUMED_OUTPUT
+                bound = price.cost_nano(Usage(usage.input_tokens, max(most, usage.output_tokens)), latency)
+        attempt.cost_nano = cost
+        attempt.bound_nano = bound
+        self.ledger.record(
+            LedgerEntry(
+                execution.id,
+                attempt.number,
+                route.name,
+                route.provider.name,
+                attempt.model,
+                self._clock.time(),
+                attempt.outcome,
+                status,
+                usage,
+                cost,
+                bound,
+                latency,
+                None if error is None else str(error.kind),
+                None,
+                request.user,
+                request.tags,
+                request.chain,
+                route.local,
+            )
+        )
+
+    def neutral(self, execution: Execution, call: Call, chance: float, routes: tuple[Route, ...]) -> None:
+        """Settle an attempt whose caller walked away, or that met a bug: it says nothing about the target."""
+        if call.admission.settled:
+            return
+        now = self._now()
+        attempt = call.attempt
+        if attempt.outcome == "running":
+            attempt.outcome = "cancelled"
+        attempt.ended = now
+        outcome = Outcome(None, cancelled=True, latency_s=now - attempt.started, first_token_s=attempt.first_token_s)
+        self.settle(execution, Settle(call.route, call.admission, outcome, attempt, False), chance, routes)
+
+    def interrupted(self, execution: Execution, call: Call | None, error: BaseException) -> None:
+        """The caller cancelled or walked away, or there is a bug. Note how, before the attempt is settled."""
+        if isinstance(error, GeneratorExit):
+            execution.outcome = "abandoned"
+        else:
+            execution.outcome = "failed" if isinstance(error, Exception) else "cancelled"
+        execution.ended = self._now()
+        if call is not None:
+            call.attempt.outcome = execution.outcome
+            if isinstance(error, Exception):
+                call.attempt.error = error
+        self.last = execution
+        self._tell_failure(execution, type(error).__name__)
+
+    def failed(self, execution: Execution, failure: FallbackError) -> None:
+        """Nobody answered."""
+        execution.outcome = "failed"
+        self.last = execution
+        self._tell_failure(execution, str(failure))
+
+    def _tell_failure(self, execution: Execution, error: str) -> None:
+        if self.events.active:
+            lasted = (execution.ended or self._now()) - execution.started
+            self.events.emit(
+                RequestFailed(
+                    execution.id, self._clock.time(), execution.outcome, error, len(execution.attempts), lasted
+                )
+            )
+
+    def answered(self, execution: Execution, relay: Relay) -> Finished:
+        """The request is answered. Returns the caller's last event: why it ended, what it used, who served it."""
+        execution.outcome = "answered"
+        execution.ended = now = self._now()
+        self.last = execution
+        finished, served = relay.finished, execution.attempts[-1]
+        assert finished is not None
+        usage = served.usage or _NOTHING_USED
+        if execution.seams:
+            for earlier in execution.attempts[:-1]:
+                if earlier.delivered and earlier.usage is not None:
+                    usage = usage + earlier.usage
+        told = self.events.active
+        metadata = execution.metadata() if self._metadata or told else {}
+        if told:
+            self.events.emit(
+                RequestSucceeded(
+                    execution.id,
+                    self._clock.time(),
+                    served.target,
+                    len(execution.attempts),
+                    now - execution.started,
+                    metadata["used_fallback"],
+                    metadata["cost_usd"],
+                )
+            )
+        return Finished(
+            finished.reason,
+            finished.raw_reason,
+            usage,
+            finished.response_id,
+            finished.model or served.model,
+            finished.extra,
+            finished.native,
+            served.provider,
+            served.target,
+            metadata if self._metadata else {},
+        )
+
+
+def _estimate(request: ChatRequest, characters: int) -> Usage:
+    """Tokens nobody reported: four characters each."""
+    said = sum(len(m.text) for m in request.messages)
+    return Usage(-(-said // _CHARS_PER_TOKEN), -(-characters // _CHARS_PER_TOKEN), estimated=True)

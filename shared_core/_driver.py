@@ -1,0 +1,267 @@
+"""Performs the flow's steps: `Driver.run` in a thread, `Driver.arun` in a task. A driver decides nothing.
+
+The two are twins, kept equal by a parity test over random scripts: no portal threads, no `asyncio.run` in sync methods.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from dataclasses import dataclass
+
+from shared_core._books import Books
+from shared_core._clock import Clock
+from shared_core._lane import run_guarded
+from shared_core._watch import Watchdog
+from shared_core.chat.events import ChatEvent, Finished, ReasoningDelta, TextDelta, ToolCallDelta
+from shared_core.chat.request import ChatRequest, ToolCall
+from shared_core.errors import ErrorKind, FallbackError, ProviderError
+from shared_core.resilience.deadline import Guard
+from shared_core.routing.execution import Execution
+from shared_core.routing.flow import Admit, Call, FlowPolicy, Report, Settle, Step, Wait, first_token_s, flow
+from shared_core.routing.planner import Plan, Route
+from shared_core.routing.relay import Relay
+
+__all__ = ["Driver"]
+
+_CONTENT = frozenset({TextDelta, ReasoningDelta, ToolCallDelta, ToolCall})
+"""Events that prove a target alive: they stop the first-token clock and start the idle one anew."""
+
+
+class Driver:
+    """Runs requests of one router. `prepare` turns a call into the request its target gets, before its limit starts."""
+
+    def __init__(
+        self,
+        clock: Clock,
+        chance: Callable[[], float],
+        policy: FlowPolicy,
+        books: Books,
+        prepare: Callable[[Call], ChatRequest],
+    ) -> None:
+        self._clock = clock
+        self._now = clock.monotonic
+        self._chance = chance
+        self._policy = policy
+        self._books = books
+        self._prepare = prepare
+        self.routes: tuple[Route, ...] = ()
+
+    def _steps(self, execution: Execution, chosen: Plan, relay: Relay) -> Generator[Step, Report, FallbackError | None]:
+        return flow(execution, chosen, self._policy, relay, clock=self._now, chance=self._chance)
+
+    def run(self, execution: Execution, chosen: Plan, relay: Relay) -> Generator[ChatEvent, None, None]:
+        """Perform the steps in this thread; yields what the caller gets."""
+        steps = self._steps(execution, chosen, relay)
+        pending: Call | None = None
+        report: Report = None
+        failure: FallbackError | None = None
+        try:
+            while True:
+                try:
+                    step = steps.send(report)
+                except StopIteration as stop:
+                    failure = stop.value
+                    break
+                report = None
+                match step:
+                    case Admit():
+                        report = step.route.gate.admit(self._now(), step.lease_s, self._chance())
+                    case Call():
+                        pending = step
+                        report = yield from self._call(step, relay)
+                    case Settle():
+                        pending = None
+                        self._books.settle(execution, step, self._chance(), self.routes)
+                    case Wait():
+                        self._clock.sleep(step.seconds)
+        except BaseException as error:
+            self._leave(execution, pending, error)
+            raise
+        if failure is not None:
+            self._books.failed(execution, failure)
+            raise failure
+        yield self._books.answered(execution, relay)
+
+    async def arun(self, execution: Execution, chosen: Plan, relay: Relay) -> AsyncGenerator[ChatEvent, None]:
+        """Perform the steps in this task; yields what the caller gets. The twin of `run`."""
+        steps = self._steps(execution, chosen, relay)
+        pending: Call | None = None
+        report: Report = None
+        failure: FallbackError | None = None
+        try:
+            while True:
+                try:
+                    step = steps.send(report)
+                except StopIteration as stop:
+                    failure = stop.value
+                    break
+                report = None
+                match step:
+                    case Admit():
+                        report = step.route.gate.admit(self._now(), step.lease_s, self._chance())
+                    case Call():
+                        pending = step
+                        ended = _Ended()
+                        events = self._acall(execution, step, relay, ended)
+                        try:
+                            async for event in events:
+                                yield event
+                        finally:
+                            await events.aclose()
+                        report = ended.error
+                    case Settle():
+                        pending = None
+                        self._books.settle(execution, step, self._chance(), self.routes)
+                    case Wait():
+                        await self._clock.asleep(step.seconds)
+        except BaseException as error:
+            self._leave(execution, pending, error)
+            raise
+        if failure is not None:
+            self._books.failed(execution, failure)
+            raise failure
+        yield self._books.answered(execution, relay)
+
+    def _leave(self, execution: Execution, pending: Call | None, error: BaseException) -> None:
+        self._books.interrupted(execution, pending, error)
+        if pending is not None:
+            self._books.neutral(execution, pending, self._chance(), self.routes)
+
+    def _guard(self, call: Call) -> Guard:
+        return Guard(
+            self._now,
+            streaming=call.request.streaming,
+            first_s=call.first_s,
+            idle_s=call.idle_s,
+            connect_s=call.connect_s,
+            deadline=call.deadline,
+        )
+
+    def _call(self, call: Call, relay: Relay) -> Generator[ChatEvent, None, ProviderError | None]:
+        """Make one attempt; yields what reaches the caller, returns the error it ended with."""
+        provider, attempt = call.route.provider, call.attempt
+        request = self._prepare(call)
+        guard = self._guard(call)
+        feed, touch = relay.feed, guard.touch
+        events: Iterator[ChatEvent] | None = None
+        try:
+            if provider.interruptible:
+                events = provider.stream(request, guard)
+            else:
+                events = run_guarded(lambda: provider.stream(request, guard), guard)
+            for event in events:
+                kind = type(event)
+                if kind in _CONTENT:
+                    if attempt.first_token is None:
+                        attempt.first_token = self._now()
+                    for out in feed(event):
+                        yield out
+                    touch()
+                else:
+                    for out in feed(event):
+                        yield out
+                    if kind is Finished:
+                        self._books.finished(call, event)  # type: ignore[arg-type]  # `kind` says which it is
+                        return None
+            return _unfinished(attempt.delivered)
+        except Exception as error:  # noqa: BLE001  # classified; a bug is raised again as it is
+            return _classified(error, call, guard)
+        finally:
+            if events is not None and (close := getattr(events, "close", None)) is not None:
+                close()
+
+    async def _acall(
+        self, execution: Execution, call: Call, relay: Relay, ended: _Ended
+    ) -> AsyncGenerator[ChatEvent, None]:
+        """Make one attempt; yields what reaches the caller, leaves the error it ended with in `ended`."""
+        provider, attempt = call.route.provider, call.attempt
+        request = self._prepare(call)
+        guard = self._guard(call)
+        feed, touch = relay.feed, guard.touch
+        watch = Watchdog(guard)
+        events: AsyncIterator[ChatEvent] | None = None
+        try:
+            events = provider.astream(request, guard)
+            step = events.__anext__
+            while True:
+                watch.arm()
+                try:
+                    event = await step()
+                except StopAsyncIteration:
+                    ended.error = _unfinished(attempt.delivered)
+                    return
+                except asyncio.CancelledError:
+                    if not watch.bit():
+                        raise
+                    ended.error = _classified(_timed_out(guard), call, guard)
+                    return
+                finally:
+                    watch.disarm()
+                kind = type(event)
+                if kind in _CONTENT:
+                    if attempt.first_token is None:
+                        attempt.first_token = self._now()
+                    for out in feed(event):
+                        yield out
+                    touch()
+                else:
+                    for out in feed(event):
+                        yield out
+                    if kind is Finished:
+                        self._books.finished(call, event)  # type: ignore[arg-type]  # `kind` says which it is
+                        return
+        except Exception as error:  # noqa: BLE001  # classified; a bug is raised again as it is
+            ended.error = _classified(error, call, guard)
+        except BaseException as error:
+            # Settle now: closing the connection below awaits, and a second cancel can skip what comes after an await.
+            self._leave(execution, call, error)
+            raise
+        finally:
+            watch.stop()
+            if events is not None and (close := getattr(events, "aclose", None)) is not None:
+                await close()
+
+
+@dataclass(slots=True)
+class _Ended:
+    """How an async attempt ended: an async generator cannot return a value."""
+
+    error: ProviderError | None = None
+
+
+def _classified(error: Exception, call: Call, guard: Guard) -> ProviderError:
+    """`error` as a provider's failure. A bug is raised as it is.
+
+    A provider built by somebody else may leak its SDK's exceptions; they are classified like our own.
+    """
+    if isinstance(error, ProviderError):
+        found: ProviderError | None = error
+    else:
+        from shared_core.providers import classify_error
+
+        found = classify_error(error, provider=call.route.provider.name)
+    if found is None:
+        raise error
+    if found is not error and found.__cause__ is None:
+        found.__cause__ = error
+    if found.kind is ErrorKind.TIMEOUT and guard.expired:
+        if guard.which == "deadline":
+            found.code = "deadline"  # ours, not the target's fault: its circuit does not count it
+        elif guard.which != "idle" and call.first_s < _own_limit(call):
+            found.code = "shortened"  # cut short for the sake of the targets behind it
+    return found
+
+
+def _own_limit(call: Call) -> float:
+    return first_token_s(call.route) if call.request.streaming else call.route.timeouts.attempt
+
+
+def _unfinished(delivered: int) -> ProviderError:
+    where = "after it had begun" if delivered else "before any content"
+    return ProviderError.of(ErrorKind.STREAM_CUT, f"the answer ended without its terminal event, {where}")
+
+
+def _timed_out(guard: Guard) -> ProviderError:
+    what = "the stream fell silent" if guard.which == "idle" else f"no {guard.which} in time"
+    return ProviderError.of(ErrorKind.TIMEOUT, what)

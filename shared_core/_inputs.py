@@ -1,0 +1,73 @@
+"""What callers may hand in, made into what the core works with: targets, requests and option groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from shared_core.chat.request import ChatRequest, Message, user
+from shared_core.errors import ConfigurationError, InvalidRequest, UnknownOption, nearest
+from shared_core.ledger.pricing import find_price
+from shared_core.routing.price import FREE, Price
+from shared_core.routing.provider import Provider
+from shared_core.routing.target import Target
+
+__all__ = ["RequestLike", "TargetLike", "as_request", "as_target", "option", "price_of"]
+
+TargetLike = Target | str | Mapping[str, Any] | Provider
+RequestLike = ChatRequest | str | Message | Sequence[Message]
+
+
+def option(what: str, cls: type[Any], value: Any) -> Any:
+    if value is None:
+        return cls()
+    if isinstance(value, cls):
+        return value
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"{what} must be a {cls.__name__} or a mapping, not {type(value).__name__}")
+    valid = cls.__dataclass_fields__
+    for key in value:
+        if key not in valid:
+            raise UnknownOption(f"{cls.__name__} has no option {key!r}. {nearest(key, valid)}")
+    return cls(**value)
+
+
+def as_target(item: TargetLike) -> Target:
+    match item:
+        case Target():
+            return item
+        case str():
+            return Target(item)
+        case Mapping():
+            fields = dict(item)
+            spec = fields.pop("spec", None) or fields.pop("target", None)
+            return Target(spec, **fields)
+        case Provider():
+            return Target(provider=item)
+        case _:
+            raise ConfigurationError(
+                f"a target is a 'provider:model' string, a Target, a mapping or a Provider, not {type(item).__name__}"
+            )
+
+
+def as_request(request: RequestLike, *, streaming: bool) -> ChatRequest:
+    match request:
+        case ChatRequest():
+            return request if request.streaming is streaming else request.replace(streaming=streaming)
+        case str():
+            return ChatRequest((user(request),), streaming=streaming)
+        case Message():
+            return ChatRequest((request,), streaming=streaming)
+        case [Message(), *_] if all(isinstance(m, Message) for m in request):
+            return ChatRequest(tuple(request), streaming=streaming)
+        case _:
+            raise InvalidRequest(f"a request is a string, Messages or a ChatRequest, not {type(request).__name__}")
+
+
+def price_of(target: Target, provider: Provider) -> Callable[[], Price | None]:
+    if target.price is not None:
+        price = target.price
+        return lambda: price
+    if provider.local:
+        return lambda: FREE
+    return lambda: find_price(target.provider_name, provider.model)
