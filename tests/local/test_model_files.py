@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import random
+import signal
 import struct
+import threading
+import time
 
 import pytest
 
@@ -215,3 +220,50 @@ def test_a_copy_is_a_provider_of_its_own(random_gguf):
 
 def test_there_is_at_least_one_cpu():
     assert cpu_budget() >= 1
+
+
+def test_any_flipped_bit_in_the_header_is_a_model_or_a_refusal_and_nothing_else(bad, random_gguf):
+    """llama.cpp would end the process on some of these; nothing here may raise anything but our own error."""
+    whole = random_gguf.read_bytes()
+    rng = random.Random(11)
+    refused = 0
+    for _ in range(300):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 2, 8))):
+            data[rng.randrange(4000)] ^= 1 << rng.randrange(8)
+        try:
+            check_model_file(bad(bytes(data)))
+        except InvalidModelFile:
+            refused += 1
+    assert refused > 100
+
+
+def test_a_file_that_makes_llama_cpp_abort_is_a_refusal_with_its_last_words(random_gguf, monkeypatch):
+    from shared_core.providers.llama_cpp import supervisor
+
+    monkeypatch.setattr(supervisor, "_FAULTS", frozenset({-9}))
+    provider = LlamaCppProvider(Target(f"llamacpp:{random_gguf}", queue=8))
+    try:
+        killer = threading.Thread(target=_kill_when_started, args=(provider,))
+        killer.start()
+        with pytest.raises(InvalidModelFile, match=r"cannot be loaded: llama.cpp died with signal 9"):
+            provider.warm()
+        killer.join()
+    finally:
+        provider.close()
+
+
+def _kill_when_started(provider):
+    while (pid := provider.pid) is None:
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_request_may_name_another_file(noise, tiny):
+    got = await aanswer(noise, "What is the capital of France?", model="tiny")
+    assert got.text == "The capital of France is Paris."
+    assert got.model == "tiny"
+    with pytest.raises(InvalidModelFile, match="no such file") as caught:
+        await aanswer(noise, "x", model="nowhere.gguf")
+    assert isinstance(caught.value, ProviderError)
+    assert caught.value.kind is ErrorKind.NOT_FOUND

@@ -146,7 +146,7 @@ def test_a_crash_in_the_middle_of_an_answer_is_a_cut_stream_and_the_next_call_wo
 def test_a_crash_before_any_token_is_transient(own):
     provider = endless(own)
     provider.warm()
-    events = provider.stream(ask("abc " * 1000), guard())
+    events = provider.stream(ask("abc " * 1700), guard())
     killer = threading.Timer(0.03, lambda: os.kill(provider.pid, signal.SIGABRT))
     killer.start()
     with pytest.raises(ProviderError, match="signal 6") as caught:

@@ -344,9 +344,11 @@ class Engine:
         if same == len(tokens) and not (self._logits_fresh and len(self._cached) == same):
             same -= 1  # the last token's logits are needed, so it is evaluated again
         if same < len(self._cached):
-            if same > 0 and self._c.llama_memory_seq_rm(self._memory, 0, same, -1):
+            # A recurrent state cannot be rewound, nor a sliding window whose beginning has been overwritten.
+            whole = self._c.llama_memory_seq_pos_min(self._memory, 0) == 0
+            if same > 0 and whole and self._c.llama_memory_seq_rm(self._memory, 0, same, -1):
                 del self._cached[same:]
-            else:  # recurrent models cannot be rewound
+            else:
                 self._forget()
                 same = 0
         self._decode(tokens[same:])
@@ -408,8 +410,8 @@ class Engine:
             raise Refused("incapable", f"the local model cannot be held to this JSON schema: {error}") from error
         wanted_tokens: int = job["max_tokens"]
         room = self._n_ctx - len(tokens) - len(forced)
-        if job.get("fit") and room >= 1:
-            wanted_tokens = min(wanted_tokens, room)
+        if job.get("fit"):
+            wanted_tokens = max(1, min(wanted_tokens, room))
         if wanted_tokens > room:
             raise Refused(
                 "context_overflow",

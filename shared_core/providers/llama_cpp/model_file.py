@@ -26,6 +26,7 @@ _BLOCKS = {
     11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8),
     28: (1, 8), 30: (1, 2),
 }  # fmt: skip
+_MAX_ITEMS = 10_000_000
 _INTERRUPTED = "the download was probably interrupted: fetch the file again and compare its SHA-256"
 
 
@@ -41,7 +42,7 @@ class ModelFile:
     kv_bytes_per_token: int | None
     """Memory that one token of context takes, with f16 keys and values."""
     metadata: Mapping[str, Any] = field(repr=False, compare=False)
-    """Scalar metadata; arrays are left out."""
+    """Scalar metadata; arrays read None."""
 
 
 def resolve_path(model: str) -> Path:
@@ -102,7 +103,7 @@ def _read(path: Path, size: int, _mtime_ns: int) -> ModelFile:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 try:
                     return _parse(path, data, size)
-                except (struct.error, IndexError):
+                except (struct.error, OverflowError):
                     raise _bad(path, f"the file ends inside its header, after {size} bytes", _INTERRUPTED) from None
     except PermissionError as error:
         raise _bad(path, "it may not be read by this user", f"chmod a+r {path}") from error
@@ -150,6 +151,9 @@ def _parse(path: Path, data: mmap.mmap, size: int) -> ModelFile:
         elif kind == _ARRAY:
             inner, count = struct.unpack_from("<IQ", data, at)
             at += 12
+            metadata[key] = None
+            if count > _MAX_ITEMS:
+                raise _bad(path, f"its header is corrupt: {key!r} has {count} items", _INTERRUPTED)
             if inner in _SCALARS:
                 at += count * struct.calcsize(_SCALARS[inner])
             elif inner == _STRING:
@@ -206,6 +210,8 @@ def _kv_bytes(metadata: Mapping[str, Any], architecture: str) -> int | None:
     layers, heads, width = number("block_count"), number("attention.head_count"), number("embedding_length")
     if layers is None or heads is None or width is None:
         return None
+    if metadata.get(f"{architecture}.attention.head_count_kv", heads) is None:
+        return None  # a figure of its own for each layer
     kv_heads = number("attention.head_count_kv") or heads
     key = number("attention.key_length") or width // heads
     value = number("attention.value_length") or width // heads

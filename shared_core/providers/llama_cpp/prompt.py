@@ -9,8 +9,8 @@ Ordinary text stays in one piece with the template's, so its tokens are those th
 from __future__ import annotations
 
 import json
+import os
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -98,7 +98,7 @@ def render(
     """
     wanted = sorted({m for m in markers if m}, key=len, reverse=True)
     found = re.compile("|".join(map(re.escape, wanted))) if wanted else None
-    nonce = secrets.token_hex(12)
+    nonce = os.urandom(12).hex()
     hidden: list[str] = []
 
     def hide(value: Json) -> Json:

@@ -70,6 +70,7 @@ class Supervisor:
         self._waiting: deque[Call] = deque()
         self._running: Call | None = None
         self._thread: threading.Thread | None = None
+        self._selector: selectors.BaseSelector | None = None
         self._wake: socket.socket | None = None
         self._woken: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -185,7 +186,7 @@ class Supervisor:
     # ── the owning thread ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _own(self) -> None:
-        selector = selectors.DefaultSelector()
+        selector = self._selector = selectors.DefaultSelector()
         woken = self._woken
         assert woken is not None
         selector.register(woken, selectors.EVENT_READ, "wake")
@@ -216,7 +217,7 @@ class Supervisor:
                 for end in (self._wake, self._woken):
                     if end is not None:
                         end.close()
-                self._wake = self._woken = None
+                self._wake = self._woken = self._selector = None
 
     def _act(self, selector: selectors.BaseSelector) -> bool:
         """Do what the state asks for; False ends the thread."""
@@ -474,7 +475,7 @@ class Supervisor:
     def _forget_after_fork(self) -> None:
         """In a forked child: process and thread are the parent's; only our copies of the descriptors are ours."""
         process = self._process
-        ends: list[Any] = [self._sock, self._wake, self._woken]
+        ends: list[Any] = [self._sock, self._wake, self._woken, self._selector]
         if process is not None:
             ends.append(process.stderr)
             process.returncode = 0  # so that nobody here waits for it or warns about it
