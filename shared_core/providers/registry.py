@@ -16,7 +16,7 @@ from types import MappingProxyType
 from shared_core.errors import MissingDependency, MissingKey, UnknownOption, UnknownProvider, nearest
 from shared_core.providers import compatible
 from shared_core.routing.provider import Provider
-from shared_core.routing.target import Target
+from shared_core.routing.target import KEYWORDS, Target
 
 __all__ = ["ALIASES", "Entry", "build", "canonical", "check", "key_for", "provider_names"]
 
@@ -160,7 +160,7 @@ def check(target: Target) -> None:
     if entry.options is not None:
         for option in target.options:
             if option not in entry.options:
-                close = nearest(option, entry.options)
+                close = nearest(option, entry.options | KEYWORDS)
                 raise UnknownOption(f"Target {target.spec!r} has no option {option!r}. {close}")
     if not _installed(entry.sdk):
         raise MissingDependency(

@@ -15,7 +15,7 @@ from shared_core.routing.capabilities import Capabilities
 from shared_core.routing.price import Price
 from shared_core.routing.provider import Provider
 
-__all__ = ["Target"]
+__all__ = ["KEYWORDS", "Target"]
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -91,7 +91,8 @@ class Target:
         vendor, _, rest = spec.partition(":")
         if not vendor or not rest:
             raise ConfigurationError(f"target {spec!r} must be 'provider:model', such as 'openai:gpt-5-mini'")
-        if not spec:
+        share: Any = weight
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not math.isfinite(share) or share < 0:
             raise ConfigurationError(f"Target.weight must be a number >= 0, not {weight!r}")
         if tier not in (None, "fast", "standard", "best"):
             raise ConfigurationError(f"Target.tier must be 'fast', 'standard' or 'best', not {tier!r}")
@@ -142,3 +143,9 @@ def _built(what: str, cls: type[Any], value: Any) -> Any:
         if key not in valid:
             raise UnknownOption(f"{cls.__name__} has no option {key!r}. {nearest(key, valid)}")
     return cls(**value)
+
+
+KEYWORDS = frozenset(
+    "name model base_url api_key price capabilities timeouts retry weight tier enabled provider".split()
+)
+"""What every target takes by keyword; whatever else it is given must be an option of its provider."""
