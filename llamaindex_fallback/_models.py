@@ -33,15 +33,22 @@ def dump_target(target: Target) -> dict[str, Any]:
 
 
 def pickled(target: Target) -> Any:
-    """A target as it travels: a wrapped LLM as its class and settings, since it would take its key along."""
-    return dump_target(target) if isinstance(target.provider, LlamaIndexProvider) else target
+    """A target as it travels: as data, since a wrapped LLM and an option such as headers would take keys along."""
+    known = target.provider is None or isinstance(target.provider, LlamaIndexProvider)
+    return dump_target(target) if known else target
 
 
 def load_model(told: Any) -> Any:
     """One entry of `models=` as it was told: wrapped LLMs are built, everything else is for the router to read."""
-    if isinstance(told, Mapping) and isinstance(told.get("llm"), Mapping):
-        return {**told, "llm": load_llm(told["llm"])}
-    return told
+    if not isinstance(told, Mapping):
+        return told
+    model = dict(told)
+    if isinstance(model.get("llm"), Mapping):
+        model["llm"] = load_llm(model["llm"])
+    able = model.get("capabilities")
+    if isinstance(able, Mapping) and "tool_choice" in able:
+        model["capabilities"] = {**able, "tool_choice": frozenset(able["tool_choice"])}  # JSON has no sets
+    return model
 
 
 def target_of(model: Any, taken: Sequence[str]) -> Any:

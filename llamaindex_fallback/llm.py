@@ -357,12 +357,9 @@ class FallbackLLM(FunctionCallingLLM):
         fields = {name: getattr(self, name) for name in self.model_fields_set if name not in here}
         return _revived, (type(self), [pickled(t) for t in self._router.targets], {**self._options, **fields})
 
-    def __copy__(self) -> Self:
-        """A copy asks the same router."""
-        return self.model_copy()
-
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        return self.model_copy()
+        """A copy asks the same router, however deep: sockets and circuits are not copied."""
+        return self.__copy__()
 
     def close(self) -> None:
         """Close the router, unless it is shared: then its owner does."""
