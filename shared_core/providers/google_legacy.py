@@ -46,7 +46,7 @@ from shared_core.providers.google import GeminiFold, blob, capabilities_of, refu
 from shared_core.providers.registry import key_for
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
-from shared_core.routing.target import Target
+from shared_core.routing.target import KEYWORDS, Target
 
 __all__ = ["GoogleLegacyProvider"]
 
@@ -71,7 +71,7 @@ class GoogleLegacyProvider(SdkProvider):
         super().__init__(target)
         for option in target.options:
             if option not in self.options:
-                raise UnknownOption(f"Target {target.spec!r} has no option {option!r}. {nearest(option, self.options)}")
+                raise UnknownOption(f"Target {target.spec!r} has no option {option!r}. {nearest(option, self.options | KEYWORDS)}")
         self._known = target.capabilities or capabilities_of(target.model)
 
     @property
@@ -97,6 +97,9 @@ class GoogleLegacyProvider(SdkProvider):
         for scheme in ("https://", "http://"):
             session.mount(scheme, _adapter())
         return _Client(client, session)
+
+    def _method(self, client: Any) -> Any:
+        return client.send
 
     def _fold(self, request: ChatRequest) -> Fold:
         rules = self._rules(request)
@@ -355,8 +358,15 @@ def _chunks(response: Any) -> Iterator[bytes]:
     if raw.chunked or not hasattr(raw, "read1"):
         yield from response.iter_content(None)
         return
-    while data := raw.read1(65_536, decode_content=True):
-        yield data
+    from urllib3.exceptions import DecodeError, ProtocolError
+
+    try:
+        while data := raw.read1(65_536, decode_content=True):
+            yield data
+    except DecodeError as error:
+        raise malformed(f"the answer cannot be decoded: {error}", response=response) from error
+    except ProtocolError as error:  # requests would have said so in its own words
+        raise ConnectionError(str(error)) from error
 
 
 class _Elements:

@@ -35,6 +35,7 @@ __all__ = [
     "http_client",
     "http_module",
     "request_timeout",
+    "tls_context",
 ]
 
 MAX_CONNECTIONS = 1000
@@ -220,12 +221,16 @@ def http_module(sdk: ModuleType) -> ModuleType:
 _contexts: dict[str, Any] = {}
 
 
-def _options(http: ModuleType) -> dict[str, Any]:
-    # Reading the certificate store takes tens of milliseconds: once per library, not once per client.
+def tls_context(http: ModuleType) -> Any:
+    """The TLS context all clients of `http` share. Reading the certificate store takes tens of milliseconds: once."""
     if http.__name__ not in _contexts:
         _contexts[http.__name__] = http.create_ssl_context()
+    return _contexts[http.__name__]
+
+
+def _options(http: ModuleType) -> dict[str, Any]:
     return {
-        "verify": _contexts[http.__name__],
+        "verify": tls_context(http),
         "limits": http.Limits(max_connections=MAX_CONNECTIONS, max_keepalive_connections=MAX_KEEPALIVE),
         "timeout": http.Timeout(None, connect=5.0),
         # A redirect of an API call is a misconfiguration; following it would also send a second request.
