@@ -706,7 +706,20 @@ class BoundTools(list[dict[str, Any]]):
 
 def bound_tools(tools: Sequence[Any], *, strict: bool | None = None) -> BoundTools:
     """`tools` (functions, models, `BaseTool`s, schemas of any dialect) in the form every target is compiled from."""
-    return BoundTools([convert_to_openai_tool(one, strict=strict) for one in tools])
+    return BoundTools([_openai_form(one, strict) for one in tools])
+
+
+def _openai_form(tool: Any, strict: bool | None = None) -> dict[str, Any]:
+    return cast("dict[str, Any]", tool) if _server_side(tool) else convert_to_openai_tool(tool, strict=strict)
+
+
+def _server_side(tool: Any) -> bool:
+    """Whether `tool` is a vendor's own (web search, code execution): a dict that describes no function of ours."""
+    if not isinstance(tool, Mapping) or not tool.keys().isdisjoint({"function", "parameters", "input_schema"}):
+        return False
+    if "properties" in tool or tool.get("type", "function") in ("function", "object"):
+        return tool.keys().isdisjoint({"name", "title", "type"})  # Gemini's: {"google_search": {}}
+    return True
 
 
 def _spec(tool: Mapping[str, Any], strict: bool | None) -> ToolSpec | None:
@@ -727,7 +740,7 @@ def _specs(tools: Sequence[Any], strict: bool | None) -> tuple[tuple[ToolSpec, .
     """The tools everyone can be told about, and whether there are others."""
     if isinstance(tools, BoundTools) and tools.specs is not None and strict is None:
         return tools.specs, len(tools.specs) != len(tools)
-    converted = tools if isinstance(tools, BoundTools) else [convert_to_openai_tool(tool) for tool in tools]
+    converted = tools if isinstance(tools, BoundTools) else [_openai_form(tool) for tool in tools]
     specs = tuple(spec for tool in converted if (spec := _spec(tool, strict)) is not None)
     if isinstance(tools, BoundTools) and strict is None:
         tools.specs = specs

@@ -25,7 +25,7 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, field_serializer, model_validator
 
 from langchain_fallback._convert import Chunks, bound_tools, ls_provider, message_of, to_request
 from langchain_fallback.provider import LangChainProvider
@@ -130,7 +130,7 @@ def _build(models: Sequence[ModelLike], options: Mapping[str, Any]) -> Router:
     from shared_core.router import Router
 
     given: list[Any] = []
-    names: set[str] = {m for m in models if isinstance(m, str)} | {m.name for m in models if isinstance(m, Target)}
+    names = {name for model in models if (name := _name(model)) is not None}
     for model in models:
         if not isinstance(model, BaseChatModel):
             given.append(model)
@@ -144,6 +144,20 @@ def _build(models: Sequence[ModelLike], options: Mapping[str, Any]) -> Router:
         names.add(name)
         given.append(Target(provider=provider, name=name))
     return Router(given, **options)
+
+
+def _name(model: ModelLike) -> str | None:
+    """What the router will call a target; None for a ready model, which is named around the others."""
+    match model:
+        case str():
+            return model
+        case Target():
+            return model.name
+        case Mapping():
+            spec = model.get("spec") or model.get("target") or f"{model.get('provider')}:{model.get('model')}"
+            return str(model.get("name") or spec)
+        case _:
+            return None
 
 
 def _shown(router: Router, given: Sequence[Any] | None = None) -> list[Any]:
@@ -275,6 +289,14 @@ class FallbackChatModel(BaseChatModel):
         super().__init__(**fields_)
         if self.profile is None:
             self.profile = _profile(engine.router)
+
+    @field_serializer("models")
+    def _models_without_keys(self, models: list[Any]) -> list[Any]:
+        return [_dumped(model) for model in models]
+
+    @field_serializer("router_options")
+    def _options_as_data(self, options: dict[str, Any]) -> dict[str, Any]:
+        return cast("dict[str, Any]", _plain(options))
 
     @model_validator(mode="after")
     def _set_langchain_fallback_version(self) -> Self:

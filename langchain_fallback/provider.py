@@ -329,9 +329,9 @@ class LangChainProvider:
     def _finished(self, message: AIMessage) -> Finished:
         metadata = message.response_metadata
         raw = next((str(metadata[k]) for k in _REASON_KEYS if metadata.get(k)), None)
-        reason: FinishReason = "tool_calls" if message.tool_calls else "stop"
-        if raw is not None:
-            reason = _REASONS.get(raw.lower(), "other")
+        reason: FinishReason = "stop" if raw is None else _REASONS.get(raw.lower(), "other")
+        if reason == "stop" and message.tool_calls:  # Gemini has no word of its own for it
+            reason = "tool_calls"
         return Finished(
             reason=reason,
             raw_reason=raw,
@@ -348,10 +348,25 @@ class LangChainProvider:
         if isinstance(error, ProviderError):
             return error
         problem = classify_error(error, provider=self.name)
-        if problem is None and not is_bug(error):
+        if problem is None and is_bug(error):
+            if loop := next((e for e in _causes(error) if "loop" in str(e) and isinstance(e, RuntimeError)), None):
+                # The integration calls it a lost connection. Nobody is down: its sockets are of a loop that has ended.
+                raise RuntimeError(
+                    f"{loop}: {type(self.chat_model).__name__} keeps connections of an event loop that is gone\n"
+                    f"hint: stay in one event loop, or name the model by its spec ('{self.name}:{self.model}')"
+                ) from error
+        elif problem is None:
             # A model of somebody else's may fail in words of its own; what it says is about itself.
             problem = ProviderError.of(ErrorKind.UNKNOWN, f"{type(error).__name__}: {error}")
         return problem
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The causes of `error`, nearest first, without itself."""
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        yield cause
+        cause = cause.__cause__ or cause.__context__
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
