@@ -187,6 +187,14 @@ def test_a_schema_that_cannot_be_held_to_makes_the_model_incapable(noise):
     assert caught.value.kind is ErrorKind.INCAPABLE
 
 
+def test_a_partial_answer_that_does_not_fit_the_schema_does_not_end_the_process(noise):
+    """llama.cpp aborts when a grammar is fed a token that it does not allow."""
+    pid = noise.pid
+    got = answer(noise, "x", assistant("Sure, here is"), continues=True, output=OutputSchema(CHECKED), max_tokens=4)
+    assert got.finish_reason == "length"
+    assert noise.pid == pid
+
+
 def test_what_only_a_check_can_see_is_held_back_until_it_was_checked(noise):
     schema = {"type": "string", "maxLength": 2, "pattern": "^never this$"}
     events: list[ChatEvent] = []

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -20,7 +21,11 @@ import pytest
 from shared_core.chat.events import TextDelta
 from shared_core.errors import ErrorKind, ProviderError
 from shared_core.providers.llama_cpp import LlamaCppProvider
+from shared_core.providers.llama_cpp.engine import Cancelled
+from shared_core.providers.llama_cpp.wire import receive
+from shared_core.providers.llama_cpp.worker import Worker
 from shared_core.routing.target import Target
+from shared_core.testing.random_gguf import write_random_gguf
 from tests.local.support import aanswer, alive, answer, ask, begin, descriptors, gone, guard
 
 
@@ -57,6 +62,17 @@ def test_warming_starts_the_process_and_reports_what_it_found(own):
 
 async def test_warming_works_on_an_event_loop(own):
     assert (await own().awarm())["parameters"] > 0
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="reads another process's environment from /proc")
+def test_the_worker_is_given_no_keys(own, monkeypatch):
+    monkeypatch.setenv("SOME_API_KEY", "sk-verysecret")
+    monkeypatch.setenv("HARMLESS", "yes")
+    provider = own()
+    provider.warm()
+    environment = Path(f"/proc/{provider.pid}/environ").read_bytes()
+    assert b"verysecret" not in environment
+    assert b"HARMLESS=yes" in environment
 
 
 def test_a_gpu_that_is_not_there_is_reported(own, caplog):
@@ -258,6 +274,44 @@ def test_a_cancel_is_heard_while_the_prompt_is_being_read(own):
     assert provider.pid == pid
 
 
+def test_a_cancel_is_heard_in_the_middle_of_one_long_evaluation(tmp_path):
+    """The whole prompt is one batch of seconds, so only llama.cpp's abort callback can end it before it is killed."""
+    path = write_random_gguf(tmp_path / "wide.gguf", width=256, layers=8, context=8192)
+    provider = LlamaCppProvider(Target(f"llamacpp:{path}", n_ctx=8192, n_batch=8192))
+    try:
+        provider.warm()
+        pid = provider.pid
+        with pytest.raises(ProviderError) as caught:
+            list(provider.stream(ask("abc " * 1700), guard(0.05)))
+        assert caught.value.kind is ErrorKind.TIMEOUT
+        assert answer(provider, "x", max_tokens=1).usage.output_tokens == 1
+        assert provider.pid == pid, "it obeyed, so it was not killed"
+    finally:
+        provider.close()
+
+
+def test_a_cancel_that_comes_before_its_turn_is_remembered():
+    ours, theirs = socket.socketpair()
+    worker = Worker(theirs)
+    flag = threading.Event()
+
+    class Engine:
+        abort = flag
+
+        def generate(self, job):
+            if flag.is_set():
+                raise Cancelled
+            yield {"ev": "done"}
+
+    worker._engine = Engine()  # type: ignore[assignment]  # all that a worker asks of its engine
+    worker._cancel(2)
+    for job in (1, 2, 3):
+        worker._serve_one({"op": "generate", "id": job, "job": {}})
+    theirs.close()
+    assert [(m["id"], m["ev"]) for m in receive(ours)] == [(1, "done"), (2, "cancelled"), (3, "done")]
+    ours.close()
+
+
 def test_a_worker_that_does_not_obey_a_cancel_is_killed_and_replaced(own):
     provider = endless(own)
     events = busy(provider)
@@ -314,6 +368,14 @@ def test_loading_does_not_count_against_the_first_token(own):
     limit = guard(0.05)  # less than a process needs to start
     events = list(own().stream(ask("x", max_tokens=2), limit))
     assert events[-1].usage.output_tokens == 2
+
+
+async def test_after_loading_the_first_token_limit_is_in_force_again_for_async_callers(own):
+    provider = endless(own)
+    with pytest.raises(ProviderError, match="no first token in time"):
+        async for _ in provider.astream(ask("abc " * 1700), guard(0.03)):
+            pass
+    assert provider.facts, "it was loaded, which took longer than the limit"
 
 
 def test_loading_counts_against_the_deadline(own):

@@ -137,7 +137,8 @@ class Engine:
         context = c.llama_context_default_params()
         context.n_ctx = self._n_ctx
         self._n_batch = min(settings["n_batch"], self._n_ctx)
-        context.n_batch = context.n_ubatch = self._n_batch
+        context.n_batch = self._n_batch
+        context.n_ubatch = min(self._n_batch, 512)  # what is computed in one go: a cancel is heard in between
         context.n_seq_max = 1
         context.n_threads = context.n_threads_batch = settings["n_threads"]
         context.no_perf = True
@@ -471,8 +472,6 @@ class Engine:
         rest = forced
         steps = 0
         while True:
-            if self.abort.is_set():
-                raise Cancelled
             if rest:
                 token = sampler.best(self._ctx, self._agreeing(rest))
                 if token is None:
@@ -491,6 +490,9 @@ class Engine:
                 yield from let_out(out)
                 if stops.matched is not None:
                     run.raw = "stop_sequence"
+                    break
+                if calls[0] and not job.get("parallel", True):
+                    run.raw = "one_tool_call"
                     break
                 if run.output_tokens >= limit:
                     run.reason, run.raw = "length", "max_tokens"

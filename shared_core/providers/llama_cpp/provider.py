@@ -159,7 +159,16 @@ class LlamaCppProvider:
         call, supervisor = reading.begin()
         try:
             while not reading.over:
-                for event in reading.events(await call.aget()):
+                if reading.unwatched:
+                    # The limit has moved closer while we were awaited, which whoever watches over us cannot know.
+                    try:
+                        async with asyncio.timeout(guard.remaining()):
+                            message = await call.aget()
+                    except TimeoutError:
+                        raise reading.out_of_time(supervisor) from None
+                else:
+                    message = await call.aget()
+                for event in reading.events(message):
                     yield event
         finally:
             if not reading.over:
@@ -291,6 +300,7 @@ class LlamaCppProvider:
             "partial": partial,
             "tools": [_tool(t.name, t.description, t.parameters) for t in tools],
             "tool_choice": request.tool_choice or "auto",
+            "parallel": request.parallel_tool_calls is not False,
             "schema": None if request.output is None else dict(request.output.schema),
             "stop": list(request.stop),
             "temperature": temperature,
@@ -314,6 +324,8 @@ class _Reading:
         self._seed: int | None = None
         self._calls: Sequence[str] = ()
         self.over = False
+        self.unwatched = False
+        """Whether the guard's limit is in force again, and no event has been yielded since."""
 
     def begin(self) -> tuple[Call, Supervisor]:
         """Hand the request in."""
@@ -334,8 +346,9 @@ class _Reading:
                 self._guard.suspend()
             case "loaded":
                 self._guard.resume()
+                self.unwatched = True
             case "start":
-                self._waited = False
+                self._waited = self.unwatched = False
                 self._guard.resume()
                 yield Started(self._id, self._model)
             case "text":

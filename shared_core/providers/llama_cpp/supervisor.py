@@ -13,6 +13,7 @@ from __future__ import annotations
 import atexit
 import logging
 import os
+import re
 import selectors
 import signal
 import socket
@@ -39,6 +40,7 @@ CANCEL_GRACE_S = 0.25
 CRASH_WINDOW_S = 60.0
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
 _STDERR_KEPT = 4096
+_SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 class Busy(Exception):
@@ -269,7 +271,9 @@ class Supervisor:
     def _start_process(self, selector: selectors.BaseSelector) -> None:
         ours, theirs = socket.socketpair()
         paths = [_PACKAGE_ROOT, *(p or os.getcwd() for p in sys.path if p != _PACKAGE_ROOT)]
-        environment = {**os.environ, "GGML_NO_BACKTRACE": "1", "PYTHONPATH": os.pathsep.join(paths)}
+        # A model file is somebody else's data, parsed in C++: the process that reads it has no business with our keys.
+        environment = {name: value for name, value in os.environ.items() if not _SECRET.search(name)}
+        environment |= {"GGML_NO_BACKTRACE": "1", "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-P", "-m", "shared_core.providers.llama_cpp.worker"]
         command += [str(theirs.fileno()), str(os.getpid()), str(self._rlimit_as or 0)]
         try:
