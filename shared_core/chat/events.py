@@ -255,7 +255,7 @@ def collect(events: Iterable[ChatEvent]) -> Answer:
         blocks.append(Reasoning("".join(thoughts)))
     return Answer(
         text="".join(text),
-        tool_calls=(*calls, *fragments.calls()),
+        tool_calls=(*calls, *fragments.calls()) if calls or fragments else (),
         reasoning=tuple(blocks),
         finish_reason=finished.reason,
         usage=finished.usage or Usage(),

@@ -166,7 +166,9 @@ class CircuitBreaker:
         state = self._state
         if state is CircuitState.CLOSED or state is CircuitState.DISABLED:
             return Permit(self._generation)
-        if state is CircuitState.OPEN and now >= self._open_until:
+        if state is CircuitState.OPEN:
+            if now < self._open_until:
+                return Rejection("circuit open", self._open_until)
             self._enter(CircuitState.HALF_OPEN)
             self._probe_successes = 0
         if self._state is CircuitState.HALF_OPEN:

@@ -166,8 +166,8 @@ def flow(
             )
             continue
 
-        first_s, idle_s, lease_s = _limits(route, request, now, deadline, queue)
-        granted = yield Admit(route, lease_s)
+        left = deadline - now
+        granted = yield Admit(route, left if request.streaming else min(left, route.timeouts.attempt))
         if isinstance(granted, Refusal):
             execution.skip(route.name, granted.reason, granted.retry_at)
             if granted.waits and granted.retry_at is not None:
@@ -176,6 +176,7 @@ def flow(
             continue
         assert isinstance(granted, Admission)
 
+        first_s, idle_s = _limits(route, request, left, queue)
         mode = _mode(route, relay, policy)
         sent = request
         if mode is not None:
@@ -244,22 +245,20 @@ def _soonest(parked: Sequence[_Turn], deadline: float) -> _Turn | None:
     return min(ready, key=lambda turn: turn.not_before) if ready else None
 
 
-def _limits(
-    route: Route, request: ChatRequest, now: float, deadline: float, behind: Sequence[_Turn]
-) -> tuple[float, float, float]:
-    """First limit, idle limit and lease of an attempt, in seconds.
+def _limits(route: Route, request: ChatRequest, left: float, behind: Sequence[_Turn]) -> tuple[float, float]:
+    """First limit and idle limit of an attempt, in seconds, with `left` seconds to the deadline.
 
     An attempt never takes the time that the targets behind it need for a first token: each of them keeps its own
     first-token limit, or an equal share of what is left if that is less.
     """
     timeouts = route.timeouts
-    left = deadline - now
-    share = left / (1 + len(behind))
-    kept = sum(min(first_token_s(turn.route), share) for turn in behind)
-    mine = max(left - kept, share)
+    mine = left
+    if behind:
+        share = left / (1 + len(behind))
+        mine = max(left - sum(min(first_token_s(turn.route), share) for turn in behind), share)
     if request.streaming:
-        return min(first_token_s(route), mine), timeouts.idle, left
-    return min(timeouts.attempt, mine), math.inf, min(timeouts.attempt, mine)
+        return min(first_token_s(route), mine), timeouts.idle
+    return min(timeouts.attempt, mine), math.inf
 
 
 def first_token_s(route: Route) -> float:

@@ -94,7 +94,7 @@ class Relay:
         """Take one event of the current attempt; returns what the caller may have now."""
         kind = type(event)
         if kind is TextDelta:
-            return self._text(event.text)  # type: ignore[union-attr]  # `kind` says which it is
+            return self._text(event)  # type: ignore[arg-type]  # `kind` says which it is
         if kind is Started:
             if self._started:
                 return _NOTHING
@@ -117,14 +117,15 @@ class Relay:
             return self._finish()
         return _NOTHING
 
-    def _text(self, text: str) -> Sequence[ChatEvent]:
+    def _text(self, event: TextDelta) -> Sequence[ChatEvent]:
+        text = event.text
         if not text:
             return _NOTHING
         if self.open:
             self._note(text)
-            return (TextDelta(text),)
+            return (event,)
         if self._whole:
-            self._held.append(TextDelta(text))
+            self._held.append(event)
             return _NOTHING
         if self._seam is not None:
             text = self._seam.feed(text)
@@ -179,8 +180,7 @@ class Relay:
                     self.committed = True
             out += released
             self.open = True
-        calls = self._calls.calls()
-        if calls:
+        if self._calls:
             self.committed = True
-            out += calls
+            out += self._calls.calls()
         return out

@@ -1,0 +1,1 @@
+"""What the product costs on the request path, beside its peers in the same run. `python -m benchmarks` (or `make bench`)."""

@@ -1,0 +1,174 @@
+"""The core alone: what a routed call, a failover, a skipped target and a streamed chunk cost."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+
+from benchmarks.measure import Row, per_call_us, row
+from shared_core import (
+    Capabilities,
+    ChatEvent,
+    ChatRequest,
+    ErrorKind,
+    Finished,
+    Guard,
+    Origin,
+    ProviderError,
+    Router,
+    Started,
+    TextDelta,
+    Usage,
+    collect,
+    user,
+)
+
+__all__ = ["measure"]
+
+REQUEST = ChatRequest((user("Hello"),))
+USAGE = Usage(3, 1)
+
+
+class Instant:
+    """Answers at once, with as many chunks as it was told."""
+
+    model = "instant"
+    local = True
+    interruptible = True
+    capabilities = Capabilities()
+
+    def __init__(self, chunks: int = 1, name: str = "instant") -> None:
+        self.name = name
+        self.chunks = chunks
+        self.origin = Origin(name, "instant")
+
+    def stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:
+        """Answer."""
+        yield Started()
+        for _ in range(self.chunks):
+            yield TextDelta(" word")
+        yield Finished(usage=USAGE)
+
+    async def astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
+        """Answer."""
+        for event in self.stream(request, guard):
+            yield event
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+    async def aclose(self) -> None:
+        """Nothing to free."""
+
+
+class Failing(Instant):
+    """Fails at once, in a way that neither locks it nor opens its circuit: every call meets it again."""
+
+    def stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:
+        """Fail."""
+        raise ProviderError.of(ErrorKind.TOO_LARGE, "too large")
+        yield  # a generator, like every provider
+
+
+def measure(rounds: int, number: int) -> list[Row]:
+    """All rows of the core."""
+    bare, guard = Instant(), Guard(time.monotonic, streaming=False)
+    healthy = Router(Instant())
+    failing = Router([Failing(name="failing"), Instant()])
+    skipping = Router([Instant(name="open"), Instant()])
+    skipping.force_open("open:instant")
+    plain, one, two, skip = per_call_us(
+        lambda: collect(bare.stream(REQUEST, guard)),
+        lambda: healthy.invoke(REQUEST),
+        lambda: failing.invoke(REQUEST),
+        lambda: skipping.invoke(REQUEST),
+        rounds=rounds,
+        number=number,
+    )
+    median = statistics.median
+    added = median(a - b for a, b in zip(one, plain, strict=True))
+    rows = [
+        row("Router.invoke adds, breaker, ledger and journal on", "us", added, at_most=40),
+        row("a failed first target adds", "us", median(a - b for a, b in zip(two, one, strict=True))),
+        row(
+            "a target with an open circuit adds", "us", median(a - b for a, b in zip(skip, one, strict=True)), at_most=5
+        ),
+        row("routed calls in one thread", "calls/s", 1e6 / median(one), at_least=10_000),
+    ]
+    rows += _chunks(rounds, number)
+    rows.append(_threads(healthy, rounds, number))
+    rows.append(_tasks(healthy, rounds, number))
+    return rows
+
+
+def _chunks(rounds: int, number: int) -> list[Row]:
+    chunks = 1000
+    provider, guard = Instant(chunks), Guard(time.monotonic, streaming=True)
+    router = Router(provider)
+    request = REQUEST.replace(streaming=True)
+
+    def drain(events: Iterator[ChatEvent]) -> None:
+        for _ in events:
+            pass
+
+    plain, routed = per_call_us(
+        lambda: drain(provider.stream(request, guard)),
+        lambda: drain(iter(router.stream(request))),
+        rounds=rounds,
+        number=max(3, number // 200),
+    )
+
+    async def adrain(events: AsyncIterator[ChatEvent]) -> None:
+        async for _ in events:
+            pass
+
+    runner = asyncio.Runner()
+    aplain, arouted = per_call_us(
+        lambda: runner.run(adrain(provider.astream(request, guard))),
+        lambda: runner.run(adrain(router.astream(request).__aiter__())),
+        rounds=rounds,
+        number=max(3, number // 200),
+    )
+    runner.close()
+    sync = statistics.median(a - b for a, b in zip(routed, plain, strict=True)) / chunks
+    async_ = statistics.median(a - b for a, b in zip(arouted, aplain, strict=True)) / chunks
+    return [
+        row("a streamed chunk adds, sync", "us", sync, at_most=3),
+        row("a streamed chunk adds, async", "us", async_, at_most=3),
+    ]
+
+
+def _threads(router: Router, rounds: int, number: int, threads: int = 8) -> Row:
+    def work() -> None:
+        for _ in range(number // threads):
+            router.invoke(REQUEST)
+
+    rates = []
+    for _ in range(rounds):
+        crew = [threading.Thread(target=work) for _ in range(threads)]
+        begun = time.perf_counter()
+        for thread in crew:
+            thread.start()
+        for thread in crew:
+            thread.join()
+        rates.append(number // threads * threads / (time.perf_counter() - begun))
+    return row(f"routed calls in {threads} threads", "calls/s", statistics.median(rates))
+
+
+def _tasks(router: Router, rounds: int, number: int, tasks: int = 100) -> Row:
+    async def work() -> None:
+        for _ in range(number // tasks or 1):
+            await router.ainvoke(REQUEST)
+
+    async def everybody() -> None:
+        await asyncio.gather(*(work() for _ in range(tasks)))
+
+    rates = []
+    for _ in range(rounds):
+        begun = time.perf_counter()
+        asyncio.run(everybody())
+        rates.append((number // tasks or 1) * tasks / (time.perf_counter() - begun))
+    return row(f"routed calls in {tasks} asyncio tasks", "calls/s", statistics.median(rates))
