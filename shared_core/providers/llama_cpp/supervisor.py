@@ -127,6 +127,9 @@ class Supervisor:
         with self._lock:
             if self._closed:
                 raise RuntimeError("this local model is closed")
+            if call.op == "warm" and self._ready:
+                call.put({"ev": "done"})
+                return
             self._check_health()
             if len(self._waiting) >= self._queue + (self._running is None):
                 raise Busy(f"one request is being served and {len(self._waiting)} are waiting")
@@ -230,16 +233,10 @@ class Supervisor:
                 return False
             if self._process is None and self._waiting and now >= self._not_before:
                 start = True
-            elif self._ready and self._running is None:
-                while self._waiting:
-                    call = self._waiting.popleft()
-                    if call.op == "warm":
-                        call.put({"ev": "done"})
-                        continue
-                    self._ids += 1
-                    call.id = self._ids
-                    self._running = give = call
-                    break
+            elif self._ready and self._running is None and self._waiting:
+                self._ids += 1
+                self._running = give = self._waiting.popleft()
+                give.id = self._ids
         if start:
             self._start_process(selector)
         if give is not None:
@@ -368,7 +365,8 @@ class Supervisor:
             self.facts = facts
             self._ready = True
             for call in self._waiting:
-                call.put({"ev": "loaded"})
+                call.put({"ev": "done" if call.op == "warm" else "loaded"})
+            self._waiting = deque(call for call in self._waiting if call.op != "warm")
 
     def _load_failed(self, message: dict[str, Any], selector: selectors.BaseSelector) -> None:
         reason, path = message["reason"], self._settings["path"]
