@@ -1,1 +1,1 @@
-"""What the product costs on the request path, beside its peers in the same run. `python -m benchmarks` (or `make bench`)."""
+"""What the product costs on the request path, beside its peers in the same run: `make bench`."""

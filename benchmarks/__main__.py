@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--quick] [--out FILE]`: measure, print a table, write JSON. Exits 1 when a promise does not hold."""
+"""Measure, print a table, write JSON; exit 1 when a promise does not hold: `python -m benchmarks [--quick] [--out FILE]`."""
 
 from __future__ import annotations
 

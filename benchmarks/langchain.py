@@ -67,19 +67,20 @@ def measure(rounds: int, number: int) -> list[Row]:
     }
     rows = []
     runner = asyncio.Runner()
+    n = max(10, number // 20)
+
+    async def many(model: Any) -> None:
+        for _ in range(n):
+            await model.ainvoke("Hello")
+
     for name, (ours, theirs) in pairs.items():
         mine, other = per_call_us(
             lambda m=ours: m.invoke("Hello"), lambda m=theirs: m.invoke("Hello"), rounds=rounds, number=number // 5
         )
         rows.append(_row(f"FallbackChatModel.invoke, {name}", mine, other))
 
-        async def many(model: Any, n: int) -> None:
-            for _ in range(n):
-                await model.ainvoke("Hello")
-
-        n = max(10, number // 20)
         mine, other = per_call_us(
-            lambda m=ours: runner.run(many(m, n)), lambda m=theirs: runner.run(many(m, n)), rounds=rounds, number=1
+            lambda m=ours: runner.run(many(m)), lambda m=theirs: runner.run(many(m)), rounds=rounds, number=1
         )
         rows.append(_row(f"FallbackChatModel.ainvoke, {name}", [x / n for x in mine], [x / n for x in other]))
     runner.close()

@@ -1,4 +1,4 @@
-"""How we measure: medians over repeated rounds, ours and the peer's in turn, so that a noisy machine is noisy to both."""
+"""How we measure: medians over repeated rounds, ours and the peer's in turn, so that noise meets both alike."""
 
 from __future__ import annotations
 
@@ -88,9 +88,11 @@ def ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 def python_ms(code: str, *, python: str = sys.executable, cwd: Path | None = None) -> tuple[float, float]:
     """Milliseconds and peak megabytes of a fresh interpreter that runs `code`."""
     probe = (
-        "import time as _t, resource as _r, sys as _s\n_b = _t.perf_counter()\n"
+        "import time as _t, sys as _s\n_b = _t.perf_counter()\n"
         f"{code}\n"
-        "_s.stdout.write(f'{(_t.perf_counter() - _b) * 1e3} {_r.getrusage(_r.RUSAGE_SELF).ru_maxrss / 1024}')"
+        "_took = (_t.perf_counter() - _b) * 1e3\n"
+        "_peak = [line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')]\n"
+        "_s.stdout.write(f'{_took} {float(_peak[0]) / 1024 if _peak else 0}')"
     )
     env = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "PYTHONDONTWRITEBYTECODE": ""}
     done = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True, env=env, cwd=cwd)

@@ -1,4 +1,4 @@
-"""Ours beside LiteLLM's Router: calls a second, import time and memory. Skipped, and said to be, without its environment."""
+"""Ours beside LiteLLM's Router: calls a second, import time, memory. Left out, and said so, without its environment."""
 
 from __future__ import annotations
 

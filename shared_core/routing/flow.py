@@ -251,14 +251,18 @@ def _limits(route: Route, request: ChatRequest, left: float, behind: Sequence[_T
     An attempt never takes the time that the targets behind it need for a first token: each of them keeps its own
     first-token limit, or an equal share of what is left if that is less.
     """
-    timeouts = route.timeouts
-    mine = left
-    if behind:
-        share = left / (1 + len(behind))
-        mine = max(left - sum(min(first_token_s(turn.route), share) for turn in behind), share)
+    mine = _mine(left, behind)
     if request.streaming:
-        return min(first_token_s(route), mine), timeouts.idle
-    return min(timeouts.attempt, mine), math.inf
+        return min(first_token_s(route), mine), route.timeouts.idle
+    return min(route.timeouts.attempt, mine), math.inf
+
+
+def _mine(left: float, behind: Sequence[_Turn]) -> float:
+    """What an attempt may take of `left` seconds: all but what the targets behind it keep."""
+    if not behind:
+        return left
+    share = left / (1 + len(behind))
+    return left - sum(min(first_token_s(turn.route), share) for turn in behind)
 
 
 def first_token_s(route: Route) -> float:
@@ -301,8 +305,7 @@ def _should_yield(
         return True
     if (error.retry_after_s or 0.0) > retry.max_wait_s:
         return True
-    share = (deadline - now) / (1 + len(behind))
-    return wait_s > (deadline - now) - sum(min(first_token_s(turn.route), share) for turn in behind)
+    return wait_s > _mine(deadline - now, behind)
 
 
 def _outcome(attempt: Attempt, error: ProviderError | None, now: float) -> Outcome:
@@ -336,7 +339,7 @@ def _failure(
     execution.ended = now
     errors = execution.errors
     metadata = execution.metadata()
-    late = now >= execution.deadline or (fatal is None and any(_out_of_time(e) for e in errors[-1:]))
+    late = fatal is None and (now >= execution.deadline or any(_out_of_time(e) for e in errors[-1:]))
     waits = [s.retry_at - now for s in execution.skips if s.retry_at is not None]
     waits += [turn.not_before - now for turn in parked]
     retry_after_s = max(0.0, min(waits)) if waits and fatal is None else None
@@ -373,7 +376,7 @@ def _message(
     execution: Execution, plan: Plan, fatal: ProviderError | None, late: bool, retry_after_s: float | None, now: float
 ) -> str:
     if fatal is not None:
-        head = f"{fatal.target} rejected the request itself; no other target was asked"
+        head = f"{fatal.target} rejected the request itself; nobody else was asked"
     elif late:
         head = f"no answer within {execution.deadline - execution.started:g} s"
     elif not plan.routes:

@@ -348,3 +348,26 @@ class Walk(RuleBasedStateMachine):
 
 Walk.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 TestBreakerWalk = Walk.TestCase
+
+
+def test_reset_is_as_good_as_new():
+    breaker = opened(0.0, chance=1.0)
+    run(breaker, OK, 10.0)  # half-open, one success
+    breaker.reset()
+    for _ in range(5):
+        run(breaker, BAD, 10.5, chance=1.0)
+    assert breaker.open_until == 20.5, "the open time starts anew at once"
+    assert run(breaker, OK, 20.5) is None, "and so do the probes' successes"
+    assert breaker.state is HALF_OPEN
+    assert run(breaker, OK, 20.5) is CLOSED
+    breaker.reset()
+    for _ in range(5):
+        run(breaker, BAD, 20.6, chance=1.0)
+    assert breaker.open_until == 30.6
+
+
+def test_repr_counts_both_kinds_of_call():
+    breaker = CircuitBreaker()
+    run(breaker, OK, 0.0)
+    run(breaker, BAD, 0.0)
+    assert repr(breaker) == "CircuitBreaker(closed, generation 0, 1 failed of 2)"

@@ -217,3 +217,43 @@ def test_another_model_named_per_call_replaces_the_primarys_and_no_other_vendors
     r.force_open("a")
     r.invoke(HI.replace(model="newer"))
     assert r.providers[1].requests[-1].model is None
+
+
+def test_a_plan_prints_exactly_what_it_holds():
+    r = router({}, {"enabled": False}, {})
+    r.force_open("c")
+    plan = r.explain(HI)
+    assert str(plan) == "plan (priority):\n  1. a\n  2. c  (circuit forced open)\n  -  b: disabled"
+    assert plan.as_dict() == {
+        "strategy": "priority",
+        "targets": [{"target": "a", "note": None}, {"target": "c", "note": "circuit forced open"}],
+        "excluded": [{"target": "b", "reason": "disabled"}],
+    }
+    assert plan._repr_html_() == (
+        "<table><caption>plan (priority)</caption><tr><th></th><th>target</th><th>why</th></tr>"
+        "<tr><td>1</td><td>a</td><td></td></tr><tr><td>2</td><td>c</td><td>circuit forced open</td></tr>"
+        "<tr><td>–</td><td>b</td><td>disabled</td></tr></table>"
+    )
+    assert str(router({"enabled": False}).explain(HI)) == "plan (priority):\n  -  a: disabled"
+
+
+def test_a_plan_of_nobody_says_so_and_markup_in_names_is_escaped():
+    from shared_core.routing.planner import Plan
+
+    assert str(Plan(())) == "plan (priority):\n  nobody"
+    page = Plan((), (("<a>", "<b>"),), "<s>")._repr_html_()
+    assert "&lt;a&gt;" in page
+    assert "&lt;b&gt;" in page
+    assert "plan (&lt;s&gt;)" in page
+    r = router({})
+    object.__setattr__(r.targets[0], "name", "<t>")
+    r._routes[0].name = "<t>"
+    r._routes[0].gate.park_reason, r._routes[0].gate.parked_until = "<why>", 1e9
+    page = r.explain(HI)._repr_html_()
+    assert "<td>&lt;t&gt;</td><td>parked: &lt;why&gt;" in page
+
+
+def test_explain_says_for_how_long_a_target_is_out():
+    r = router({})
+    r._routes[0].gate.park_reason, r._routes[0].gate.parked_until = "throttled", 1000.0 + 7.25
+    assert r.explain(HI).notes == {"a": "parked: throttled, for 7.2 s more"}

@@ -170,3 +170,40 @@ def test_a_request_that_already_continued_an_answer_keeps_one_assistant_turn():
     for mode in ("exact", "prefill"):
         asked = resume(request, "two, ", mode)
         assert asked.messages == (user("Count."), assistant("one, two, "))
+
+
+@pytest.mark.parametrize(
+    ("delivered", "tail"),
+    [
+        ("one two three four five six", "one two three four five six"),
+        ("one two three four five six seven", "two three four five six seven"),
+        ("  one two three four five six seven  ", "two three four five six seven"),
+        ("one\n\ntwo three four five six seven", "two three four five six seven"),
+        ("a  b", "a  b"),
+        (" b", " b"),
+        ("one two  three four five six  seven eight", "three four five six  seven eight"),
+    ],
+)
+def test_the_last_six_words_are_quoted_as_they_stand(delivered, tail):
+    asked = resume(REQUEST, delivered, "instructed", "<{tail}>")
+    assert asked.messages[-1] == user(f"<{tail}>")
+
+
+def test_an_instruction_is_never_itself_a_continuation():
+    request = REQUEST.replace(messages=(user("Count."), assistant("one, ")), continues=True)
+    asked = resume(request, "two, ", "instructed")
+    assert not asked.continues
+    assert [m.role for m in asked.messages] == ["user", "assistant", "user"]
+    assert asked.messages[1] == assistant("one, two, ")
+
+
+def test_only_a_trailing_assistant_turn_the_caller_asked_to_continue_is_joined():
+    said = (user("Count."), assistant("one"), user("On."))
+    assert resume(REQUEST.replace(messages=said, continues=True), "two", "exact").messages == (*said, assistant("two"))
+    said = (user("Count."), assistant("one"))
+    assert resume(REQUEST.replace(messages=said), "two", "exact").messages == (*said, assistant("two"))
+    longer = (user("Count."), assistant("nil"), user("On."), assistant("one, "))
+    asked = resume(REQUEST.replace(messages=longer, continues=True), "two", "exact")
+    assert asked.messages == (*longer[:-1], assistant("one, two"))
+    native_only = ChatRequest((), native=Native("x", ["m"]), continues=True)
+    assert resume(native_only, "two", "exact").messages == (assistant("two"),)
