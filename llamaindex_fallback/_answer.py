@@ -118,14 +118,11 @@ class Chunks:
                 return None
 
     def _chunk(self, delta: str, kwargs: dict[str, Any]) -> ChatResponse:
-        # Built from checked parts, once per token: validation would cost more than everything else here.
-        blocks: list[ContentBlock] = [TextBlock.model_construct(block_type="text", text=self._text)]
+        blocks: list[ContentBlock] = [TextBlock(text=self._text)]
         if self._thought:
             blocks.insert(0, ThinkingBlock(content=self._thought))
-        message = ChatMessage.model_construct(role=MessageRole.ASSISTANT, additional_kwargs={}, blocks=blocks)
-        return ChatResponse.model_construct(
-            message=message, raw=None, delta=delta, logprobs=None, additional_kwargs=kwargs
-        )
+        message = ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks)
+        return ChatResponse(message=message, delta=delta, additional_kwargs=kwargs)
 
 
 def _native(answer: Answer) -> ChatResponse | None:

@@ -57,12 +57,18 @@ async def test_a_healthy_primary_answers_alone(server, face, kind):
     assert server.requests[0].streamed == ("stream" in face), "a whole answer is asked for whole, a stream as a stream"
 
 
-@pytest.mark.parametrize(("face", "kind"), EACH)
-@pytest.mark.parametrize("fault", [503, "rate-limit", "overload-first", "reset", "role-only-error", "html-200"])
+@pytest.mark.parametrize(
+    ("face", "kind", "fault"),
+    [(*each, 503) for each in EACH]
+    + [
+        (face, kind, fault)
+        for face, kind in itertools.product(FACES, ("native", "wrapped"))
+        for fault in ("rate-limit", "reset", "html-200", "overload-first", "role-only-error")
+        if face in STREAMED or fault not in ("overload-first", "role-only-error")
+    ],
+)
 async def test_a_broken_primary_costs_the_caller_nothing(server, face, kind, fault):
     """The second model answers the whole text, and the first attempt's error is told."""
-    if "stream" not in face and fault in ("overload-first", "role-only-error"):
-        fault = 529
     llm = fallback_llm(server, kind)
     script_all(server, fault)
     server.script(SECONDARY, "ok")

@@ -60,7 +60,7 @@ def fallback_llm(server: FaultServer, kind: str | list[Any] = "native", **option
         models = KINDS[kind](server) if isinstance(kind, str) else kind
         OPEN[key] = FallbackLLM(models, **{"retry": NO_RETRY, **options})
     OPEN[key].router.reset()
-    return OPEN[key]
+    return managed(OPEN[key])
 
 
 def names_of(llm: FallbackLLM) -> tuple[str, str]:
