@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from shared_core.testing.clock import VirtualClock
+    from shared_core.testing.conformance import ContractBroken, check_provider
     from shared_core.testing.fault_server import (
         CANONICAL,
         FAULTS,
@@ -27,7 +28,9 @@ _HOMES = {
         "shared_core.testing.fault_server",
     ),
     **dict.fromkeys(("Broken", "ScriptedProvider", "Silence"), "shared_core.testing.scripted"),
+    "ContractBroken": "shared_core.testing.conformance",
     "VirtualClock": "shared_core.testing.clock",
+    "check_provider": "shared_core.testing.conformance",
     "write_random_gguf": "shared_core.testing.random_gguf",
 }
 """Where each public name lives; it is imported when first used, so that one fake does not cost all of them."""
@@ -37,6 +40,7 @@ __all__ = [
     "FAULTS",
     "Answer",
     "Broken",
+    "ContractBroken",
     "Fault",
     "FaultKind",
     "FaultServer",
@@ -46,6 +50,7 @@ __all__ = [
     "ToolCall",
     "Usage",
     "VirtualClock",
+    "check_provider",
     "write_random_gguf",
 ]
 
