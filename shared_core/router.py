@@ -347,6 +347,10 @@ class Router:
                 load()
             call.route.price()
         request = call.request
+        most = call.route.capabilities.max_output
+        if most is not None and request.max_tokens is not None and request.max_tokens > most:
+            # A limit meant for a larger model: an upper bound may be lowered, a refusal would answer nobody.
+            request = request.replace(max_tokens=most)
         if request.model is not None and not self._overrides(request.model, call.route):
             request = request.replace(model=None)
         return request

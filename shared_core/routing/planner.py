@@ -148,8 +148,6 @@ def _exclusion(request: ChatRequest, route: Route) -> str | None:
         least = sum(len(m.text) for m in request.messages) // CHARS_PER_TOKEN
         if least > window:
             return f"the request needs at least {least} tokens, its context window is {window}"
-    if request.max_tokens is not None and window is not None and request.max_tokens > window:
-        return f"max_tokens {request.max_tokens} is beyond its context window of {window}"
     return None
 
 

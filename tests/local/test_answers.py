@@ -90,7 +90,8 @@ def test_sampling_options_are_checked(noise, extra, good):
             answer(noise, "x", extra={"llamacpp": extra})
 
 
-def test_a_prompt_past_the_window_is_refused_with_both_numbers_before_anything_is_generated(noise):
+def test_a_prompt_past_the_window_is_refused_with_both_numbers_before_anything_is_generated(own):
+    noise = own(n_ctx=512, fit_max_tokens=False)
     with pytest.raises(ProviderError, match=r"takes 4\d\d tokens and max_tokens asks for 200.*window is 512") as caught:
         next(iter(noise.stream(ask("abc " * 110, max_tokens=200), guard())))
     assert caught.value.kind is ErrorKind.CONTEXT_OVERFLOW
@@ -108,8 +109,8 @@ def test_without_a_limit_an_answer_may_fill_the_window_and_no_more(noise):
     assert got.finish_reason in ("length", "stop")
 
 
-def test_max_tokens_may_be_fitted_to_the_room_left(own):
-    got = answer(own(n_ctx=256, fit_max_tokens=True), "hi", max_tokens=4000)
+def test_max_tokens_is_fitted_to_the_room_left(own):
+    got = answer(own(n_ctx=256), "hi", max_tokens=4000)
     assert got.usage.total_tokens <= 257
 
 

@@ -31,7 +31,7 @@ class Options:
         seed: for requests that bring none; left out, a fresh one per call, reported in `Finished.extra["seed"]`.
         temperature: for requests that bring none. 0 by default: answers repeat, and a continuation is exact.
         max_tokens: for requests that bring none, as far as the context has room.
-        fit_max_tokens: shorten a request's `max_tokens` to the room that is left, rather than refuse the request.
+        fit_max_tokens: shorten a request's `max_tokens` to the room that is left. False refuses the request instead.
         chat_template: Jinja text in place of the file's own template.
         use_mmap: map the file rather than read it.
         verbose: pass llama.cpp's log to the `llm_fallback.llama_cpp` logger.
@@ -49,7 +49,7 @@ class Options:
     seed: int | None = None
     temperature: float = 0.0
     max_tokens: int = 1024
-    fit_max_tokens: bool = False
+    fit_max_tokens: bool = True
     chat_template: str | None = None
     use_mmap: bool = True
     verbose: bool = False

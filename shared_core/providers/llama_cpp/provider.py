@@ -435,7 +435,7 @@ def _error(message: dict[str, Any], *, content: bool) -> ProviderError:
             kind = ErrorKind(message["kind"])
             hint = None
             if kind is ErrorKind.CONTEXT_OVERFLOW:
-                hint = "shorten the conversation, lower max_tokens, raise n_ctx=, or set fit_max_tokens=True"
+                hint = "shorten the conversation, lower max_tokens, or raise n_ctx="
             return ProviderError.of(kind, message["message"], hint=hint)
 
 
