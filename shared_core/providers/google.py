@@ -165,7 +165,9 @@ class GoogleProvider(SdkProvider):
         super().__init__(target)
         for option in target.options:
             if option not in self.options:
-                raise UnknownOption(f"Target {target.spec!r} has no option {option!r}. {nearest(option, self.options | KEYWORDS)}")
+                raise UnknownOption(
+                    f"Target {target.spec!r} has no option {option!r}. {nearest(option, self.options | KEYWORDS)}"
+                )
         self._known = target.capabilities or capabilities_of(target.model)
 
     @property

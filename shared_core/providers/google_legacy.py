@@ -71,7 +71,9 @@ class GoogleLegacyProvider(SdkProvider):
         super().__init__(target)
         for option in target.options:
             if option not in self.options:
-                raise UnknownOption(f"Target {target.spec!r} has no option {option!r}. {nearest(option, self.options | KEYWORDS)}")
+                raise UnknownOption(
+                    f"Target {target.spec!r} has no option {option!r}. {nearest(option, self.options | KEYWORDS)}"
+                )
         self._known = target.capabilities or capabilities_of(target.model)
 
     @property
@@ -499,6 +501,11 @@ class _Client:
             method(request=request, retry=None, timeout=call.timeouts()[1])
         except ParseError as error:
             raise malformed("the answer is not what the API describes", response=call.response) from error
+        except OSError as error:  # as all of requests' errors are
+            if call.guard.expired and not isinstance(error, TimeoutError):
+                # A limit that runs out while the request is being sent reads as 'connection aborted'.
+                raise TimeoutError("the attempt's time is up") from error
+            raise
         finally:
             _call.reset(token)
         return call.response
@@ -561,8 +568,18 @@ def _adapter() -> Any:
                 self.fp.close()
                 self.fp = io.BufferedReader(_Reads(sock.makefile("rb", buffering=0), call))
 
+    def arm(connection: Any) -> None:
+        # urllib3 sends under the connect timeout, all of a block within it: a slow upload is no dead server.
+        call = _call.get()
+        if call is not None and connection.sock is not None:
+            connection.sock.settimeout(call.timeouts()[1])
+
     class Plain(HTTPConnection):
         response_class = Response
+
+        def send(self, data: Any) -> None:
+            arm(self)
+            super().send(data)
 
         def getresponse(self) -> Any:
             remember(self)
@@ -570,6 +587,10 @@ def _adapter() -> Any:
 
     class Secure(HTTPSConnection):
         response_class = Response
+
+        def send(self, data: Any) -> None:
+            arm(self)
+            super().send(data)
 
         def getresponse(self) -> Any:
             remember(self)

@@ -18,6 +18,7 @@ from shared_core.chat.request import (
     File,
     Image,
     OutputSchema,
+    Part,
     Reasoning,
     Text,
     ToolCall,
@@ -243,7 +244,7 @@ def test_a_conversation_with_tools_is_told_in_turns(server: FaultServer, name: s
 
 @both
 def test_pictures_documents_and_sound_go_inline(server: FaultServer, name: str):
-    media = [Image(data=b"\x89PNG"), File(data=b"%PDF-"), Audio(data=b"ID3x"), File(file_id="files/abc")]
+    media: list[Part] = [Image(data=b"\x89PNG"), File(data=b"%PDF-"), Audio(data=b"ID3x"), File(file_id="files/abc")]
     body = sent(server, name, ChatRequest((user([Text("look"), *media]),)))
     parts = body["contents"][0]["parts"]
     inline = [(p["inlineData"]["mimeType"], base64.b64decode(p["inlineData"]["data"])) for p in parts[1:4]]
@@ -411,6 +412,7 @@ def test_the_key_comes_from_the_environment(
     call(provider, ask())
     provider.close()
     assert server.requests[-1].headers["x-goog-api-key"].endswith("ZZZZ")
+    assert server.requests[-1].path.startswith("/v1beta/models/gemini")
 
 
 def test_further_fields_go_through_and_wrong_ones_fall_over(server: FaultServer):

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from shared_core.chat.events import collect
 from shared_core.errors import ErrorKind as K
 from shared_core.routing.target import Target
-from shared_core.testing import FAULTS, FaultServer
+from shared_core.testing import FAULTS, Fault, FaultServer
 from tests.providers.wire import COLOURS, SHORT_S, TIMED, Colour, ask, call, fail, guard, suffer
 
 KEY = "AIza-test-not-a-real-key-000000"
@@ -194,8 +195,8 @@ def test_connecting_obeys_its_own_limit(server: FaultServer, name: str) -> None:
 
     try:
         address = server.black_hole_url("google")
-    except (OSError, NotImplementedError, RuntimeError) as error:  # Linux only
-        pytest.skip(f"no black hole here: {error}")
+    except (OSError, NotImplementedError, RuntimeError) as reason:  # Linux only
+        pytest.skip(f"no black hole here: {reason}")
     provider: Any = build(Target(f"{name}:g", base_url=address, api_key=KEY))
     provider.load()
     for colour in COLOURS:
@@ -233,9 +234,9 @@ async def test_the_legacy_sdk_does_not_block_the_event_loop(server: FaultServer)
     provider = provider_for(server, "google-legacy")
     server.script("gemini-test", "hang")
     ticks = 0
+    task = asyncio.ensure_future(anext(provider.astream(ask(), guard(streaming=False))))
     try:
         async with asyncio.timeout(0.1):
-            task = asyncio.ensure_future(anext(provider.astream(ask(), guard(streaming=False))))
             while not task.done():
                 ticks += 1
                 await asyncio.sleep(0.005)
@@ -266,3 +267,36 @@ def test_two_keys_live_side_by_side_and_stay_out_of_urls(server: FaultServer, na
 
 def test_every_timed_fault_is_in_the_table() -> None:
     assert {f for f in TIMED if "google" in FAULTS[f].wires} <= set(SAME)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "fault", ["close-on-accept", "reset-on-accept", "hang-on-accept", "reset-mid-upload", "never-read"]
+)
+def test_a_connection_that_is_refused_service_ends_in_time(server: FaultServer, name: str, fault: str) -> None:
+    """Also while a large request is being sent."""
+    provider = provider_for(server, name)
+    server.script_accept([fault])
+    begun = time.monotonic()
+    error = fail(provider, ask("x" * 8_000_000), limit=guard(streaming=False, first_s=0.6, connect_s=SHORT_S))
+    assert error.kind in ({K.TIMEOUT} if fault in ("hang-on-accept", "never-read") else {K.TRANSIENT, K.CONNECT}), error
+    took = time.monotonic() - begun
+    assert took < 3.0
+    if fault == "never-read":  # sending is not connecting: only the whole answer's limit ends it
+        assert took > 0.5
+    provider.close()
+
+
+def test_an_answer_to_be_continued_by_the_sdk_costs_one_request_all_the_same(server: FaultServer) -> None:
+    """Left alone, google-genai sends the request again, and bills it, until the model says that it is done."""
+    provider = provider_for(server, "google")
+    candidate = {
+        "content": {"role": "model", "parts": [{"text": "half"}]},
+        "finishReason": "CONTINUATION",
+        "continuationToken": "dG9rZW4=",
+    }
+    server.script("gemini-test", Fault("status", status=200, body={"candidates": [candidate]}))
+    answer = collect(call(provider, ask()))
+    assert (answer.finish_reason, answer.raw_finish_reason) == ("length", "CONTINUATION")
+    assert server.count() == 1
+    provider.close()
