@@ -1,0 +1,1 @@
+"""What `make demo` shows: six outages that an application survives, on this machine, without a key."""
