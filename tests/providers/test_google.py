@@ -33,7 +33,7 @@ from shared_core.providers.google import GoogleProvider
 from shared_core.providers.google_legacy import GoogleLegacyProvider
 from shared_core.routing.provider import Provider
 from shared_core.routing.target import Target
-from shared_core.testing import CANONICAL, FaultServer
+from shared_core.testing import CANONICAL, FaultServer, check_provider
 from shared_core.testing.fault_server import Answer, Usage
 from shared_core.testing.fault_server import ToolCall as Said
 from tests.providers.wire import COLOURS, Colour, ask, call, fail, guard
@@ -450,3 +450,8 @@ def test_the_legacy_provider_leaves_the_sdks_global_state_and_its_warning_alone(
     with warnings.catch_warnings():
         warnings.simplefilter("error", FutureWarning)
         call(make(server, "google-legacy"), ask())
+
+
+@both
+def test_the_public_conformance_check_passes(server: FaultServer, name: str):
+    check_provider(make(server, name))
