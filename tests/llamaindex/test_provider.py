@@ -49,6 +49,7 @@ from shared_core.errors import ProviderError
 from shared_core.routing.provider import Provider
 from shared_core.testing import Answer as Says
 from shared_core.testing import ToolCall as Asks
+from shared_core.testing import check_provider
 from tests.llamaindex.world import (
     KEY,
     PRIMARY,
@@ -161,7 +162,17 @@ def says(text: str = "", *blocks: Any, delta: str | None = None, raw: Any = None
     return ChatResponse(message=message, delta=delta, raw=raw, additional_kwargs=kwargs)
 
 
+CHUNKS = [says("a", delta="a"), says("ab", delta="b", raw={"finish_reason": "stop"})]
+
+
 # ── the contract of providers ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("of", ["openai", "sync only", "canned"])
+def test_it_keeps_the_contract_of_providers(server, of):
+    """The same check that native providers pass: whole, streamed, sync, async, walked away from, closed twice."""
+    each = {"openai": wrapped(server, PRIMARY), "sync only": Slow(delay_s=0.0), "canned": canned(*CHUNKS)}
+    check_provider(LlamaIndexProvider(each[of]))
 
 
 def test_it_is_a_provider_and_wraps_llms_only():
