@@ -29,9 +29,10 @@ from pydantic import BaseModel, Field, field_serializer, model_validator
 
 from langchain_fallback._convert import Chunks, bound_tools, ls_provider, message_of, to_request
 from langchain_fallback.provider import LangChainProvider
-from shared_core.chat.request import ChatRequest
+from shared_core.chat.request import ChatRequest, Origin
 from shared_core.errors import ConfigurationError, UnknownOption, nearest
 from shared_core.resilience.retry import RetryPolicy
+from shared_core.routing.provider import Provider
 from shared_core.routing.target import Target
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class _Engine:
         targets = self.router.targets
         facts = self._facts
         if facts is None or facts.targets != targets:
-            facts = self._facts = _Facts(targets, self.options)
+            facts = self._facts = _Facts(targets, self.router.providers, self.options)
         return facts
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Engine:
@@ -114,16 +115,23 @@ class _Engine:
 class _Facts:
     """What a call needs to know about the targets, worked out once per set of targets."""
 
-    def __init__(self, targets: tuple[Target, ...], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, targets: tuple[Target, ...], providers: tuple[Provider, ...], options: Mapping[str, Any]
+    ) -> None:
         self.targets = targets
         self.providers = frozenset(t.provider_name for t in targets)
         self.foreign = frozenset(t.name for t in targets if not isinstance(t.provider, LangChainProvider))
         self.wrapped = len(self.foreign) < len(targets)
+        self._origins = {target.name: provider.origin for target, provider in zip(targets, providers, strict=True)}
         self.provider = ls_provider(targets[0].provider_name)
         self.model = targets[0].model
         self.identity: dict[str, Any] = {"models": [_identity(t) for t in targets]}
         if options:
             self.identity["router"] = _plain(options)
+
+    def origin_of(self, target: str | None) -> Origin | None:
+        """Who may be shown again what is opaque in an answer of `target`."""
+        return None if target is None else self._origins.get(target)
 
 
 def _build(models: Sequence[ModelLike], options: Mapping[str, Any]) -> Router:
@@ -349,7 +357,7 @@ class FallbackChatModel(BaseChatModel):
 
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any], *, streaming: bool
-    ) -> tuple[Router, ChatRequest]:
+    ) -> tuple[_Engine, ChatRequest]:
         engine = self._engine
         facts = engine.facts
         defaults = {
@@ -370,7 +378,7 @@ class FallbackChatModel(BaseChatModel):
             foreign=facts.foreign,
             wrapped=facts.wrapped,
         )
-        return engine.router, request
+        return engine, request
 
     def _generate(
         self,
@@ -379,8 +387,9 @@ class FallbackChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        router, request = self._request(messages, stop, kwargs, streaming=False)
-        return ChatResult(generations=[ChatGeneration(message=message_of(router.invoke(request)))])
+        engine, request = self._request(messages, stop, kwargs, streaming=False)
+        message = message_of(engine.router.invoke(request), engine.facts.origin_of)
+        return ChatResult(generations=[ChatGeneration(message=message)])
 
     async def _agenerate(
         self,
@@ -389,8 +398,9 @@ class FallbackChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        router, request = self._request(messages, stop, kwargs, streaming=False)
-        return ChatResult(generations=[ChatGeneration(message=message_of(await router.ainvoke(request)))])
+        engine, request = self._request(messages, stop, kwargs, streaming=False)
+        message = message_of(await engine.router.ainvoke(request), engine.facts.origin_of)
+        return ChatResult(generations=[ChatGeneration(message=message)])
 
     def _stream(
         self,
@@ -399,9 +409,9 @@ class FallbackChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        router, request = self._request(messages, stop, kwargs, streaming=True)
-        chunks = Chunks()
-        with router.stream(request) as events:
+        engine, request = self._request(messages, stop, kwargs, streaming=True)
+        chunks = Chunks(engine.facts.origin_of)
+        with engine.router.stream(request) as events:
             for event in events:
                 if (chunk := chunks.feed(event)) is not None:
                     yield chunk
@@ -413,9 +423,9 @@ class FallbackChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        router, request = self._request(messages, stop, kwargs, streaming=True)
-        chunks = Chunks()
-        async with router.astream(request) as events:
+        engine, request = self._request(messages, stop, kwargs, streaming=True)
+        chunks = Chunks(engine.facts.origin_of)
+        async with engine.router.astream(request) as events:
             async for event in events:
                 if (chunk := chunks.feed(event)) is not None:
                     yield chunk

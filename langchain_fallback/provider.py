@@ -375,35 +375,63 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 class _Reader:
     """Reads the chunks of one streamed answer as events, and at the end knows whether it was whole."""
 
-    __slots__ = ("_chunks", "_indices", "_provider")
+    __slots__ = ("_chunks", "_indices", "_provider", "_rich", "_texts")
 
     def __init__(self, provider: LangChainProvider) -> None:
         self._provider = provider
         self._chunks: list[ChatGenerationChunk] = []
+        self._rich: list[ChatGenerationChunk] = []
+        """Those that are more than a piece of text: with the texts joined, they are the whole answer."""
+        self._texts: list[str] | None = []
+        """All pieces of text, as long as there is nothing but strings."""
         self._indices: dict[Any, int] = {}
 
-    def feed(self, chunk: ChatGenerationChunk) -> Iterator[ChatEvent]:
+    def feed(self, chunk: ChatGenerationChunk) -> Sequence[ChatEvent]:
+        """The events of one chunk."""
         message = chunk.message
-        if not self._chunks:
-            yield Started()
+        content = message.content
+        first = not self._chunks
         self._chunks.append(chunk)
-        if type(message.content) is str and not message.additional_kwargs:  # by far the most
-            if message.content:
-                yield TextDelta(message.content)
-        else:
-            yield from _content_events(message)
+        if (
+            type(content) is str and type(message) is AIMessageChunk and not message.additional_kwargs
+        ):  # by far the most
+            if self._texts is not None:
+                self._texts.append(content)
+            if not (
+                first
+                or message.tool_call_chunks
+                or message.response_metadata
+                or message.usage_metadata
+                or message.chunk_position
+                or chunk.generation_info
+            ):
+                return (TextDelta(content),) if content else ()
+        elif type(content) is not str:
+            self._texts = None
+        elif self._texts is not None:
+            self._texts.append(content)
+        self._rich.append(chunk)
+        events: list[ChatEvent] = [Started()] if first else []
+        events += _content_events(message)
         if isinstance(message, AIMessageChunk):
             for part in message.tool_call_chunks:
                 index = part.get("index")
                 # A fragment without an index is a call of its own; LangChain never merges those.
                 key = ("index", index) if index is not None else ("alone", len(self._indices))
                 at = self._indices.setdefault(key, len(self._indices))
-                yield ToolCallDelta(at, part.get("id"), part.get("name"), part.get("args") or "")
+                events.append(ToolCallDelta(at, part.get("id"), part.get("name"), part.get("args") or ""))
+        return events
 
     def finish(self) -> Iterator[ChatEvent]:
+        """The last event.
+
+        Raises:
+            ProviderError: the answer is not whole.
+        """
         if not self._chunks:
             raise ProviderError.of(ErrorKind.MALFORMED, "the model streamed nothing at all")
-        whole = self._chunks[0] if len(self._chunks) == 1 else self._chunks[0] + self._chunks[1:]
+        chunks = self._chunks if self._texts is None else self._rich
+        whole = chunks[0] if len(chunks) == 1 else chunks[0] + chunks[1:]
         merged = whole.message
         metadata = {**(whole.generation_info or {}), **merged.response_metadata}
         if self._provider._sure_of_end and not (
@@ -411,6 +439,8 @@ class _Reader:
         ):
             raise ProviderError.of(ErrorKind.STREAM_CUT, "the stream ended without saying why")
         message = message_chunk_to_message(merged)
+        if self._texts is not None:
+            message.content = "".join(self._texts)
         if not isinstance(message, AIMessage):
             message = AIMessage(content=message.content)
         message.response_metadata = metadata

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 from langchain_core.output_parsers import StrOutputParser
 from langchain_core.prompts import ChatPromptTemplate
 
@@ -198,3 +198,22 @@ async def test_restart_marks_the_reset_and_the_metadata_say_so(server: FaultServ
         assert shown == CANONICAL
         assert merged(chunks).response_metadata["fallback"]["restarted"] == 1
         model.router.reset()
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_thinking_goes_back_to_who_thought_it_and_to_nobody_else(server: FaultServer, face: str) -> None:
+    server.default = Answer("Seven.", reasoning="three plus four")
+    model = FallbackChatModel(models=models_of(server, "native Anthropic, native OpenAI"), max_retries=0)
+    thought = merged(await chunks_of(model, face))
+    assert [b["type"] for b in thought.content_blocks] == ["reasoning", "text"]
+    assert thought.text == "Seven."
+    assert "fallback_origin" in thought.response_metadata
+    history = [HumanMessage("hi"), thought, HumanMessage("And five plus six?")]
+    await chunks_of(model, face, history)
+    assert "signature" in str(server.requests[-1].body["messages"])
+    server.script(names_of("native Anthropic, native OpenAI")[0], 503)
+    await chunks_of(model, face, history)
+    assert server.requests[-1].wire == "openai"
+    assert "Seven." in str(server.requests[-1].body)
+    for private in ("signature", "three plus four"):
+        assert private not in str(server.requests[-1].body)

@@ -1,0 +1,406 @@
+"""LangChain's messages as neutral ones and back: every dialect of content its integrations speak.
+
+Pure functions: nothing the caller hands in is changed or kept. Every LangChain message becomes exactly one neutral
+message, in order, so that position `n` means the same on both sides.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+)
+from langchain_core.messages.tool import invalid_tool_call, tool_call
+
+from shared_core.chat.request import (
+    Audio,
+    File,
+    Image,
+    Message,
+    Origin,
+    Part,
+    Reasoning,
+    Role,
+    Text,
+    ToolCall,
+    ToolResult,
+)
+from shared_core.errors import InvalidRequest
+
+__all__ = [
+    "BLIND",
+    "CALL_DATA",
+    "ORIGIN",
+    "ai_message",
+    "from_langchain",
+    "ls_provider",
+    "neutral",
+    "provider_of",
+    "to_langchain",
+]
+
+# ── who is who: LangChain's names of vendors and ours ────────────────────────────────────────────────────────────────
+
+BLIND = frozenset({"anthropic", "bedrock", "bedrock_converse"})
+"""LangChain reads these vendors' tool calls from content blocks only, and sees none beside a plain text.
+
+We keep text plain whoever answers, so a message of theirs with tool calls goes without `model_provider`: LangChain then
+reads `tool_calls`. The vendor's name stays in the `fallback` metadata.
+"""
+_LS_NAME = {"google": "google_genai", "google-legacy": "google_genai", "azure-openai": "azure"}
+_OUR_NAME = {"google_genai": "google", "google_vertexai": "google-vertexai"}
+
+
+def ls_provider(provider: str) -> str:
+    """The name LangChain's block translators, tracers and middleware know a provider by: 'google' is 'google_genai'."""
+    return _LS_NAME.get(provider, provider)
+
+
+def provider_of(name: str) -> str:
+    """Our name for what LangChain calls `name`."""
+    return _OUR_NAME.get(name, name.replace("_", "-"))
+
+
+# ── content in ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_OPAQUE = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_content"})
+_CALLS = frozenset(
+    {"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "function_call", "input_json_delta"}
+)
+_MEDIA: Mapping[str, type[Image | File | Audio]] = {
+    "image": Image,
+    "image_url": Image,
+    "input_image": Image,
+    "audio": Audio,
+    "input_audio": Audio,
+    "file": File,
+    "input_file": File,
+    "document": File,
+    "media": File,
+}
+
+
+def _unsupported(block: Any) -> InvalidRequest:
+    kind = block.get("type") if isinstance(block, Mapping) else type(block).__name__
+    return InvalidRequest(f"content block of type {kind!r} means nothing outside the vendor it was made for")
+
+
+def _decoded(text: str, what: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=False)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidRequest(f"{what} is not base64: {error}") from error
+
+
+def _from_url(
+    kind: type[Image | File | Audio], url: str, media_type: str | None, name: str | None
+) -> Image | File | Audio:
+    if url.startswith("data:"):
+        head, _, body = url[5:].partition(",")
+        mime, _, _ = head.partition(";")
+        return kind(
+            data=_decoded(body, f"a data: URL of {mime or 'unknown type'}"),
+            media_type=media_type or mime or None,
+            name=name,
+        )
+    return kind(url=url, media_type=media_type, name=name)
+
+
+def _media(block: Mapping[str, Any]) -> Image | File | Audio | Text:
+    """An image, audio or file block of LangChain v0, v1, OpenAI, Anthropic or Gemini shape."""
+    block_type = block["type"]
+    kind = _MEDIA[block_type]
+    inner: Any = block.get(block_type) if isinstance(block.get(block_type), (Mapping, str)) else None
+    if inner is None:
+        inner = block.get("source") if isinstance(block.get("source"), Mapping) else block
+    if isinstance(inner, str):
+        inner = {"url": inner}
+    inner_type = inner.get("source_type") or (inner.get("type") if inner is not block else None)
+    mime: str | None = block.get("mime_type") or inner.get("mime_type") or inner.get("media_type")
+    extras = block.get("extras") if isinstance(block.get("extras"), Mapping) else {}
+    name = (
+        block.get("filename")
+        or inner.get("filename")
+        or block.get("title")
+        or block.get("name")
+        or (extras or {}).get("filename")
+    )
+    if block_type == "media" and mime:
+        kind = Image if mime.startswith("image/") else Audio if mime.startswith("audio/") else File
+    if inner_type == "text":
+        return Text(str(inner.get("data") or inner.get("text") or ""))
+    if inner.get("format") and not mime:  # OpenAI's input_audio
+        mime = f"audio/{inner['format']}"
+    detail = {"detail": inner.get("detail") or block.get("detail")} if kind is Image else {}
+    data = inner.get("base64") or inner.get("data") or inner.get("file_data") or inner.get("image_data")
+    url = inner.get("url") or inner.get("file_uri") or inner.get("image_url") or inner.get("file_url")
+    file_id = inner.get("file_id") or (inner.get("id") if inner_type in ("id", "file") else None)
+    if isinstance(data, bytes):
+        return kind(data=data, media_type=mime, name=name, **detail)
+    if isinstance(data, str) and data.startswith("data:"):
+        url, data = data, None
+    if isinstance(data, str) and data:
+        return kind(data=_decoded(data, f"{block_type} data"), media_type=mime, name=name, **detail)
+    if isinstance(url, str) and url:
+        media = _from_url(kind, url, mime, name)
+        if detail.get("detail") and isinstance(media, Image):
+            return Image(
+                data=media.data, url=media.url, media_type=media.media_type, name=media.name, detail=detail["detail"]
+            )
+        return media
+    if file_id:
+        return kind(file_id=str(file_id), media_type=mime, name=name, **detail)
+    raise InvalidRequest(f"content block of type {block_type!r} has neither data, URL nor file id")
+
+
+def _reasoning(block: Mapping[str, Any]) -> Reasoning:
+    """A thinking block of any vendor: its text, and the whole of what only its origin understands."""
+    if block["type"] == "reasoning" and ("reasoning" in block or "extras" in block):  # LangChain v1, ours included
+        return Reasoning(str(block.get("reasoning") or ""), dict(block.get("extras") or {}))
+    text = block.get("thinking") or block.get("reasoning") or block.get("text") or ""
+    if not text and isinstance(summary := block.get("summary"), Sequence):
+        text = "".join(str(s.get("text", "")) for s in summary if isinstance(s, Mapping))
+    data = {key: value for key, value in block.items() if key not in ("index", "thinking")}
+    return Reasoning(text if isinstance(text, str) else "", data)
+
+
+def _parts(
+    content: str | list[str | dict[str, Any]], *, assistant: bool, known_calls: frozenset[str]
+) -> Iterator[Part]:
+    if isinstance(content, str):
+        if content:
+            yield Text(content)
+        return
+    for block in content:
+        if isinstance(block, str):
+            if block:
+                yield Text(block)
+            continue
+        match block.get("type"):
+            case "text" | "input_text" | "output_text" | "text-plain":
+                if text := block.get("text"):
+                    yield Text(text)
+            case "refusal":
+                if text := block.get("refusal"):
+                    yield Text(text)
+            case kind if kind in _MEDIA:
+                yield _media(block)
+            case kind if kind in _OPAQUE:
+                if assistant:
+                    yield _reasoning(block)
+            case kind if kind in _CALLS:
+                if assistant and kind in ("tool_use", "tool_call") and block.get("id") not in known_calls:
+                    arguments = block.get("input") if kind == "tool_use" else block.get("args")
+                    yield ToolCall(
+                        str(block.get("id") or ""), str(block.get("name") or ""), json.dumps(arguments or {})
+                    )
+            case "tool_result":
+                inner = block.get("content") or ""
+                yield ToolResult(
+                    str(block.get("tool_use_id") or ""),
+                    tuple(_parts(inner, assistant=False, known_calls=frozenset())),
+                    is_error=bool(block.get("is_error")),
+                )
+            case None if "cachePoint" in block or "text" in block:
+                if text := block.get("text"):
+                    yield Text(text)
+            case _:
+                if not assistant:
+                    raise _unsupported(block)
+                # What a vendor's own server tools left in its answer is state of that vendor, like its thinking.
+                yield Reasoning("", dict(block))
+
+
+def _cache_hint(message: BaseMessage) -> bool:
+    if isinstance(message.content, list):
+        return any(isinstance(b, dict) and ("cache_control" in b or "cachePoint" in b) for b in message.content)
+    return "cache_control" in message.additional_kwargs
+
+
+_CHAT_ROLES: Mapping[str, Role] = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "ai": "assistant",
+    "model": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+_NONE: frozenset[str] = frozenset()
+_GEMINI_SIGNATURES = "__gemini_function_call_thought_signatures__"
+CALL_DATA = "fallback_tool_call_data"
+"""In `additional_kwargs`: opaque vendor state of tool calls, by their ids."""
+ORIGIN = "fallback_origin"
+"""In `response_metadata` of answers with opaque state: who may be shown it again."""
+
+
+def _assistant(message: AIMessage) -> Message:
+    content = message.content
+    calls: list[ToolCall] = []
+    if message.tool_calls or message.invalid_tool_calls:
+        data = message.additional_kwargs.get(CALL_DATA) or {}
+        signatures = message.additional_kwargs.get(_GEMINI_SIGNATURES) or {}
+        for call in message.tool_calls:
+            key = call.get("id") or ""
+            own = data.get(key) or ({"thought_signature": signatures[key]} if key in signatures else {})
+            calls.append(ToolCall(key, call["name"], json.dumps(call["args"], ensure_ascii=False), own))
+        # A call whose arguments were no JSON is still a call that was made: the result that follows belongs to it.
+        calls += [
+            ToolCall(c.get("id") or "", c.get("name") or "", c.get("args") or "{}") for c in message.invalid_tool_calls
+        ]
+    parts: list[Part] = []
+    if type(content) is not str or content:
+        known = frozenset(call.id for call in calls) if calls else _NONE
+        parts.extend(_parts(content, assistant=True, known_calls=known))
+    thoughts = message.additional_kwargs.get("reasoning_content")
+    if isinstance(thoughts, str) and thoughts:
+        parts.insert(0, Reasoning(thoughts, {"reasoning_content": thoughts}))
+    parts.extend(calls)
+    origin = None
+    metadata = message.response_metadata
+    if (exact := metadata.get(ORIGIN)) is not None:
+        return Message("assistant", tuple(parts), message.name, Origin(**exact), _cache_hint(message))
+    provider = metadata.get("model_provider") or (metadata.get("fallback") or {}).get("provider")
+    if provider:
+        origin = Origin(provider_of(str(provider)), str(metadata.get("model_name") or ""))
+    return Message("assistant", tuple(parts), message.name, origin, _cache_hint(message))
+
+
+def neutral(message: BaseMessage) -> Message:
+    content = cast("str | list[str | dict[str, Any]]", message.content)
+    if isinstance(message, AIMessage):
+        return _assistant(message)
+    if isinstance(message, ToolMessage):
+        inner = tuple(_parts(content, assistant=False, known_calls=_NONE))
+        result = ToolResult(message.tool_call_id, inner, message.name, message.status == "error")
+        return Message("tool", (result,), cache_hint=_cache_hint(message))
+    role: Role
+    if isinstance(message, HumanMessage):
+        role = "user"
+    elif isinstance(message, SystemMessage):
+        role = "system"
+    elif isinstance(message, FunctionMessage):
+        inner = tuple(_parts(content, assistant=False, known_calls=_NONE))
+        return Message("tool", (ToolResult(message.name, inner, message.name),))
+    elif isinstance(message, ChatMessage) and message.role in _CHAT_ROLES:
+        role = _CHAT_ROLES[message.role]
+    else:
+        kind = f"role {message.role!r}" if isinstance(message, ChatMessage) else type(message).__name__
+        raise InvalidRequest(f"a message of {kind} cannot be sent to a model")
+    if type(content) is str:
+        return Message(
+            role, (Text(content),) if content else (), message.name, None, "cache_control" in message.additional_kwargs
+        )
+    parts = tuple(_parts(content, assistant=role == "assistant", known_calls=_NONE))
+    return Message(role, parts, message.name, None, _cache_hint(message))
+
+
+def from_langchain(messages: Sequence[BaseMessage]) -> tuple[Message, ...]:
+    """The neutral form of `messages`, one for one.
+
+    Raises:
+        InvalidRequest: a message or a content block that no other vendor could be told about.
+    """
+    return tuple(neutral(message) for message in messages)
+
+
+# ── content out ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _block(part: Image | File | Audio) -> dict[str, Any]:
+    kind = "image" if isinstance(part, Image) else "audio" if isinstance(part, Audio) else "file"
+    block: dict[str, Any] = {"type": kind}
+    if part.data is not None:
+        block["base64"] = part.base64
+    elif part.url is not None:
+        block["url"] = part.url
+    else:
+        block["file_id"] = part.file_id
+    if part.media_type:
+        block["mime_type"] = part.media_type
+    if part.name:
+        block["filename"] = part.name
+    return block
+
+
+def _content(parts: Sequence[Part]) -> str | list[str | dict[str, Any]]:
+    if all(isinstance(part, Text) for part in parts):
+        return "".join(part.text for part in parts if isinstance(part, Text))
+    blocks: list[str | dict[str, Any]] = []
+    for part in parts:
+        if isinstance(part, Text):
+            blocks.append({"type": "text", "text": part.text})
+        elif isinstance(part, (Image, File, Audio)):
+            blocks.append(_block(part))
+    return blocks
+
+
+def to_langchain(messages: Sequence[Message], origin: Origin | None = None) -> list[BaseMessage]:
+    """LangChain's form of neutral messages, for a target of `origin`: thinking of other origins stays behind."""
+    out: list[BaseMessage] = []
+    for message in messages:
+        results = [part for part in message.parts if isinstance(part, ToolResult)]
+        rest = [part for part in message.parts if not isinstance(part, ToolResult)]
+        out.extend(
+            ToolMessage(
+                content=_content(result.content),
+                tool_call_id=result.call_id,
+                name=result.name,
+                status="error" if result.is_error else "success",
+            )
+            for result in results
+        )
+        if results and not rest:
+            continue
+        if message.role == "assistant":
+            out.append(_assistant_out(message, origin))
+        elif message.role == "system":
+            out.append(SystemMessage(content=_content(rest), name=message.name))
+        else:
+            out.append(HumanMessage(content=_content(rest), name=message.name))
+    return out
+
+
+def _assistant_out(message: Message, origin: Origin | None) -> AIMessage:
+    own = origin is not None and message.origin is not None and message.origin.provider == origin.provider
+    thoughts = [part for part in message.parts if isinstance(part, Reasoning)] if own else []
+    spoken = [part for part in message.parts if not isinstance(part, (Reasoning, ToolCall))]
+    content = _content(spoken)
+    metadata: dict[str, Any] = {}
+    if thoughts:
+        texts: list[Any] = (
+            [{"type": "text", "text": content}] if isinstance(content, str) and content else list(content)
+        )
+        content = [{"type": "reasoning", "reasoning": t.text, "extras": dict(t.data)} for t in thoughts] + texts
+        metadata["output_version"] = "v1"
+    if message.origin is not None:
+        metadata["model_provider"] = ls_provider(message.origin.provider)
+    return ai_message(AIMessage, content, message.tool_calls, name=message.name, response_metadata=metadata)
+
+
+def ai_message(cls: type[AIMessage], content: Any, calls: Sequence[ToolCall], **fields: Any) -> AIMessage:
+    """An assistant message with its tool calls; what is not a JSON object becomes an invalid call, never an error."""
+    if not calls:
+        return cls(content=content, **fields)
+    good, bad, data = [], [], {}
+    for call in calls:
+        try:
+            good.append(tool_call(id=call.id, name=call.name, args=call.parsed()))
+        except InvalidRequest as error:
+            bad.append(invalid_tool_call(id=call.id, name=call.name, args=call.arguments, error=str(error)))
+        if call.data:
+            data[call.id] = dict(call.data)
+    if data:
+        fields["additional_kwargs"] = {**fields.get("additional_kwargs", {}), CALL_DATA: data}
+    return cls(content=content, tool_calls=good, invalid_tool_calls=bad, **fields)

@@ -1,0 +1,169 @@
+"""One call of the chat model, with everything bound or passed to it, as a `ChatRequest`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+)
+
+from langchain_fallback._convert.messages import from_langchain, neutral
+from langchain_fallback._convert.tools import neutral_choice, output_schema, specs_of
+from shared_core.chat.request import (
+    ChatRequest,
+    Constraints,
+    Message,
+    Native,
+    Text,
+    ToolSpec,
+)
+from shared_core.errors import InvalidRequest, UnknownOption, nearest
+
+__all__ = [
+    "CALL_OPTIONS",
+    "FRAMEWORK",
+    "to_request",
+]
+
+FRAMEWORK = "langchain"
+"""What `Native.framework` says when LangChain's own objects ride along."""
+
+CALL_OPTIONS = frozenset(
+    {
+        "stop", "temperature", "max_tokens", "max_completion_tokens", "max_output_tokens", "top_p", "seed", "timeout",
+        "model", "tools", "tool_choice", "parallel_tool_calls", "response_format", "strict", "chain", "tags", "user",
+        "constraints", "extra",
+    }
+)  # fmt: skip
+"""What `invoke`, `stream` and `bind` accept beside the messages."""
+_FRAMEWORK_NOISE = frozenset({"stream", "ls_structured_output_format", "structured_output_format"})
+
+
+def _first(kwargs: Mapping[str, Any], *names: str) -> Any:
+    for name in names:
+        if kwargs.get(name) is not None:
+            return kwargs[name]
+    return None
+
+
+def _constraints(value: Any) -> Constraints:
+    if value is None:
+        return Constraints()
+    if isinstance(value, Constraints):
+        return value
+    try:
+        return Constraints(**value)
+    except TypeError as error:
+        names = list(Constraints.__dataclass_fields__)
+        wrong = next((key for key in value if key not in names), "") if isinstance(value, Mapping) else str(value)
+        raise UnknownOption(f"Constraints has no option {wrong!r}. {nearest(wrong, names)}") from error
+
+
+def to_request(
+    messages: Sequence[BaseMessage],
+    stop: Sequence[str] | None,
+    kwargs: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    *,
+    streaming: bool,
+    providers: frozenset[str],
+    foreign: frozenset[str] = frozenset(),
+    wrapped: bool = False,
+) -> ChatRequest:
+    """One call as a `ChatRequest`. LangChain's own objects ride along in `native`, for targets that speak them.
+
+    Args:
+        messages: the conversation; never changed.
+        stop: stop sequences of this call.
+        kwargs: what the caller bound or passed.
+        defaults: `temperature`, `max_tokens`, `stop` and `timeout` of the model, where the call says nothing.
+        streaming: which call to make on the wire.
+        providers: names that may key vendor options: ``openai={"service_tier": "flex"}``.
+        foreign: names of the targets that do not speak LangChain.
+        wrapped: whether some target does.
+
+    Raises:
+        InvalidRequest: the request is impossible for every target.
+        UnknownOption: a keyword that nobody knows; names the nearest.
+    """
+    extra: dict[str, Any] = {}
+    if kwargs:
+        extra.update(kwargs.get("extra") or {})
+        for key, value in kwargs.items():
+            if key in CALL_OPTIONS or key in _FRAMEWORK_NOISE:
+                continue
+            if key in providers and isinstance(value, Mapping):
+                extra[key] = {**extra.get(key, {}), **value}
+                continue
+            example = f"{min(providers, default='openai')}={{{key!r}: …}}"
+            raise UnknownOption(
+                f"a call has no option {key!r}. {nearest(key, CALL_OPTIONS)}\n"
+                f"hint: what only one vendor understands is given under the vendor's name: {example}"
+            )
+    only_wrapped = False  # something in this call means nothing to targets that do not speak LangChain
+    try:
+        neutral = from_langchain(messages)
+    except InvalidRequest:
+        if not wrapped:
+            raise
+        neutral, only_wrapped = _readable(messages), True
+    get = kwargs.get
+    specs: tuple[ToolSpec, ...] = ()
+    choice = None
+    if tools := get("tools"):
+        specs, server_side = specs_of(tools, get("strict"))
+        if server_side and not wrapped:
+            raise InvalidRequest(
+                "a tool that runs on one vendor's servers needs a target of that vendor's own LangChain class"
+            )
+        only_wrapped = only_wrapped or server_side
+        choice = neutral_choice(get("tool_choice"))
+    constraints = _constraints(get("constraints"))
+    if only_wrapped:
+        constraints = Constraints(
+            local_only=constraints.local_only,
+            allow=constraints.allow,
+            deny=constraints.deny | foreign,
+            max_price=constraints.max_price,
+            require=constraints.require,
+        )
+    max_tokens = _first(kwargs, "max_tokens", "max_completion_tokens", "max_output_tokens")
+    temperature, timeout = get("temperature"), get("timeout")
+    stops = stop if stop is not None else get("stop")
+    if isinstance(stops, str):
+        stops = [stops]
+    return ChatRequest(
+        messages=neutral,
+        tools=specs,
+        tool_choice=choice,
+        parallel_tool_calls=get("parallel_tool_calls"),
+        output=output_schema(get("response_format"), get("strict")) if "response_format" in kwargs else None,
+        max_tokens=defaults.get("max_tokens") if max_tokens is None else max_tokens,
+        temperature=defaults.get("temperature") if temperature is None else temperature,
+        top_p=defaults.get("top_p") if get("top_p") is None else get("top_p"),
+        stop=tuple(stops) if stops is not None else defaults.get("stop") or (),
+        seed=defaults.get("seed") if get("seed") is None else get("seed"),
+        streaming=streaming,
+        model=get("model"),
+        chain=get("chain"),
+        constraints=constraints,
+        timeout_s=defaults.get("timeout") if timeout is None else timeout,
+        user=get("user"),
+        tags=tuple(get("tags") or ()),
+        extra=extra,
+        native=Native(FRAMEWORK, messages, kwargs) if wrapped else None,
+    )
+
+
+def _readable(messages: Sequence[BaseMessage]) -> tuple[Message, ...]:
+    """What can be said about messages that only a wrapped model understands: enough to estimate and to log."""
+    out = []
+    for message in messages:
+        try:
+            out.append(neutral(message))
+        except InvalidRequest:
+            out.append(Message("assistant" if isinstance(message, AIMessage) else "user", (Text(message.text),)))
+    return tuple(out)
