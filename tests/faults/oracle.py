@@ -1,6 +1,6 @@
 """What each fault must become: its error kind, and what follows from it. Written from the taxonomy, not from the code.
 
-The taxonomy has one row per signal, with columns R (retry the same target), F (fall over), B (counts toward the breaker),
+The taxonomy has one row per signal, with columns R (retry the same target), F (fall over), B (counts for the breaker),
 W (wait honoured) and O (what is locked). `EFFECTS` says the columns once per kind; `ORACLE` says which kind a fault is.
 The rows are quoted beside the lines. Vendors differ where their own pages differ: `EXCEPTIONS`.
 """
