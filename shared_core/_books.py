@@ -228,6 +228,7 @@ class Books:
             served.provider,
             served.target,
             metadata if self._metadata else {},
+            served.origin,
         )
 
 

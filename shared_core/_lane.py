@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextvars
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from shared_core.errors import ErrorKind, ProviderError
@@ -20,7 +20,6 @@ __all__ = ["run_guarded"]
 T = TypeVar("T")
 _IDLE_S = 10.0
 """How long a thread waits for more work before it ends."""
-_END = object()
 
 
 class _Worker:
@@ -60,44 +59,64 @@ def _submit(job: Callable[[], None]) -> None:
 def run_guarded(open_: Callable[[], Iterator[T]], guard: Guard) -> Iterator[T]:
     """Iterate over `open_()` in another thread, under the caller's context variables.
 
+    A whole answer comes over in one piece, a streamed one item by item.
+
     Raises:
-        ProviderError: kind TIMEOUT when the guard runs out; the thread is told to stop at its next item and left
-            behind.
+        ProviderError: kind TIMEOUT when the guard runs out; the thread is left behind and stops at its next item.
     """
-    out: queue.SimpleQueue[tuple[object, BaseException | None]] = queue.SimpleQueue()
-    abandoned = threading.Event()
-
-    def work() -> None:
-        try:
-            source = open_()
-            try:
-                for item in source:
-                    out.put((item, None))
-                    if abandoned.is_set():
-                        break
-            finally:
-                close = getattr(source, "close", None)
-                if close is not None:
-                    close()
-        except BaseException as error:  # noqa: BLE001  # carried to the reader's thread, where it is raised
-            out.put((None, error))
-            return
-        out.put((_END, None))
-
+    out: queue.SimpleQueue[tuple[Sequence[T], BaseException | None, bool]] = queue.SimpleQueue()
+    reader = _Reader()
     context = contextvars.copy_context()
-    _submit(lambda: context.run(work))
+    _submit(lambda: context.run(_produce, open_, guard.streaming, out.put, reader))
     try:
         while True:
             try:
-                item, error = out.get(timeout=max(0.0, min(guard.remaining(), threading.TIMEOUT_MAX)))
+                items, error, more = out.get(timeout=max(0.0, min(guard.remaining(), threading.TIMEOUT_MAX)))
             except queue.Empty:
                 if not guard.expired:
                     continue
                 raise ProviderError.of(ErrorKind.TIMEOUT, f"no {guard.which} in time") from None
+            yield from items
             if error is not None:
                 raise error
-            if item is _END:
+            if not more:
                 return
-            yield item  # type: ignore[misc]  # everything but _END came out of the iterator of T
     finally:
-        abandoned.set()
+        reader.gone = True
+
+
+class _Reader:
+    """Whether somebody is still reading."""
+
+    __slots__ = ("gone",)
+
+    def __init__(self) -> None:
+        self.gone = False
+
+
+def _produce(
+    open_: Callable[[], Iterator[T]],
+    piecemeal: bool,
+    put: Callable[[tuple[Sequence[T], BaseException | None, bool]], None],
+    reader: _Reader,
+) -> None:
+    """The other thread's half: run the iterator, hand over what it yields, and how it ended."""
+    items: list[T] = []
+    error: BaseException | None = None
+    try:
+        source = open_()
+        try:
+            for item in source:
+                if piecemeal:
+                    put(((item,), None, True))
+                else:
+                    items.append(item)
+                if reader.gone:
+                    break
+        finally:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+    except BaseException as raised:  # noqa: BLE001  # carried to the reader's thread, where it is raised
+        error = raised
+    put((items, error, False))

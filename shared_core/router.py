@@ -5,6 +5,7 @@ The algorithm is `shared_core.routing.flow`; `_driver` performs its steps, `_boo
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import itertools
 import os
@@ -268,6 +269,24 @@ class Router:
                 return route
         raise ConfigurationError(f"no target is named {name!r}. {nearest(name, [r.name for r in self._routes])}")
 
+    def warm(self) -> None:
+        """Do now what first calls would do: load vendor SDKs and prices, start local models. Sends nothing to a vendor.
+
+        Raises:
+            ConfigurationError: a local model cannot be loaded; carries the reason.
+        """
+        for route in self._routes:
+            if route.target.enabled:
+                self._loaded.add(route.provider)
+                _load(route)
+                warm = getattr(route.provider, "warm", None)
+                if warm is not None:
+                    warm()
+
+    async def awarm(self) -> None:
+        """The same, without blocking the event loop."""
+        await asyncio.to_thread(self.warm)
+
     def flush_events(self, timeout_s: float = 5.0) -> bool:
         """Wait until observers have been told everything so far."""
         return self._events.flush(timeout_s)
@@ -335,17 +354,14 @@ class Router:
             chosen.excluded,
         )
         self._books.opened(execution, chosen)
-        return execution, chosen, Relay(streaming=request.streaming)
+        return execution, chosen, Relay(streaming=request.streaming, request=execution.id.replace("-", "_"))
 
     def _prepare(self, call: Call) -> ChatRequest:
         """The request as this target gets it. Loads the SDK and the price table before the attempt's limit starts."""
         provider = call.route.provider
         if provider not in self._loaded:
             self._loaded.add(provider)
-            load = getattr(provider, "load", None)
-            if load is not None:
-                load()
-            call.route.price()
+            _load(call.route)
         request = call.request
         most = call.route.capabilities.max_output
         if most is not None and request.max_tokens is not None and request.max_tokens > most:
@@ -368,3 +384,11 @@ def router_options() -> tuple[str, ...]:
         for name, parameter in inspect.signature(Router.__init__).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     )
+
+
+def _load(route: Route) -> None:
+    """Import the vendor's SDK and the price table: hundreds of milliseconds that must not count as a silence."""
+    load = getattr(route.provider, "load", None)
+    if load is not None:
+        load()
+        route.price()

@@ -142,6 +142,8 @@ class Finished:
     target: str | None = None
     fallback: Mapping[str, Any] = field(default_factory=dict)
     """Set by the router: who served, attempts, errors, cost (requirement A10)."""
+    origin: Origin | None = None
+    """Set by the router: the scope within which this answer's opaque blocks may be replayed."""
 
 
 ChatEvent = Started | TextDelta | ReasoningDelta | ToolCallDelta | ToolCall | Continued | Restarted | Finished
@@ -164,6 +166,7 @@ class Answer:
     extra: Mapping[str, Any] = field(default_factory=dict)
     native: Any = field(default=None, repr=False, compare=False)
     fallback: Mapping[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
 
     @property
     def message(self) -> Message:
@@ -172,17 +175,17 @@ class Answer:
         if self.text:
             parts.append(Text(self.text))
         parts += self.tool_calls
-        origin = Origin(self.provider, self.model or "") if self.provider else None
-        return Message("assistant", tuple(parts), origin=origin)
+        return Message("assistant", tuple(parts), origin=self.origin)
 
     def __str__(self) -> str:
         return self.text
 
 
 class ToolCallAssembler:
-    """Joins `ToolCallDelta`s into `ToolCall`s, in index order. Missing ids are minted from the index."""
+    """Joins `ToolCallDelta`s into `ToolCall`s, in index order. Missing ids are minted from `prefix` and the index."""
 
-    def __init__(self) -> None:
+    def __init__(self, prefix: str = "call") -> None:
+        self._prefix = prefix
         self._calls: dict[int, ToolCall] = {}
 
     def feed(self, delta: ToolCallDelta) -> None:
@@ -203,7 +206,7 @@ class ToolCallAssembler:
     def calls(self) -> tuple[ToolCall, ...]:
         """What has been assembled. Empty arguments read as an empty object."""
         return tuple(
-            ToolCall(c.id or f"call_{index}", c.name, c.arguments.strip() or "{}", c.data)
+            ToolCall(c.id or f"{self._prefix}_{index}", c.name, c.arguments.strip() or "{}", c.data)
             for index, c in sorted(self._calls.items())
         )
 
@@ -267,6 +270,7 @@ def collect(events: Iterable[ChatEvent]) -> Answer:
         extra=finished.extra,
         native=finished.native,
         fallback=finished.fallback,
+        origin=finished.origin,
     )
 
 
@@ -289,6 +293,7 @@ def events_of(answer: Answer) -> Sequence[ChatEvent]:
             answer.provider,
             answer.target,
             answer.fallback,
+            answer.origin,
         )
     )
     return events

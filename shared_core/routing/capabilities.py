@@ -48,6 +48,12 @@ class Capabilities:
             )
 
 
+_MEDIA = (
+    ("images", "images"),
+    ("image_urls", "images by URL: it fetches nothing"),
+    ("pdfs", "documents"),
+    ("audio", "audio"),
+)
 FLAGS = frozenset(f.name for f in fields(Capabilities)) - {
     "tool_choice",
     "continuation",
@@ -75,14 +81,16 @@ def missing(request: ChatRequest, capabilities: Capabilities) -> Iterator[str]:
         for part in message.parts:
             for inner in part.content if isinstance(part, ToolResult) else (part,):
                 match inner:
-                    case Image():
+                    case Image(url=url):
                         kinds.add("images")
+                        if url is not None and not url.startswith("data:"):
+                            kinds.add("image_urls")
                     case File():
                         kinds.add("pdfs")
                     case Audio():
                         kinds.add("audio")
                     case _:
                         pass
-    for kind, phrase in (("images", "images"), ("pdfs", "documents"), ("audio", "audio")):
+    for kind, phrase in _MEDIA:
         if kind in kinds and not getattr(capabilities, kind):
             yield f"cannot take {phrase}"

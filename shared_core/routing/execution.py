@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from shared_core.chat.events import Usage
-from shared_core.chat.request import ChatRequest
+from shared_core.chat.request import ChatRequest, Origin
 from shared_core.errors import ProviderError
 
 __all__ = ["Attempt", "Execution", "Skip"]
@@ -38,6 +38,8 @@ class Attempt:
     bound_nano: int | None = None
     """What an attempt of unknown cost can have cost at most, in nano-dollars."""
     response_id: str | None = None
+    origin: Origin | None = None
+    """The scope within which opaque blocks of this attempt's answer may be replayed."""
     delivered: int = 0
     """Characters of this attempt that reached the caller."""
 

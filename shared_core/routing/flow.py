@@ -187,6 +187,7 @@ def flow(
         attempt = execution.begin(
             route.name, route.provider.name, sent.model or route.provider.model, now, retry=turn.tries > 0, seam=mode
         )
+        attempt.origin = route.provider.origin
         relay.begin(attempt, seam=mode, restart=relay.committed and mode is None)
         turn.tries += 1
         error = yield Call(route, sent, attempt, granted, first_s, idle_s, route.timeouts.connect, deadline)

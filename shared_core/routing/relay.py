@@ -41,6 +41,7 @@ class Relay:
         "_last",
         "_marker",
         "_pieces",
+        "_prefix",
         "_seam",
         "_started",
         "_whole",
@@ -50,8 +51,10 @@ class Relay:
         "open",
     )
 
-    def __init__(self, *, streaming: bool) -> None:
+    def __init__(self, *, streaming: bool, request: str = "") -> None:
+        """`request` is the request's id, which makes tool-call ids that a provider left out unique."""
         self._whole = not streaming
+        self._prefix = f"call_{request}" if request else "call"
         self._pieces: list[str] = []
         self._aligned = True  # no chunk so far ended inside a word
         self._last = ""
@@ -72,7 +75,7 @@ class Relay:
         self.attempt = attempt
         self.finished: Finished | None = None
         self._held: list[ChatEvent] = []
-        self._calls = ToolCallAssembler()
+        self._calls = ToolCallAssembler(self._prefix)
         self._marker: ChatEvent | None = None
         self._seam: Seam | None = None
         if attempt is not None and seam is not None:

@@ -146,6 +146,19 @@ def _built(what: str, cls: type[Any], value: Any) -> Any:
 
 
 KEYWORDS = frozenset(
-    "name model base_url api_key price capabilities timeouts retry weight tier enabled provider".split()
+    [
+        "name",
+        "model",
+        "base_url",
+        "api_key",
+        "price",
+        "capabilities",
+        "timeouts",
+        "retry",
+        "weight",
+        "tier",
+        "enabled",
+        "provider",
+    ]
 )
 """What every target takes by keyword; whatever else it is given must be an option of its provider."""

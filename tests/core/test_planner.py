@@ -49,6 +49,7 @@ def only(request: ChatRequest, reason: str, **capabilities) -> None:
 
 
 PNG = Image(data=b"\x89PNG", media_type="image/png")
+LINK = Image(url="https://example.com/a.png")
 PDF = File(data=b"%PDF", media_type="application/pdf")
 WAV = Audio(data=b"RIFF", media_type="audio/wav")
 
@@ -70,6 +71,7 @@ WAV = Audio(data=b"RIFF", media_type="audio/wav")
         (HI.replace(output=SCHEMA), "cannot answer in a JSON schema", {"json_schema": False}),
         (HI.replace(output=OutputSchema()), "has no JSON mode", {"json_mode": False}),
         (ChatRequest((user([PNG]),)), "cannot take images", {"images": False}),
+        (ChatRequest((user([LINK]),)), "cannot take images by URL: it fetches nothing", {"image_urls": False}),
         (ChatRequest((user([PDF]),)), "cannot take documents", {"pdfs": False}),
         (ChatRequest((user([WAV]),)), "cannot take audio", {"audio": False}),
         (ChatRequest((user("x"), tool("1", [PNG]))), "cannot take images", {"images": False}),
@@ -268,3 +270,8 @@ def test_a_limit_meant_for_a_larger_model_is_lowered_to_what_the_target_can_say(
     r.force_open("a")
     r.invoke(HI.replace(max_tokens=4096))
     assert r.providers[1].requests[-1].max_tokens == 4096
+
+
+def test_bytes_and_data_urls_travel_to_targets_that_fetch_nothing():
+    r = router({"capabilities": Capabilities(image_urls=False)})
+    assert r.explain(ChatRequest((user([PNG, Image(url="data:image/png;base64,AAAA")]),))).targets == ("a",)

@@ -33,8 +33,10 @@ from shared_core import (
     Target,
     TextDelta,
     Timeouts,
+    ToolCallDelta,
     UnknownOption,
     Usage,
+    assistant,
     router_options,
     system,
     user,
@@ -708,3 +710,59 @@ def test_the_cause_is_the_error_the_caller_can_do_something_about(kinds, cause, 
         router.invoke("Hi")
     assert caught.value.__cause__.kind is cause
     assert caught.value.is_retryable is retryable
+
+
+def test_warming_up_does_what_first_calls_would_and_sends_nothing():
+    done = []
+
+    class Cold(ScriptedProvider):
+        def load(self):
+            done.append("load")
+
+        def warm(self):
+            done.append("warm")
+
+    router = Router(
+        [Cold(name="a"), Target(provider=Cold(name="b"), name="b", enabled=False), ScriptedProvider(name="c")]
+    )
+    router.warm()
+    assert done == ["load", "warm"]
+    asyncio.run(router.awarm())
+    assert done == ["load", "warm"] * 2
+    router.invoke("Hi")
+    assert done == ["load", "warm"] * 2, "a warm provider is not loaded again by its first call"
+    assert [p.calls for p in router.providers] == [1, 0, 0]
+
+
+def test_a_first_call_loads_its_provider_once_and_before_its_limit_starts():
+    clock = VirtualClock()
+
+    class Cold(ScriptedProvider):
+        loads = 0
+
+        def load(self):
+            self.loads += 1
+            clock.advance(9.0)
+
+    provider = Cold("ok", clock=clock)
+    router = Router(provider, clock=clock, timeouts=Timeouts(attempt=1.0))
+    assert router.invoke("Hi").text == "ok"
+    router.invoke("Hi")
+    assert provider.loads == 1
+
+
+def test_an_answer_goes_back_into_the_conversation_as_its_own_origins():
+    router = Router([ScriptedProvider(K.NOT_FOUND, name="a"), ScriptedProvider("ok", name="b", model="m")])
+    answer = router.invoke("Hi")
+    assert answer.message == assistant("ok", origin=router.providers[1].origin)
+    *_, finished = router.stream("Hi")
+    assert finished.origin == router.providers[1].origin
+
+
+def test_tool_calls_whose_ids_a_provider_left_out_get_unique_ones():
+    step = [ToolCallDelta(0, None, "look"), ToolCallDelta(1, "own", "look"), Finished("tool_calls")]
+    router = Router(ScriptedProvider(step))
+    ids = [[c.id for c in router.invoke("Hi").tool_calls] for _ in range(2)]
+    assert [i[1] for i in ids] == ["own", "own"]
+    assert ids[0][0] != ids[1][0]
+    assert all(i[0].startswith("call_") and i[0].endswith("_0") and "-" not in i[0] for i in ids)
