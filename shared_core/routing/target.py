@@ -145,20 +145,5 @@ def _built(what: str, cls: type[Any], value: Any) -> Any:
     return cls(**value)
 
 
-KEYWORDS = frozenset(
-    [
-        "name",
-        "model",
-        "base_url",
-        "api_key",
-        "price",
-        "capabilities",
-        "timeouts",
-        "retry",
-        "weight",
-        "tier",
-        "enabled",
-        "provider",
-    ]
-)
+KEYWORDS = frozenset({f.name for f in fields(Target)} - {"spec", "provider_name", "options"})
 """What every target takes by keyword; whatever else it is given must be an option of its provider."""
