@@ -86,6 +86,7 @@ def test_live_uses_the_keys_that_are_set(monkeypatch, keys, pair):
         assert re.sub(r" \(again\)$", "", names[1]) == pair[1]
         assert len(set(names)) == 3
         for target in (world.first, world.second):
+            assert target.provider is not None
             assert target.provider.name == target.provider_name
             target.provider.close()
 

@@ -1,0 +1,53 @@
+"""The notebooks run from top to bottom, offline, and are committed with the outputs of such a run."""
+
+from __future__ import annotations
+
+import nbformat
+import pytest
+
+from tests.house import snippets
+from tools.docs import notebooks
+
+BOOKS = sorted(notebooks.FOLDER.glob("*.ipynb"))
+
+OFFLINE = snippets._PRELUDE  # the same guard that examples in Markdown run under
+
+
+def outputs(book):
+    """What kinds of output each code cell has, in order."""
+    return [
+        [sorted(output.get("data", {})) or output.output_type for output in cell.outputs]
+        for cell in book.cells
+        if cell.cell_type == "code"
+    ]
+
+
+def texts(book):
+    """Everything a cell printed or returned as plain text."""
+    for cell in book.cells:
+        for output in cell.get("outputs", ()):
+            yield output.get("text") or output.get("data", {}).get("text/plain", "")
+
+
+def test_there_is_a_quick_start():
+    """Without it the tests below would pass by having nothing to do."""
+    assert "01_quickstart.ipynb" in [book.name for book in BOOKS]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_in_a_fresh_kernel_and_comes_out_as_it_is_committed(path):
+    """No cell raises, no address but this machine's is reached, and the committed outputs are of the same kinds."""
+    fresh = notebooks.execute(path, before=OFFLINE)
+    assert outputs(fresh) == outputs(nbformat.read(path, as_version=4)), "run python -m tools.docs.notebooks"
+    assert not any("Traceback" in text or "Warning" in text for text in texts(fresh))
+    if path.stem == "01_quickstart":
+        assert "'100% of the requests got the right answer'" in list(texts(fresh))
+        assert list(texts(fresh)).count("True") == 1, "the continued stream is the whole text"
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_committed_with_tables_and_a_plot(path):
+    """Whoever only looks at it sees what it is about."""
+    kinds = {kind for cell in outputs(nbformat.read(path, as_version=4)) for output in cell for kind in output}
+    assert {"image/png", "text/html"} <= kinds
