@@ -124,7 +124,7 @@ class LlamaIndexProvider:
         choices = {"auto", "none"}
         if facts.is_function_calling_model and isinstance(self.llm, FunctionCallingLLM):
             tools = True
-            accepted = inspect.signature(type(self.llm)._prepare_chat_with_tools).parameters
+            accepted = _tool_options(type(self.llm))
             choices |= {"any"} if "tool_required" in accepted else set()
             choices |= {"tool"} if "tool_choice" in accepted else set()
         return Capabilities(
@@ -469,13 +469,19 @@ def _schema(spec: ToolSpec) -> type[BaseModel]:
     )
 
 
+@lru_cache(maxsize=256)
+def _tool_options(cls: type[FunctionCallingLLM]) -> frozenset[str]:
+    """What an integration can be told about tools; older ones know neither `tool_required` nor `tool_choice`."""
+    return frozenset(inspect.signature(cls._prepare_chat_with_tools).parameters)
+
+
 def _with_tools(
     llm: LLM, specs: Sequence[ToolSpec], request: ChatRequest, names: Mapping[str, str], messages: list[ChatMessage]
 ) -> dict[str, Any]:
     """The arguments as the integration prepares them for its vendor, at the moment of the call."""
     if not isinstance(llm, FunctionCallingLLM):
         raise ProviderError.of(ErrorKind.INCAPABLE, f"{type(llm).__name__} cannot call tools")
-    accepted = inspect.signature(type(llm)._prepare_chat_with_tools).parameters
+    accepted = _tool_options(type(llm))
     options: dict[str, Any] = {}
     if "tool_required" in accepted:
         options["tool_required"] = request.tool_choice == "any"

@@ -48,8 +48,8 @@ from shared_core import (
 from shared_core.errors import ProviderError
 from shared_core.routing.provider import Provider
 from shared_core.testing import Answer as Says
+from shared_core.testing import Broken, ScriptedProvider, check_provider
 from shared_core.testing import ToolCall as Asks
-from shared_core.testing import check_provider
 from tests.llamaindex.world import (
     KEY,
     PRIMARY,
@@ -523,6 +523,16 @@ def test_the_llms_own_response_rides_along():
     llm = FallbackLLM([canned(says("Here:", image))])
     drawn = llm.chat([ChatMessage(content="draw")]).message.blocks
     assert [type(block).__name__ for block in drawn] == ["TextBlock", "ImageBlock"]
+
+
+def test_of_a_continued_answer_only_the_words_are_the_last_llms():
+    """Its own response is only the end of the answer, so nothing else of it is taken for the whole."""
+    tail = says(" a time.", ImageBlock(image=b"\x89PNG...."), delta=" a time.", raw={"finish_reason": "stop"})
+    tail.message.additional_kwargs["mine"] = True
+    began = ScriptedProvider(Broken("Once upon"))
+    last = list(FallbackLLM([began, canned(tail)], retry={"total": 0}).stream_chat([ChatMessage(content="x")]))[-1]
+    assert last.message.blocks == [TextBlock(text="Once upon a time.")]
+    assert last.message.additional_kwargs == {}
 
 
 async def test_inner_events_are_left_out_or_marked(server):
