@@ -176,10 +176,12 @@ def is_bug(exc: BaseException) -> bool:
             r"event loop is closed|attached to a different loop|bound to a different event loop|no running event loop"
             r"|client has been closed|cannot be called from a running event loop",
             str(one),
+            re.IGNORECASE,
         ):
             return True
     # What an SDK wrapped as a connection error may be a bug of ours that happened while it was sending.
-    return isinstance(exc.__cause__, BUGS) and type(exc).__name__ in ("APIConnectionError", "APITimeoutError")
+    wrapped = type(exc).__name__ in ("APIConnectionError", "APITimeoutError")
+    return wrapped and isinstance(exc.__cause__, (*BUGS, RuntimeError))
 
 
 def _names(exc: BaseException) -> Iterator[tuple[str, str]]:
