@@ -147,38 +147,30 @@ class CircuitBreaker:
 
     def peek(self, now: float) -> Rejection | None:
         """What `acquire` would refuse with now, changing nothing; None when it would permit."""
-        match self._state:
-            case CircuitState.CLOSED | CircuitState.DISABLED:
-                return None
-            case CircuitState.FORCED_OPEN:
-                return Rejection("circuit forced open", None)
-            case CircuitState.OPEN:
-                return Rejection("circuit open", self._open_until) if now < self._open_until else None
-            case CircuitState.HALF_OPEN:
-                if self._probe_expires is None:
-                    return None
-                if now < self._probe_expires:
-                    return Rejection("circuit half-open, a probe is under way", self._probe_expires)
-                return None  # `acquire` fails the lost probe and re-opens
+        state = self._state
+        if state is CircuitState.FORCED_OPEN:
+            return Rejection("circuit forced open", None)
+        if state is CircuitState.OPEN and now < self._open_until:
+            return Rejection("circuit open", self._open_until)
+        if state is CircuitState.HALF_OPEN and self._probe_expires is not None and now < self._probe_expires:
+            return Rejection("circuit half-open, a probe is under way", self._probe_expires)
+        return None  # of a lost probe, `acquire` says so and re-opens
 
     def acquire(self, now: float, lease_s: float, chance: float = 0.5) -> Permit | Rejection:
         """Leave to make one call that reports within `lease_s` seconds, or the reason why not."""
-        state = self._state
-        if state is CircuitState.CLOSED or state is CircuitState.DISABLED:
+        rejection = self.peek(now)
+        if rejection is not None:
+            return rejection
+        if self._state is CircuitState.CLOSED or self._state is CircuitState.DISABLED:
             return Permit(self._generation)
-        if state is CircuitState.OPEN:
-            if now < self._open_until:
-                return Rejection("circuit open", self._open_until)
+        if self._state is CircuitState.OPEN:
             self._enter(CircuitState.HALF_OPEN)
             self._probe_successes = 0
-        if self._state is CircuitState.HALF_OPEN:
-            if self._probe_expires is not None and now >= self._probe_expires:
-                self._open(now, chance, silent=True)  # the probe was lost: as bad as silence
-            elif self._probe_expires is None:
-                self._probe_expires = now + lease_s + self._config.probe_grace_s
-                return Permit(self._generation, probe=True)
-        rejection = self.peek(now)
-        return rejection or Rejection("circuit open", self._open_until)
+        elif self._probe_expires is not None:
+            self._open(now, chance, silent=True)  # the probe was lost: as bad as silence
+            return Rejection("circuit open", self._open_until)
+        self._probe_expires = now + lease_s + self._config.probe_grace_s
+        return Permit(self._generation, probe=True)
 
     def report(
         self,
@@ -270,10 +262,7 @@ class CircuitBreaker:
 
     def reset(self) -> None:
         """Close it now and forget its history."""
-        self._opened_times = 0
-        self._last_open_s = 0.0
-        self._closed_at = -math.inf
-        self._probe_successes = 0
+        self._closed_at = -math.inf  # as if it had always been well: the next open time is the shortest
         self._enter(CircuitState.CLOSED)
 
     def disable(self) -> None:

@@ -104,9 +104,6 @@ class _Turn:
     route: Route
     tries: int = 0
     not_before: float = 0.0
-    must_wait: bool = False
-    """Its last answer was a wait: it may be tried again only if there is time for that."""
-    after_prefill: bool = False
 
 
 def flow(
@@ -204,10 +201,9 @@ def flow(
         error.after_output = attempt.delivered > 0
         verdict = _verdict(error, relay, policy)
         wait_s: float | None = None
-        if error.code == "prefill_rejected" and mode == "prefill" and not turn.after_prefill:
+        if error.code == "prefill_rejected" and mode == "prefill":
             # It cannot continue an assistant's turn: ask it in words, at once and for ever. Not a retry of a fault.
             route.gate.prefill_rejected = True
-            turn.after_prefill = True
             execution.seams.pop()
             yield Settle(route, granted, _outcome(attempt, error, now), attempt, True)
             queue.appendleft(turn)

@@ -77,6 +77,36 @@ def test_failures_older_than_the_window_are_forgotten():
     assert run(breaker, BAD, 62.96) is OPEN  # five of ten
 
 
+def test_the_window_forgets_whole_seconds_with_all_that_happened_in_them():
+    breaker = CircuitBreaker(BreakerConfig(window_s=10.0, consecutive_failures=99, minimum_calls=99))
+    seen = []
+    for at, results in (
+        (0.2, "ok ok ok bad bad"),
+        (1.0, "ok bad bad ok"),
+        (2.9, "ok"),
+        (2.9, "bad ok"),
+        (10.9, "bad"),  # the window begins at 0.9: the first second is not wholly behind it
+        (11.0, "ok"),  # now it is
+        (12.0, "ok"),
+        (13.0, "ok"),
+        (99.0, "bad"),
+    ):
+        for word in results.split():
+            run(breaker, OK if word == "ok" else BAD, at)
+        seen.append(repr(breaker).partition("generation 0, ")[2].rstrip(")"))
+    assert seen == [
+        *("2 failed of 5", "4 failed of 9", "4 failed of 10", "5 failed of 12", "6 failed of 13"),
+        *("4 failed of 9", "2 failed of 6", "1 failed of 4", "1 failed of 1"),
+    ]
+
+
+def test_a_lost_probe_adds_nothing_to_the_open_time():
+    breaker = opened(0.0, BreakerConfig(open_s=0.1), chance=1.0)
+    assert breaker.open_until == 0.1
+    breaker.acquire(0.1, 1.0)
+    assert breaker.acquire(6.1, 1.0, chance=1.0) == Rejection("circuit open", 6.1 + 0.2)
+
+
 def test_an_open_circuit_refuses_until_its_time_and_then_admits_exactly_one_probe():
     breaker = opened(0.0, chance=0.0)  # equal jitter: 5 s to 10 s, here 5
     assert breaker.open_until == 5.0

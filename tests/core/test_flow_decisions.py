@@ -175,8 +175,8 @@ def test_only_our_own_deadline_is_out_of_time():
 # ── the error ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def journal(*attempts, deadline=600.0, skips=(), excluded=()):
-    x = Execution("id-1", REQUEST, 0.0, deadline, excluded=tuple(excluded))
+def journal(*attempts, started=0.0, deadline=600.0, skips=(), excluded=()):
+    x = Execution("id-1", REQUEST, started, deadline, excluded=tuple(excluded))
     for number, (name, e, ended) in enumerate(attempts):
         attempt = x.begin(name, "p", "m", float(number), retry=False, seam=None)
         attempt.ended, attempt.error, attempt.outcome = ended, e, "failed"
@@ -285,3 +285,13 @@ def test_a_broken_stream_keeps_its_text_its_usage_and_the_whole_story():
     assert e.__cause__.__cause__ is x.attempts[1].error
     x.attempts[0].usage = None
     assert fail(x, delivered="text").usage is None
+    x.attempts[1].delivered = 1
+    x.attempts[0].delivered = 0
+    x.attempts[0].usage = Usage(3, 3)
+    assert fail(x, delivered="text").usage == Usage(9, 9), "of an attempt the reader saw something of"
+
+
+def test_times_in_the_message_count_from_the_start_of_the_call():
+    x = journal(("a", error(), 1.0), started=1.0, deadline=5.5)
+    assert "(1 attempt(s) in 2.00 s)" in str(fail(x))
+    assert str(fail(x, now=6.0)).startswith("no answer within 4.5 s (1 attempt(s) in 5.00 s)")

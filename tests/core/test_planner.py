@@ -235,7 +235,9 @@ def test_a_plan_prints_exactly_what_it_holds():
         "<tr><td>1</td><td>a</td><td></td></tr><tr><td>2</td><td>c</td><td>circuit forced open</td></tr>"
         "<tr><td>–</td><td>b</td><td>disabled</td></tr></table>"
     )
-    assert str(router({"enabled": False}).explain(HI)) == "plan (priority):\n  -  a: disabled"
+    nobody = router({"enabled": False}, {"enabled": False}).explain(HI)
+    assert str(nobody) == "plan (priority):\n  -  a: disabled\n  -  b: disabled"
+    assert "<td>a</td><td>disabled</td></tr><tr><td>–</td><td>b</td>" in nobody._repr_html_()
 
 
 def test_a_plan_of_nobody_says_so_and_markup_in_names_is_escaped():

@@ -93,6 +93,18 @@ def test_the_budget_forbids_retries_at_half_empty_and_refills_by_a_tenth_per_suc
     assert budget.allows_retry
 
 
+def test_an_empty_budget_needs_fifty_one_successes_before_a_retry():
+    budget = RetryBudget()
+    for _ in range(11):
+        budget.failure()
+    assert budget.tokens == 0.0
+    for _ in range(50):
+        budget.success()
+    assert not budget.allows_retry
+    budget.success()
+    assert budget.allows_retry
+
+
 @given(st.lists(st.booleans(), max_size=300))
 def test_the_budget_stays_between_empty_and_full(outcomes):
     budget = RetryBudget()

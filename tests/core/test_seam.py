@@ -70,6 +70,27 @@ def test_two_letters_that_merely_agree_are_not_an_overlap():
     assert join("They stop at a", ["s many as five"]) == "They stop at as many as five"
 
 
+@pytest.mark.parametrize(
+    ("delivered", "continuation", "joined"),
+    [
+        ("It is", "is a machine", "It is a machine"),  # a whole word of two letters
+        ("It is,", "is,a machine", "It is,a machine"),  # the comma ends the word
+        ("Grade: a", "a cat", "Grade: aa cat"),  # one letter is chance
+        ("They stop as", "assume that", "They stop asassume that"),  # two letters of a longer word are chance
+        ("The circ", "circuit opens", "The circuit opens"),  # three are not
+        ("so — a", "— a cat", "so — a cat"),  # two words, though only one letter
+        ("of the", "f the cat", "of thef the cat"),  # a repeat begins where a word does
+        ("Yes!", "! No", "Yes!! No"),  # no letter at all
+        ("- - -", "- - No", "- - -- - No"),
+        ("is it, a b", "a bat", "is it, a ba bat"),  # two words, the second broken off, too few letters
+        ("is it, at be", "at best", "is it, at best"),
+    ],
+)
+def test_what_counts_as_a_repeat_of_the_last_words(delivered, continuation, joined):
+    for chop in (list, words, lambda t: [t]):
+        assert join(delivered, chop(continuation)) == joined
+
+
 def test_a_repeat_that_stops_short_of_the_reader_adds_nothing():
     assert join(ANSWER[:120], words(ANSWER[:60])) == ANSWER[:120]
 

@@ -1,0 +1,416 @@
+"""The fallback algorithm by hand: every step it asks for, to the figure, and what it writes into the journal."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from shared_core import (
+    AllTargetsFailed,
+    Capabilities,
+    ChatRequest,
+    Continued,
+    DeadlineExceeded,
+    ErrorKind,
+    ProviderError,
+    Restarted,
+    RetryPolicy,
+    StreamBroken,
+    TextDelta,
+    Timeouts,
+    user,
+)
+from shared_core.resilience.admission import Admission, Outcome, Refusal
+from shared_core.resilience.breaker import Permit
+from shared_core.routing.execution import Execution, Skip
+from shared_core.routing.flow import Admit, Call, FlowPolicy, Settle, Wait, flow
+from shared_core.routing.planner import Plan
+from shared_core.routing.relay import Relay
+
+K = ErrorKind
+START = 1000.0
+STREAM = ChatRequest((user("Hello"),), streaming=True)
+WHOLE = ChatRequest((user("Hello"),))
+
+
+def route(name, *, window=None, continuation="instructed", retry=None, allows_retry=True, **timeouts):
+    return SimpleNamespace(
+        name=name,
+        provider=SimpleNamespace(name=f"vendor-{name}", model=f"model-{name}", origin=f"origin-{name}"),
+        timeouts=Timeouts(**timeouts),
+        capabilities=Capabilities(context_window=window, continuation=continuation),
+        retry=retry or RetryPolicy(),
+        gate=SimpleNamespace(prefill_rejected=False, allows_retry=allows_retry),
+    )
+
+
+def no(kind=K.TRANSIENT, **fields):
+    return ProviderError.of(kind, f"scripted {kind}", **fields)
+
+
+class Hand:
+    """Performs the steps in place of a driver. `scripts` says per target what comes of each turn, in order.
+
+    A turn is a `Refusal`, or how a call ends (None is a whole answer), or `(seconds, text, how it ends)`.
+    """
+
+    def __init__(self, *scripts, routes=None, request=STREAM, total=600.0, chance=0.5, **policy):
+        self.routes = routes or [route(name) for name, _ in zip("abcdefgh", scripts, strict=False)]
+        self.left = {r.name: list(s) for r, s in zip(self.routes, scripts, strict=True)}
+        self.now = START
+        self.steps = []
+        self.calls = []
+        self.markers = []
+        self.settled = []
+        self.journal = Execution("id-1", request, START, START + total)
+        self.relay = Relay(streaming=request.streaming)
+        steps = flow(
+            self.journal,
+            Plan(tuple(self.routes)),
+            FlowPolicy(**policy),
+            self.relay,
+            clock=lambda: self.now,
+            chance=lambda: chance,
+        )
+        report = None
+        try:
+            while True:
+                report = self._perform(steps.send(report))
+        except StopIteration as stop:
+            self.result = stop.value
+
+    def _perform(self, step):
+        assert step.route in self.routes
+        name = step.route.name
+        match step:
+            case Admit():
+                self.steps.append(("admit", name, step.lease_s))
+                if isinstance(self.left[name][0], Refusal):
+                    return self.left[name].pop(0)
+                self.admission = Admission(Permit(0), self.now)
+                return self.admission
+            case Call():
+                assert step.admission is self.admission
+                assert step.attempt is self.journal.attempts[-1] is self.relay.attempt
+                self.calls.append(step)
+                self.steps.append(("call", name))
+                turn = self.left[name].pop(0)
+                seconds, text, end = turn if isinstance(turn, tuple) else (0.0, "", turn)
+                self.now += seconds
+                if text:
+                    out = self.relay.feed(TextDelta(text))
+                    self.markers += [e for e in out if not isinstance(e, TextDelta)]
+                return end
+            case Settle():
+                assert step.admission is self.admission
+                assert step.attempt is self.calls[-1].attempt
+                self.settled.append(step)
+                self.steps.append(("settle", name, step.will_retry))
+                return None
+            case Wait():
+                self.steps.append(("wait", name, pytest.approx(step.seconds)))
+                self.now += step.seconds
+                return None
+
+    @property
+    def asked(self):
+        """Names of the targets that were called, one letter each."""
+        return "".join(c.route.name for c in self.calls)
+
+    @property
+    def waits(self):
+        return [(name, s) for kind, name, s, *_ in (step for step in self.steps if len(step) == 3) if kind == "wait"]
+
+
+# ── one attempt ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_streamed_answer_takes_three_steps_and_the_journal_knows_who_gave_it():
+    h = Hand([(2.0, "Hi", None)], [], total=600.0)
+    assert h.steps == [("admit", "a", 600.0), ("call", "a"), ("settle", "a", False)]
+    assert h.result is None
+    (call,) = h.calls
+    assert (call.request, call.deadline) == (STREAM, START + 600)
+    assert (call.first_s, call.idle_s, call.connect_s) == (30.0, 20.0, 5.0)
+    (a,) = h.journal.attempts
+    assert (a.target, a.provider, a.model, a.number, a.retry, a.seam) == ("a", "vendor-a", "model-a", 1, False, None)
+    assert (a.started, a.ended, a.outcome, a.error, a.delivered) == (START, START + 2, "answered", None, 2)
+    assert h.settled[0].outcome == Outcome(None, latency_s=2.0)
+    assert h.markers == []
+    assert (h.journal.waited_s, h.journal.restarts, h.journal.seams, h.journal.skips) == (0.0, 0, [], [])
+
+
+def test_a_whole_answer_is_leased_no_longer_than_an_attempt_may_take():
+    h = Hand([None], request=WHOLE)
+    assert h.steps[0] == ("admit", "a", 120.0)
+    assert (h.calls[0].first_s, h.calls[0].idle_s) == (120.0, math.inf)
+    assert Hand([None], request=WHOLE, total=100.0).steps[0] == ("admit", "a", 100.0)
+
+
+def test_a_failed_attempt_is_settled_with_its_error_and_times():
+    error = no(K.NOT_FOUND)
+    h = Hand([(3.0, "", error)], [None])
+    assert h.steps == [
+        *[("admit", "a", 600.0), ("call", "a"), ("settle", "a", False)],
+        *[("admit", "b", 597.0), ("call", "b"), ("settle", "b", False)],
+    ]
+    assert h.settled[0].outcome == Outcome(error, latency_s=3.0)
+    a, b = h.journal.attempts
+    assert (a.outcome, a.error, a.ended) == ("failed", error, START + 3)
+    assert (error.target, error.after_output) == ("a", False)
+    assert (b.number, b.retry, b.started) == (2, False, START + 3)
+
+
+def test_the_time_to_the_first_token_is_settled_too():
+    h = Hand([None])
+    h.journal.attempts[0].first_token = START + 1.5
+    from shared_core.routing.flow import _outcome
+
+    assert _outcome(h.journal.attempts[0], None, START + 4).first_token_s == 1.5
+
+
+def test_one_character_is_output():
+    error = no(K.NOT_FOUND)
+    Hand([(0.0, "H", error)], [None])
+    assert error.after_output is True
+
+
+def test_a_model_named_in_the_request_is_the_one_in_the_journal():
+    h = Hand([None], request=STREAM.replace(model="newer"))
+    assert h.journal.attempts[0].model == "newer"
+
+
+# ── retries at once ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_retry_waits_its_jittered_time_and_is_marked_as_one():
+    h = Hand([no(), None], [])
+    assert h.steps == [
+        *[("admit", "a", 600.0), ("call", "a"), ("settle", "a", True), ("wait", "a", 0.25)],
+        *[("admit", "a", 599.75), ("call", "a"), ("settle", "a", False)],
+    ]
+    assert [a.retry for a in h.journal.attempts] == [False, True]
+    assert h.journal.waited_s == 0.25
+
+
+def test_waits_double_and_add_up():
+    patient = route("a", retry=RetryPolicy(same_target=9))
+    h = Hand([no(), no(), no(), None], routes=[patient], retry=RetryPolicy(total=9))
+    assert h.waits == [("a", 0.25), ("a", 0.5), ("a", 1.0)]
+    assert h.journal.waited_s == 1.75
+
+
+def test_a_wait_of_nothing_is_no_step():
+    h = Hand([no(), None], chance=0.0)
+    assert h.steps == [
+        *[("admit", "a", 600.0), ("call", "a"), ("settle", "a", True)],
+        *[("admit", "a", 600.0), ("call", "a"), ("settle", "a", False)],
+    ]
+
+
+@pytest.mark.parametrize(("total", "asked"), [(0, "ab"), (1, "aab"), (2, "aaab"), (3, "aaaab"), (4, "aaaab")])
+def test_retries_at_once_are_counted_over_the_call_and_per_target(total, asked):
+    routes = [route("a", retry=RetryPolicy(same_target=3)), route("b")]
+    h = Hand([no()] * 4, [None], routes=routes, retry=RetryPolicy(total=total))
+    assert h.asked == asked
+
+
+def test_a_used_up_retry_budget_passes_on_to_the_next_target():
+    h = Hand([no()], [None], routes=[route("a", allows_retry=False), route("b")])
+    assert h.asked == "ab"
+    assert h.waits == []
+
+
+# ── targets that come back later ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_overloaded_target_is_waited_for_only_after_the_others():
+    h = Hand([no(K.OVERLOADED), None], [(0.2, "", no(K.NOT_FOUND))])
+    assert h.steps == [
+        *[("admit", "a", 600.0), ("call", "a"), ("settle", "a", False)],
+        *[("admit", "b", 600.0), ("call", "b"), ("settle", "b", False)],
+        ("wait", "a", 0.3),  # half a second from its failure, less what b took
+        *[("admit", "a", pytest.approx(599.5)), ("call", "a"), ("settle", "a", False)],
+    ]
+    assert h.journal.waited_s == pytest.approx(0.3)
+    assert h.journal.attempts[2].retry is True
+
+
+@pytest.mark.parametrize("took", [0.5, 2.0])
+def test_a_target_whose_time_has_come_is_not_waited_for(took):
+    h = Hand([no(K.OVERLOADED), None], [(took, "", no(K.NOT_FOUND))])
+    assert (h.asked, h.waits, h.journal.waited_s) == ("aba", [], 0.0)
+
+
+@pytest.mark.parametrize(
+    ("total", "back"), [(0, ""), (1, "a"), (2, "ab"), (3, "abc"), (4, "abcd"), (9, "abcd")]
+)
+def test_coming_back_is_a_retry_and_counted_as_one(total, back):
+    overloaded = [[(0.01, "", no(K.OVERLOADED))] * 2 for _ in "abcd"]
+    h = Hand(*overloaded, [no(K.NOT_FOUND)], retry=RetryPolicy(total=total))
+    assert h.asked == "abcde" + back
+    assert isinstance(h.result, AllTargetsFailed)
+
+
+def test_a_target_whose_end_of_parking_is_known_is_asked_then_and_that_is_no_retry():
+    parked = Refusal("parked: throttled", START + 40.0, waits=True)
+    h = Hand([parked, None], [no(K.NOT_FOUND)], retry=RetryPolicy(total=0))
+    assert h.steps == [
+        ("admit", "a", 600.0),
+        *[("admit", "b", 600.0), ("call", "b"), ("settle", "b", False)],
+        ("wait", "a", 40.0),
+        *[("admit", "a", 560.0), ("call", "a"), ("settle", "a", False)],
+    ]
+    assert h.journal.skips == [Skip("a", "parked: throttled", START + 40.0)]
+    assert h.journal.attempts[-1].retry is False
+
+
+def test_a_parked_target_is_still_asked_when_no_retry_is_left_for_another():
+    parked = Refusal("parked: throttled", START + 40.0, waits=True)
+    busy = [no(K.OVERLOADED)] * 2
+    h = Hand(busy, busy, [parked, None], [no(K.NOT_FOUND)], retry=RetryPolicy(total=1))
+    assert h.asked == "abdac", "b may not come back, c was never asked"
+    assert h.result is None
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal("circuit open", START + 5.0),
+        Refusal("account locked", START + 5.0),
+        Refusal("parked for good", None, waits=True),
+    ],
+)
+def test_a_refusal_that_waiting_does_not_lift_is_written_down_and_left(refusal):
+    h = Hand([refusal], [None])
+    assert h.asked == "b"
+    assert h.journal.skips == [Skip("a", refusal.reason, refusal.retry_at)]
+    alone = Hand([refusal])
+    assert alone.steps == [("admit", "a", 600.0)]
+    assert alone.result is not None
+
+
+def test_a_parked_target_refused_again_at_its_time_is_parked_again():
+    again = [Refusal("parked: throttled", START + s, waits=True) for s in (5.0, 9.0)]
+    h = Hand([*again, None])
+    assert h.waits == [("a", 5.0), ("a", 4.0)]
+    assert h.journal.waited_s == 9.0
+
+
+# ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_at_the_deadline_nobody_more_is_asked_and_the_next_in_turn_is_said_to_have_had_no_time():
+    h = Hand([(10.0, "", no(K.NOT_FOUND))], [None], [None], total=10.0)
+    assert h.asked == "a"
+    assert h.journal.skips == [Skip("b", "no time left")]
+    assert isinstance(h.result, DeadlineExceeded)
+    just = Hand([(9.75, "", no(K.NOT_FOUND))], [None], total=10.0)
+    assert just.steps[3] == ("admit", "b", 0.25)
+
+
+def test_a_wait_that_ends_at_the_deadline_is_not_begun_and_its_end_is_told():
+    h = Hand([no(K.THROTTLED, retry_after_s=10.0)], chance=0.0, total=10.0)
+    assert h.steps == [("admit", "a", 10.0), ("call", "a"), ("settle", "a", False)]
+    assert h.result.retry_after_s == 10.0
+
+
+# ── windows ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def windows(*sizes):
+    return [route(name, window=size) for name, size in zip("abcdef", sizes, strict=False)]
+
+
+def test_a_window_no_larger_than_the_largest_that_overflowed_is_passed_over():
+    over = [no(K.CONTEXT_OVERFLOW)]
+    h = Hand(over, [], over, [], [no(K.NOT_FOUND)], [None], routes=windows(8000, 8000, 32000, 16000, None, 32001))
+    assert h.asked == "acef"
+    why = "its context window of {} tokens is no larger than the one that overflowed"
+    assert h.journal.skips == [Skip("b", why.format(8000)), Skip("d", why.format(16000))]
+    shrinking = Hand(over, over, over, [], routes=windows(32000, None, 33000, 32500))
+    assert shrinking.asked == "abc", "an unknown window that overflowed does not unlearn the known one"
+
+
+def test_the_smallest_window_is_asked_as_long_as_none_has_overflowed_that_is_known():
+    assert Hand([no(K.NOT_FOUND)], [None], routes=windows(1, 1)).asked == "ab"
+    assert Hand([no(K.CONTEXT_OVERFLOW)], [None], routes=windows(None, 1)).asked == "ab"
+
+
+# ── streams that break ───────────────────────────────────────────────────────────────────────────────────────────────
+
+CUT = (1.0, "It is a", no(K.STREAM_CUT))
+
+
+def test_the_next_target_goes_on_in_the_users_own_words():
+    h = Hand([CUT], [(0.0, " breaker", None)], continue_prompt="Go on after {tail}.")
+    assert h.result is None
+    assert h.calls[1].request.messages[-1] == user("Go on after It is a.")
+    assert (h.journal.attempts[1].seam, h.journal.seams) == ("instructed", [7])
+    assert h.markers == [Continued("b", 7)]
+    assert h.relay.delivered == "It is a breaker"
+    assert h.journal.restarts == 0
+
+
+def test_a_seam_without_a_word_was_never_visible_and_one_with_a_letter_was():
+    silent = Hand([CUT], [no(K.NOT_FOUND)], [(0.0, " breaker", None)])
+    assert silent.journal.seams == [7]
+    spoken = Hand([CUT], [(0.0, "!", no(K.NOT_FOUND))], [(0.0, " Well", None)])
+    assert spoken.journal.seams == [7, 8]
+
+
+def test_each_restart_is_counted_and_marked_and_begins_from_the_original_request():
+    h = Hand([CUT], [(1.0, "No, it", no(K.STREAM_CUT))], [(0.0, "Whole", None)], on_stream_break="restart")
+    assert h.journal.restarts == 2
+    assert h.markers == [Restarted("b"), Restarted("c")]
+    assert [c.request for c in h.calls] == [STREAM] * 3
+    assert [a.seam for a in h.journal.attempts] == [None] * 3
+    assert h.journal.seams == []
+    assert h.relay.delivered == "Whole"
+
+
+def test_raise_asks_nobody_else_once_text_has_reached_the_caller():
+    h = Hand([CUT], [None], on_stream_break="raise")
+    assert (h.asked, type(h.result)) == ("a", StreamBroken)
+    before = Hand([no(K.NOT_FOUND)], [None], on_stream_break="raise")
+    assert before.result is None
+
+
+def test_a_refused_prefill_is_asked_again_in_words_at_once_and_costs_no_retry():
+    routes = [route("a"), route("b", continuation="prefill")]
+    rejected = no(K.BAD_REQUEST, code="prefill_rejected")
+    h = Hand([CUT], [rejected, (0.0, " breaker", None)], routes=routes, retry=RetryPolicy(total=0))
+    assert h.steps[3:] == [
+        *[("admit", "b", 599.0), ("call", "b"), ("settle", "b", True)],
+        *[("admit", "b", 599.0), ("call", "b"), ("settle", "b", False)],
+    ]
+    assert [a.seam for a in h.journal.attempts] == [None, "prefill", "instructed"]
+    assert [c.request.continues for c in h.calls] == [False, True, False]
+    assert h.journal.seams == [7]
+    assert routes[1].gate.prefill_rejected is True
+    assert h.settled[1].outcome == Outcome(rejected, latency_s=0.0)
+
+
+@pytest.mark.parametrize("code", [None, "something_else"])
+def test_another_objection_to_a_prefill_is_not_taken_for_its_refusal(code):
+    routes = [route("a"), route("b", continuation="prefill"), route("c")]
+    h = Hand([CUT], [no(K.BAD_REQUEST, code=code)], [(0.0, " breaker", None)], routes=routes)
+    assert (h.asked, routes[1].gate.prefill_rejected) == ("abc", False)
+
+
+def test_a_target_that_was_not_asked_to_prefill_cannot_have_refused_it():
+    rejected = no(K.BAD_REQUEST, code="prefill_rejected")
+    h = Hand([CUT], [rejected], [(0.0, " breaker", None)])
+    assert (h.asked, h.routes[1].gate.prefill_rejected) == ("abc", False)
+    first = Hand([rejected], [None])
+    assert (first.asked, type(first.result)) == ("a", AllTargetsFailed)
+
+
+def test_a_request_at_fault_ends_the_call_and_is_its_cause():
+    error = no(K.BAD_REQUEST)
+    h = Hand([no(K.NOT_FOUND)], [error], [None])
+    assert h.asked == "ab"
+    assert h.result.__cause__ is error
+    assert "b rejected the request itself" in str(h.result)
