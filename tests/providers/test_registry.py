@@ -12,10 +12,19 @@ from shared_core.providers import build, check, compatible, provider_names, regi
 from shared_core.providers.compatible import ROWS
 from shared_core.routing.target import Target
 
-REQUIRED = set(
-    "openai anthropic google google-legacy llamacpp openrouter groq together deepseek mistral xai cloudflare ollama "
-    "lmstudio vllm llama-server azure-openai".split()
-)
+HOSTED_NAMES = {
+    "openai",
+    "anthropic",
+    "google",
+    "google-legacy",
+    "openrouter",
+    "groq",
+    "together",
+    "deepseek",
+    "mistral",
+}
+LOCAL_NAMES = {"llamacpp", "ollama", "lmstudio", "vllm", "llama-server"}
+REQUIRED = HOSTED_NAMES | LOCAL_NAMES | {"xai", "cloudflare", "azure-openai"}
 
 
 @pytest.fixture(autouse=True)

@@ -35,7 +35,9 @@ def ask(text: str = "Hello", **fields: Any) -> ChatRequest:
 
 def call(provider: Any, request: ChatRequest, colour: Colour = "sync", limit: Guard | None = None) -> list[ChatEvent]:
     """All events of one call, in either colour. The async one runs under the guard as the router would run it."""
-    limit = limit or guard(streaming=request.streaming)
+    if limit is None:
+        getattr(provider, "load", lambda: None)()  # as the router does: importing an SDK is not part of the call
+        limit = guard(streaming=request.streaming)
     if colour == "sync":
         return list(provider.stream(request, limit))
 
