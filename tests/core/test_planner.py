@@ -277,3 +277,33 @@ def test_a_limit_meant_for_a_larger_model_is_lowered_to_what_the_target_can_say(
 def test_bytes_and_data_urls_travel_to_targets_that_fetch_nothing():
     r = router({"capabilities": Capabilities(image_urls=False)})
     assert r.explain(ChatRequest((user([PNG, Image(url="data:image/png;base64,AAAA")]),))).targets == ("a",)
+
+
+def test_a_plan_made_outside_a_router_has_a_default_order_and_knows_nothing_of_health():
+    from shared_core.routing.planner import plan
+
+    seen = []
+
+    def strategy(request, views):
+        seen.extend((v.name, v.turn, v.price, v.health) for v in views)
+        return views
+
+    routes = router({}, {})._routes
+    made = plan(HI, routes, strategy, strategy_name="mine")
+    assert (made.targets, made.strategy) == (("a", "b"), "mine")
+    assert seen == [("a", 0, None, None), ("b", 0, None, None)]
+    assert plan(HI, routes, lambda q, v: []).targets == ("a", "b"), "priority asks no strategy"
+    assert plan(HI, routes, strategy).strategy == "priority"
+
+
+def test_a_strategy_is_not_asked_about_a_single_target_and_is_about_two():
+    asked = []
+
+    def strategy(request, views):
+        asked.append(len(views))
+        return views
+
+    router({}, {"enabled": False}, strategy=strategy).explain(HI)
+    assert asked == []
+    router({}, {}, strategy=strategy).explain(HI)
+    assert asked == [2]
