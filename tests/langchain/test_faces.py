@@ -142,6 +142,7 @@ async def test_metadata_and_usage_arrive_exactly_once(server: FaultServer, mixtu
     assert metadata["model_provider"] == {"gpt-5-mini": "openai", "claude-sonnet-4-5": "anthropic"}[backup]
     if isinstance(chunks[-1], AIMessageChunk):
         assert [c.chunk_position for c in chunks if c.chunk_position] == ["last"]
+        assert "fallback" in chunks[-1].response_metadata, "nothing comes after the chunk that says it is the last"
         assert len({chunk.id for chunk in chunks}) == 1
 
 
