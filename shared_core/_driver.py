@@ -29,7 +29,11 @@ _CONTENT = frozenset({TextDelta, ReasoningDelta, ToolCallDelta, ToolCall})
 
 
 class Driver:
-    """Runs requests of one router. `prepare` turns a call into the request its target gets, before its limit starts."""
+    """Runs requests of one router.
+
+    `prepare` turns a call into the request its target gets; `load` is called once per provider, before its first limit
+    starts, and in a thread for async calls: importing an SDK takes up to seconds.
+    """
 
     def __init__(
         self,
@@ -38,6 +42,7 @@ class Driver:
         policy: FlowPolicy,
         books: Books,
         prepare: Callable[[Call], ChatRequest],
+        load: Callable[[Route], None],
     ) -> None:
         self._clock = clock
         self._now = clock.monotonic
@@ -45,7 +50,13 @@ class Driver:
         self._policy = policy
         self._books = books
         self._prepare = prepare
+        self._load = load
+        self._loaded: set[Route] = set()
         self.routes: tuple[Route, ...] = ()
+
+    def loaded(self, route: Route) -> None:
+        """The provider has been loaded ahead of its first call."""
+        self._loaded.add(route)
 
     def _steps(self, execution: Execution, chosen: Plan, relay: Relay) -> Generator[Step, Report, FallbackError | None]:
         return flow(execution, chosen, self._policy, relay, clock=self._now, chance=self._chance)
@@ -141,6 +152,9 @@ class Driver:
     def _call(self, call: Call, relay: Relay) -> Generator[ChatEvent, None, ProviderError | None]:
         """Make one attempt; yields what reaches the caller, returns the error it ended with."""
         provider, attempt = call.route.provider, call.attempt
+        if call.route not in self._loaded:
+            self._load(call.route)
+            self._loaded.add(call.route)
         request = self._prepare(call)
         guard = self._guard(call)
         feed, touch = relay.feed, guard.touch
@@ -176,6 +190,10 @@ class Driver:
     ) -> AsyncGenerator[ChatEvent, None]:
         """Make one attempt; yields what reaches the caller, leaves the error it ended with in `ended`."""
         provider, attempt = call.route.provider, call.attempt
+        if call.route not in self._loaded:
+            if hasattr(provider, "load"):
+                await asyncio.to_thread(self._load, call.route)
+            self._loaded.add(call.route)
         request = self._prepare(call)
         guard = self._guard(call)
         feed, touch = relay.feed, guard.touch

@@ -11,7 +11,6 @@ import itertools
 import os
 import random
 import threading
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
@@ -109,13 +108,12 @@ class Router:
         self._events = Dispatcher(observers)
         self._books = Books(self._clock, MemoryLedger() if ledger is None else ledger, self._events, metadata=metadata)
         policy = FlowPolicy(self._retry, on_stream_break, continue_prompt, route_around_policy)
-        self._driver = Driver(self._clock, random.Random(seed).random, policy, self._books, self._prepare)
+        self._driver = Driver(self._clock, random.Random(seed).random, policy, self._books, self._prepare, _load)
         self._prefix = os.urandom(3).hex()
         self._turns = itertools.count()
         self._turn = 0
         self._accounts: dict[str, Account] = {}
         self._lock = threading.Lock()
-        self._loaded: weakref.WeakSet[Provider] = weakref.WeakSet()
         self._closed = False
         items = [targets] if isinstance(targets, (str, Target, Mapping, Provider)) else list(targets)
         if not items:
@@ -277,8 +275,8 @@ class Router:
         """
         for route in self._routes:
             if route.target.enabled:
-                self._loaded.add(route.provider)
                 _load(route)
+                self._driver.loaded(route)
                 warm = getattr(route.provider, "warm", None)
                 if warm is not None:
                     warm()
@@ -357,11 +355,7 @@ class Router:
         return execution, chosen, Relay(streaming=request.streaming, request=execution.id.replace("-", "_"))
 
     def _prepare(self, call: Call) -> ChatRequest:
-        """The request as this target gets it. Loads the SDK and the price table before the attempt's limit starts."""
-        provider = call.route.provider
-        if provider not in self._loaded:
-            self._loaded.add(provider)
-            _load(call.route)
+        """The request as this target gets it."""
         request = call.request
         most = call.route.capabilities.max_output
         if most is not None and request.max_tokens is not None and request.max_tokens > most:

@@ -751,6 +751,32 @@ def test_a_first_call_loads_its_provider_once_and_before_its_limit_starts():
     assert provider.loads == 1
 
 
+async def test_an_async_first_call_loads_in_a_thread_and_the_event_loop_goes_on():
+    where = []
+
+    class Cold(ScriptedProvider):
+        def load(self):
+            where.append(threading.current_thread())
+            time.sleep(0.03)
+
+    router = Router(Cold("ok"))
+    ticks = 0
+
+    async def tick():
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.001)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    assert (await router.ainvoke("Hi")).text == "ok"
+    assert (await router.ainvoke("Hi")).text == "ok"
+    ticking.cancel()
+    assert len(where) == 1
+    assert where[0] is not threading.main_thread()
+    assert ticks >= 3
+
+
 def test_an_answer_goes_back_into_the_conversation_as_its_own_origins():
     router = Router([ScriptedProvider(K.NOT_FOUND, name="a"), ScriptedProvider("ok", name="b", model="m")])
     answer = router.invoke("Hi")
