@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import codecs
+import functools
 import hashlib
 import json
 import re
@@ -15,6 +17,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from encodings import utf_8
 from typing import Any
 
 from shared_core.chat.events import (
@@ -186,6 +189,7 @@ class GoogleProvider(SdkProvider):
     def _build(self, *, sync: bool) -> Any:
         sdk = self._module()
         http = transport.http_module(sdk)
+        _register_strict()
         given = self.target.options.get("headers")
         tls = transport.tls_context(http)
         one = transport.http_client(http, event_hooks={"request": [_arm], "response": [_keep]})
@@ -530,6 +534,24 @@ class _Call:
 
 
 _call: ContextVar[_Call | None] = ContextVar("_call", default=None)
+_STRICT = "utf-8-strict"
+"""UTF-8 whose decoder raises, although the HTTP library asks it to replace."""
+
+
+class _StrictDecoder(utf_8.IncrementalDecoder):
+    def __init__(self, errors: str = "strict") -> None:
+        super().__init__("strict")
+
+
+def _strict(name: str) -> codecs.CodecInfo | None:
+    if name.replace("_", "-") != _STRICT:
+        return None
+    return codecs.CodecInfo(utf_8.encode, codecs.utf_8_decode, incrementaldecoder=_StrictDecoder, name=_STRICT)
+
+
+@functools.cache
+def _register_strict() -> None:
+    codecs.register(_strict)
 
 
 def _arm(request: Any) -> None:
@@ -544,6 +566,9 @@ def _keep(response: Any) -> None:
     call = _call.get()
     if call is not None:
         call.response = response
+        if response.status_code == 200 and (response.charset_encoding or "utf-8").lower() == "utf-8":
+            # Left alone, the HTTP library puts U+FFFD where bytes are no text, and a mangled answer passes for whole.
+            response.encoding = _STRICT
 
 
 async def _aarm(request: Any) -> None:

@@ -20,11 +20,12 @@ import json
 import math
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from shared_core._lane import run_guarded
 from shared_core.chat.events import ChatEvent
 from shared_core.chat.request import (
     Audio,
@@ -64,7 +65,6 @@ class GoogleLegacyProvider(SdkProvider):
     name = "google-legacy"
     sdk = "google.ai.generativelanguage"  # what google-generativeai itself is built on, and ships with
     extra = "google-legacy"
-    interruptible = False
     options: frozenset[str] = frozenset({"headers"})
 
     def __init__(self, target: Target) -> None:
@@ -145,14 +145,31 @@ class GoogleLegacyProvider(SdkProvider):
 
     def stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:
         """Answer, sync. Nothing is sent before the first `next()`."""
-        yield from self._answer(request, guard, _Call(guard))
+        yield from self._answer(request, guard, _Call(guard), self._post_aside)
 
-    def _answer(self, request: ChatRequest, guard: Guard, call: _Call) -> Iterator[ChatEvent]:
+    def _post(self, call: _Call, arguments: Mapping[str, Any]) -> Any:
+        return self._clients.sync().send(call, **arguments)
+
+    def _post_aside(self, call: _Call, arguments: Mapping[str, Any]) -> Any:
+        """Send in a thread one can walk away from: names are resolved and TLS agreed on under no limit of ours.
+
+        What is read afterwards obeys the guard by itself, and is read by the caller, whose leaving closes the socket.
+        """
+        try:
+            return next(run_guarded(lambda: iter((self._post(call, arguments),)), call.guard))
+        except BaseException:
+            if call.response is None:
+                call.leave()  # the thread may still be waiting
+            raise
+
+    def _answer(
+        self, request: ChatRequest, guard: Guard, call: _Call, send: Callable[[_Call, Mapping[str, Any]], Any]
+    ) -> Iterator[ChatEvent]:
         fold = self._fold(request)
         arguments = self._arguments(request)
         try:
             with self._failures(guard, fold):
-                response = self._clients.sync().send(call, **arguments)
+                response = send(call, arguments)
             facts = response_facts(response.headers)
             if request.streaming:
                 chunks = _chunks(response)
@@ -191,7 +208,7 @@ class GoogleLegacyProvider(SdkProvider):
 
         def work() -> None:
             try:
-                for event in self._answer(request, guard, call):
+                for event in self._answer(request, guard, call, self._post):
                     put(event)
                     if call.left:
                         return
@@ -406,7 +423,7 @@ class _Elements:
 
 def _object(text: bytes) -> Mapping[str, Any]:
     try:
-        value = json.loads(text.decode("utf-8", "replace"))
+        value = json.loads(text.decode("utf-8"))  # strictly: a mangled answer must not pass for whole
     except ValueError as error:
         raise malformed("an element of the stream is not JSON") from error
     if not isinstance(value, Mapping):

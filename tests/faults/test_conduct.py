@@ -372,20 +372,9 @@ def test_closing_an_async_stream_closes_the_socket_and_counts_as_nothing(bench, 
     assert_neutral(bench, router)
 
 
-def _leavings() -> Iterator[Any]:
-    for vendor in (*matrix.MAIN, "google-legacy"):
-        for name, step in (("stalled", "stall"), ("talking", Answer("word " * 500, every_s=0.02))):
-            for how in ("close", "with", "deserted"):
-                marks: list[Any] = []
-                if (vendor, name) == ("google-legacy", "stalled"):
-                    if how != "close":
-                        continue  # they share the defect below
-                    reason = "a thread of its own reads ahead, and nobody closes its socket before the idle limit does"
-                    marks = [pytest.mark.xfail(reason=reason, strict=True)]
-                yield pytest.param(vendor, step, how, id=f"{vendor}-{name}-{how}", marks=marks)
-
-
-@pytest.mark.parametrize(("vendor", "step", "how"), list(_leavings()))
+@each_vendor
+@pytest.mark.parametrize("step", ["stall", Answer("word " * 500, every_s=0.02)], ids=["stalled", "talking"])
+@pytest.mark.parametrize("how", ["close", "with", "deserted"])
 def test_leaving_a_sync_stream_closes_the_socket_and_counts_as_nothing(bench, vendor, step, how):
     """By `close`, by the end of a `with`, or by forgetting it."""
     router = alone(bench, vendor, step)
