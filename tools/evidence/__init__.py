@@ -1,0 +1,1 @@
+"""Measures what README.md and the pages claim, keeps it as JSON, and writes the tables from it."""

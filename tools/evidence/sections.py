@@ -1,0 +1,65 @@
+"""The sections of the evidence: what each measures and where its figures come from. Another kind is another row."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["SECTIONS", "MissingSection", "Section"]
+
+Figures = Mapping[str, Any]
+
+
+class MissingSection(LookupError):
+    """What a section measures with is not in this checkout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One file of docs/evidence."""
+
+    name: str
+    what: str
+    source: str
+    """'module:function'. The function takes `quick` and returns the figures; see `Section.measure`."""
+    packages: Sequence[str] = ()
+    """Distributions whose versions the figures depend on; one that is not installed is left out."""
+
+    def measure(self, *, quick: bool) -> Figures:
+        """The figures. `quick` measures less of the same, to see that it works.
+
+        Raises:
+            MissingSection: its module is not there.
+        """
+        module, _, function = self.source.partition(":")
+        try:
+            found: Callable[..., Figures] = getattr(importlib.import_module(module), function)
+        except ModuleNotFoundError as error:
+            if error.name is None or not module.startswith(error.name):
+                raise  # it is there, and something that it needs is not
+            raise MissingSection(f"{self.name}: there is no {error.name}") from error
+        return found(quick=quick)
+
+
+_SDKS = ("openai", "anthropic", "google-genai", "google-generativeai", "httpx", "httpx2")
+
+SECTIONS: Mapping[str, Section] = {
+    section.name: section
+    for section in (
+        Section(
+            "faults", "every fault on every wire, against the error taxonomy; how late a deadline may be",
+            "tools.evidence.faults:figures", _SDKS,
+        ),
+        Section(
+            "bench", "what the product costs on the request path, beside its peers",
+            "tools.evidence.bench:figures", ("langchain-core", "genai-prices"),
+        ),
+        Section(
+            "mutants", "small changes to the core, and whether its tests notice",
+            "tools.evidence.mutants:figures", ("mutmut", "pytest", "hypothesis"),
+        ),
+    )
+}  # fmt: skip
+"""In the order in which they are measured and told."""

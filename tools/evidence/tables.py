@@ -1,0 +1,255 @@
+"""Writes the tables of README.md and docs from docs/evidence/*.json.
+
+    python -m tools.evidence.tables            write them
+    python -m tools.evidence.tables --check    exit with 1, and say where, if a page is not what the files say
+
+What stands between an opening comment that says `evidence:` and a name and its closing comment is written here. The
+name is that of a table below, or the path of one figure: `faults.cells`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tools.evidence import record
+from tools.evidence.sections import SECTIONS
+
+__all__ = ["TABLES", "UnknownTable", "main", "pages", "render", "stale"]
+
+_BLOCK = re.compile(r"(<!-- evidence:(?P<name>[\w.-]+) -->)(?P<body>.*?)(<!-- /evidence(?::[\w.-]+)? -->)", re.DOTALL)
+
+Load = Callable[[str], dict[str, Any] | None]
+
+
+class UnknownTable(LookupError):
+    """A page asks for a table or figure that does not exist."""
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "**no**"
+        case int():
+            return f"{value:,}"
+        case float():
+            return f"{value:,.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+        case _:
+            return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _measured(facts: Mapping[str, Any]) -> str:
+    """When, where and with what: the line under a table."""
+    machine = facts["machine"]
+    size = [f"{machine['cores']} cores"]
+    if "memory_gib" in machine:
+        size.append(f"{machine['memory_gib']} GiB")
+    size.append(machine.get("system", ""))
+    if "load_average" in machine:
+        size.append(f"load {machine['load_average']}")
+    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    return f"`{facts['command']}`, {facts['date']}, {', '.join(filter(None, size))}; {versions}."
+
+
+# ── the tables ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _faults(facts: Mapping[str, Any]) -> str:
+    twice = facts["broken_twice"]
+    rows = [
+        ("fault kinds", facts["fault_kinds"]),
+        ("cells: fault × SDK × sync or async × whole or streamed", facts["cells"]),
+        ("calls made in them", facts["calls"]),
+        ("requests that reached the failing server", facts["requests"]),
+        ("**cells not as the error table has it**", facts["mismatches"]),
+        ("streams that break twice, over three vendors", twice["cases"]),
+        ("**of these, not the exact answer**", twice["mismatches"]),
+    ]
+    return f"{_table(('what', 'count'), rows)}\n\n{_measured(facts)}"
+
+
+def _faults_by_vendor(facts: Mapping[str, Any]) -> str:
+    faces = sorted({row["face"] for row in facts["by_vendor"]})
+    vendors = dict.fromkeys(row["vendor"] for row in facts["by_vendor"])
+    cells = {(row["vendor"], row["face"]): row for row in facts["by_vendor"]}
+
+    def told(vendor: str, face: str) -> str:
+        row = cells.get((vendor, face))
+        if row is None:
+            return "–"
+        return f"{row['cells']}" if not row["mismatches"] else f"{row['cells']}, **{row['mismatches']} not**"
+
+    rows = ((vendor, *(told(vendor, face) for face in faces)) for vendor in vendors)
+    return _table(("SDK or endpoint", *faces), rows)
+
+
+def _faults_mismatches(facts: Mapping[str, Any]) -> str:
+    wrong = [
+        *((d["cell"], d["known"] or "**unexplained**", d["mismatches"][0]) for d in facts["details"]),
+        *((d["case"], "**unexplained**", d["mismatches"][0]) for d in facts["broken_twice"]["details"]),
+    ]
+    return _table(("cell", "why", "the first of what was not as expected"), wrong) if wrong else "None."
+
+
+def _deadline(facts: Mapping[str, Any]) -> str:
+    head = ("", "ways to run into it", "promised", "p50", "p100", "kept", "an idle sleeper on that machine, p100")
+    rows = (
+        (
+            f"{row['colour']}", row["cells"], f"{row['promise_ms']:g} ms", f"{row['p50_ms']:g} ms",
+            f"{row['p100_ms']:g} ms", row["holds"], f"{row['sleeper_p100_ms']:g} ms",
+        )
+        for row in facts["deadline"]
+    )  # fmt: skip
+    return _table(head, rows)
+
+
+def _bench(facts: Mapping[str, Any]) -> str:
+    rows = (
+        (
+            row["name"], _unit(row["value"], row["unit"]), row["peer"], _unit(row["peer_value"], row["unit"]),
+            row["ratio"], row.get("limit"), row.get("holds"),
+        )
+        for row in facts["rows"]
+    )  # fmt: skip
+    return f"{_table(('what', 'ours', 'beside', 'theirs', 'ratio', 'promise', 'kept'), rows)}\n\n{_measured(facts)}"
+
+
+def _unit(value: float | None, unit: str) -> str:
+    return "" if value is None else f"{_cell(value)} {unit}"
+
+
+def _mutants(facts: Mapping[str, Any]) -> str:
+    rows = [("mutants", facts["total"]), ("killed", facts["killed"])]
+    survivors = facts.get("survivors") or []
+    rows.append(("alive, each explained", len(survivors)))
+    return f"{_table(('what', 'count'), rows)}\n\n{_measured(facts)}"
+
+
+def _readme(load: Load) -> str:
+    """The claims a reader meets first: what was counted, measured and compared, each in a line."""
+    rows: list[tuple[Any, ...]] = []
+    if (faults := load("faults")) is not None:
+        wrong = faults["mismatches"]
+        what = f"{faults['fault_kinds']} kinds of fault × SDKs × sync, async × whole, streamed, over real sockets"
+        rows.append((what, f"{faults['cells']:,} cells, {wrong} not as the error table has it"))
+        twice = faults["broken_twice"]
+        exact = f"{twice['cases'] - twice['mismatches']} of {twice['cases']} exact"
+        rows.append(("streams that break twice and go on with a third vendor", exact))
+        for row in faults["deadline"]:
+            figure = f"{row['p100_ms']:g} ms (promised {row['promise_ms']:g} ms)"
+            rows.append((f"latest return after a deadline, {row['colour']}", figure))
+    if (bench := load("bench")) is not None:
+        for row in bench["rows"]:
+            beside = f", {row['peer']}: {_unit(row['peer_value'], row['unit'])}" if row["peer"] else ""
+            rows.append((row["name"], _unit(row["value"], row["unit"]) + beside))
+    if (mutants := load("mutants")) is not None:
+        figure = f"{mutants['killed']:,} of {mutants['total']:,}"
+        rows.append(("small changes to the core that its tests notice", figure))
+    return _table(("what", "figure"), rows) if rows else _NOT_YET
+
+
+_NOT_YET = "*Not measured yet: `make evidence`.*"
+
+TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
+    "faults": ("faults", _faults),
+    "faults-by-vendor": ("faults", _faults_by_vendor),
+    "faults-mismatches": ("faults", _faults_mismatches),
+    "deadline": ("faults", _deadline),
+    "bench": ("bench", _bench),
+    "mutants": ("mutants", _mutants),
+}
+"""Name of a table: the section it is written from, and what writes it. `readme` is written from all of them."""
+
+
+# ── pages ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def render(text: str, load: Load = record.load) -> str:
+    """A page with its tables as the files have them.
+
+    Raises:
+        UnknownTable: it asks for one that does not exist.
+    """
+
+    def block(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name in TABLES or name == "readme":
+            return f"{match[1]}\n{_named(name, load)}\n{match[4]}"
+        return f"{match[1]}{_figure(name, load)}{match[4]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def _named(name: str, load: Load) -> str:
+    if name == "readme":
+        return _readme(load)
+    section, write = TABLES[name]
+    facts = load(section)
+    return _NOT_YET if facts is None else write(facts)
+
+
+def _figure(path: str, load: Load) -> str:
+    section, *keys = path.split(".")
+    if section not in SECTIONS or not keys:
+        raise UnknownTable(f"there is no table or figure {path!r}; tables: readme, {', '.join(TABLES)}")
+    found: Any = load(section)
+    if found is None:
+        return _NOT_YET
+    for key in keys:
+        try:
+            found = found[int(key)] if isinstance(found, list) else found[key]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UnknownTable(f"{section}.json has no {'.'.join(keys)!r}") from error
+    return _cell(found)
+
+
+def pages(root: Path = record.ROOT) -> list[Path]:
+    """README.md and every page of docs."""
+    return [page for page in [root / "README.md", *sorted((root / "docs").rglob("*.md"))] if page.exists()]
+
+
+def stale(root: Path = record.ROOT) -> list[str]:
+    """Pages whose tables are not what the files say, and pages that ask for what does not exist."""
+    wrong = []
+    for page in pages(root):
+        text = page.read_text(encoding="utf-8")
+        name = page.relative_to(root).as_posix()
+        try:
+            if render(text) != text:
+                wrong.append(f"{name}: its tables are not what docs/evidence says")
+        except UnknownTable as error:
+            wrong.append(f"{name}: {error}")
+    return wrong
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(prog="python -m tools.evidence.tables", description="Write the evidence's tables.")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if something would change")
+    if parser.parse_args(arguments).check:
+        wrong = stale()
+        told = [*wrong, "hint: python -m tools.evidence.tables"] if wrong else ["evidence: pages are up to date"]
+        print("\n".join(told))
+        return 1 if wrong else 0
+    for page in pages():
+        text = page.read_text(encoding="utf-8")
+        new = render(text)
+        if new != text:
+            page.write_text(new, encoding="utf-8")
+            print(f"written: {page.relative_to(record.ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
