@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from shared_core._books import Books
 from shared_core._clock import Clock
-from shared_core._lane import run_guarded
+from shared_core._lane import Calm, run_guarded
 from shared_core._watch import Watchdog
 from shared_core.chat.events import ChatEvent, Finished, ReasoningDelta, TextDelta, ToolCallDelta
 from shared_core.chat.request import ChatRequest, ToolCall
@@ -52,6 +52,7 @@ class Driver:
         self._prepare = prepare
         self._load = load
         self._loaded: set[Route] = set()
+        self._calm = Calm()
         self.routes: tuple[Route, ...] = ()
 
     def loaded(self, route: Route) -> None:
@@ -160,7 +161,7 @@ class Driver:
         feed, touch = relay.feed, guard.touch
         events: Iterator[ChatEvent] | None = None
         try:
-            if provider.interruptible:
+            if provider.interruptible or self._calm.of(call.route):
                 events = provider.stream(request, guard)
             else:
                 events = run_guarded(lambda: provider.stream(request, guard), guard)
@@ -177,9 +178,12 @@ class Driver:
                         yield out
                     if kind is Finished:
                         self._books.finished(call, event)  # type: ignore[arg-type]  # `kind` says which it is
+                        if not provider.interruptible:
+                            self._calm.answered(call.route, self._now() - guard.started)
                         return None
             return _unfinished(attempt.delivered)
         except Exception as error:  # noqa: BLE001  # classified; a bug is raised again as it is
+            self._calm.forget(call.route)
             return _classified(error, call, guard)
         finally:
             if events is not None and (close := getattr(events, "close", None)) is not None:

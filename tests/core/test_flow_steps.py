@@ -244,9 +244,7 @@ def test_a_target_whose_time_has_come_is_not_waited_for(took):
     assert (h.asked, h.waits, h.journal.waited_s) == ("aba", [], 0.0)
 
 
-@pytest.mark.parametrize(
-    ("total", "back"), [(0, ""), (1, "a"), (2, "ab"), (3, "abc"), (4, "abcd"), (9, "abcd")]
-)
+@pytest.mark.parametrize(("total", "back"), [(0, ""), (1, "a"), (2, "ab"), (3, "abc"), (4, "abcd"), (9, "abcd")])
 def test_coming_back_is_a_retry_and_counted_as_one(total, back):
     overloaded = [[(0.01, "", no(K.OVERLOADED))] * 2 for _ in "abcd"]
     h = Hand(*overloaded, [no(K.NOT_FOUND)], retry=RetryPolicy(total=total))

@@ -792,3 +792,21 @@ def test_tool_calls_whose_ids_a_provider_left_out_get_unique_ones():
     assert [i[1] for i in ids] == ["own", "own"]
     assert ids[0][0] != ids[1][0]
     assert all(i[0].startswith("call_") and i[0].endswith("_0") and "-" not in i[0] for i in ids)
+
+
+def test_a_blocking_target_earns_the_callers_own_thread_by_a_hundred_instant_answers_and_loses_it_by_a_failure():
+    provider = Blocking(*["ok"] * 150, K.CONFLICT, "ok")
+    router = Router(provider, clock=(clock := VirtualClock()), retry=RetryPolicy(total=0))
+    main = threading.current_thread()
+    for _ in range(150):
+        router.invoke("Hi")
+    assert main not in provider.threads[:100]
+    assert provider.threads[100:] == [main] * 50
+    with pytest.raises(AllTargetsFailed):
+        router.invoke("Hi")
+    router.invoke("Hi")
+    assert provider.threads[-1] is not main
+    provider._clock, provider._latency_s = clock, 0.0011
+    for _ in range(200):
+        router.invoke("Hi")
+    assert main not in provider.threads[-200:], "a millisecond is no longer instant"
