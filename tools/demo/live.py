@@ -45,7 +45,8 @@ def chosen(models: Sequence[str] = (), environ: Mapping[str, str] = os.environ) 
 class LiveWorld(World):
     """Real vendors. Calls cost real money, well under a cent for the whole show."""
 
-    patience_s = 10.0
+    patience_s = 15.0
+    longest = 2000  # models that think first spend most of it on that
 
     def __init__(self, models: Sequence[str] = (), gguf: str | None = None) -> None:
         self._models = chosen(models)

@@ -117,12 +117,14 @@ class Screen:
             if self.console.is_terminal:
                 time.sleep(READING_PACE_S)
             for word in re.findall(r"\s*\S+|\s+$", piece):
-                if word[0].isspace() and column + len(word) > self.console.width - 2 * len(INDENT) - 1:
+                if word[0].isspace() and column + len(word) > self.console.width - 5 * len(INDENT):
                     self.console.print(f"\n{INDENT * 2}", end="")
                     word, column = word.lstrip(), 0
                 self.console.print(Text(word, "green" if seam < 0 else "bold magenta"), end="", soft_wrap=True)
                 column += len(word)
         self.console.print()
+        if self.console.is_terminal:
+            self.note("slowed down, for reading")
         self._held = None
         for event in held:
             self.event(event)
@@ -133,18 +135,27 @@ class Screen:
     def health(self, report: HealthReport) -> None:
         """How each target has been doing."""
         colours = {"HEALTHY": "green", "UNHEALTHY": "red", "CHECKING": "yellow", "UNKNOWN": "dim"}
-        shown = ("target", "status", "circuit", "calls", "success", "p50", "last error", "available")
+        shown = ("target", "status", "circuit", "success", "p50", "last error")
         rows = [{column: row[column] for column in shown} for row in report.rows()]
-        self._table("Health", rows, right=("calls", "success", "p50"), colours=colours)
+        self._table("Health", rows, right=("success", "p50"), colours=colours)
 
     def costs(self, report: CostReport) -> None:
         """What each target has cost, in dollars."""
-        dollars = ("cost_usd", "at_most_usd")
-        rows = [{k: f"{v:.6f}" if k in dollars and v is not None else v for k, v in r.items()} for r in report.rows()]
-        total, at_most = f"{report.total_usd:.6f}", f"{report.at_most_usd:.6f}"
-        rows.append({"target": "total", "cost_usd": total, "at_most_usd": at_most})
-        numbers = ("attempts", "answers", "input_tokens", "output_tokens", *dollars)
-        self._table("Attempts, and what they cost", rows, right=numbers)
+        rows: list[dict[str, object]] = [
+            {
+                "target": cost["target"],
+                "tries": cost["attempts"],
+                "answers": cost["answers"],
+                "in": cost["input_tokens"],
+                "out": cost["output_tokens"],
+                "cost $": "unknown" if cost["cost_usd"] is None else f"{cost['cost_usd']:.6f}",
+                "at most $": f"{cost['at_most_usd']:.6f}",
+            }
+            for cost in report.rows()
+        ]
+        total = {"cost $": f"{report.total_usd:.6f}", "at most $": f"{report.at_most_usd:.6f}"}
+        rows.append({"target": "total", **total})
+        self._table("Attempts, and what they cost", rows, right=list(rows[0])[1:])
 
     def journal(self, execution: Execution) -> None:
         """Who was tried for one request, and why each was left."""
@@ -173,10 +184,11 @@ class Screen:
         colours: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         columns = list(dict.fromkeys(column for row in rows for column in row))
-        table = Table(title=title, title_justify="left", title_style="bold", header_style="cyan")
+        table = Table(title=title, title_justify="left", title_style="bold", header_style="cyan", box=None)
+        table.padding = (0, 2, 0, 0)
         for column in columns:
             side: JustifyMethod = "right" if column in right else "left"
-            table.add_column(column.replace("_", " "), justify=side, overflow="fold", no_wrap=column == "target")
+            table.add_column(column, justify=side, overflow="fold", no_wrap=column != columns[-1])
         for row in rows:
             cells = ["" if row.get(column) is None else str(row[column]) for column in columns]
             table.add_row(*(Text(cell, colours.get(cell, "")) for cell in cells))

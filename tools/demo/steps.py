@@ -19,8 +19,6 @@ from tools.demo.world import SAYS, World
 __all__ = ["STEPS", "Show", "Step"]
 
 HANDBOOK = Path(__file__).parents[2] / "docs" / "handbook"
-LONGEST = 200
-"""Tokens an answer may have. It also bounds what an attempt that broke off can have cost."""
 
 
 class Show:
@@ -29,7 +27,7 @@ class Show:
     def __init__(self, world: World, screen: Screen) -> None:
         self.world, self.screen = world, screen
         self.router = Router(world.targets, on_event=screen.event, seed=6)
-        self.model = FallbackChatModel(router=self.router, max_tokens=LONGEST)
+        self.model = FallbackChatModel(router=self.router, max_tokens=world.longest)
         self.chain = self.chain_with()
         for provider in self.router.providers:
             getattr(provider, "load", int)()  # imports the SDK: an audience should not take that for a slow vendor
@@ -103,8 +101,11 @@ def four(show: Show) -> None:
     both = show.asked[0] == world.first.name and show.asked[-1] == world.local.name
     screen.promise("the vendor began (green), the local model finished (magenta)", both)
     screen.promise(f"the journal knows the seam: character {seam}", show.journal.seams == [seam])
-    if world.local_knows:
+    scripted = world.instructions(expected) is None
+    if world.local_knows and (scripted or expected.startswith(text[:seam])):
         screen.promise("the reader got one whole text: no word lost, none said twice", text == expected)
+    else:
+        screen.note("A vendor or a model with words of its own: whether they fit together is for you to judge.")
 
 
 QUESTIONS = {
@@ -122,7 +123,7 @@ def five(show: Show) -> None:
 
     world, screen = show.world, show.screen
     world.down()
-    Settings.llm = FallbackLLM(router=show.router, max_tokens=LONGEST)
+    Settings.llm = FallbackLLM(router=show.router, max_tokens=100)
     Settings.embed_model = WordCounts()
     pages = [TextNode(text=page.read_text(encoding="utf-8")) for page in sorted(HANDBOOK.glob("*.md"))]
     engine = VectorStoreIndex(pages).as_query_engine(similarity_top_k=2)
@@ -175,7 +176,7 @@ STEPS = (
         three,
     ),
     Step(
-        "An answer breaks off in the middle of a sentence, another model finishes it",
+        "An answer breaks off in mid-sentence, another model finishes it",
         "The first vendor is back, and loses the connection while it writes; the second one says 503.",
         four,
     ),

@@ -28,14 +28,16 @@ class World:
         local: a GGUF, run by llama.cpp on this machine.
         local_knows: whether the local model is the one whose answers are in `SAYS`.
         patience_s: how long silence of the first target is borne, in seconds.
+        longest: tokens an answer may have. It also bounds what an attempt that broke off can have cost.
     """
 
     patience_s = 1.5
+    longest = 200
 
     def __init__(self, gguf: str | None = None) -> None:
         self.stage = FaultServer()
         self.stage.start()
-        self.local = Target(f"llamacpp:{gguf or 'tiny'}")
+        self.local = Target(f"llamacpp:{gguf or 'tiny'}", fit_max_tokens=True)
         self.local_knows = gguf is None
         self.first, self.second = self.hosted()
         self.healthy()
