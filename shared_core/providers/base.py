@@ -27,7 +27,7 @@ from shared_core.routing.target import Target
 __all__ = ["Fold", "SdkProvider", "broken", "malformed", "response_facts"]
 
 _TAIL_S = 2.0
-"""How long to wait for usage and the terminal frame once the vendor has said why the answer ended."""
+"""How long to wait, in all, for usage and the terminal frame once it is known why the answer ended."""
 _END: Any = object()
 
 
@@ -187,8 +187,10 @@ class SdkProvider:
             self._check_stream(parsed, response)
             chunks = iter(parsed)
             seen = False
+            limit: transport.Limiter = guard
             while True:
-                limit: transport.Limiter = _Tail(guard) if fold.complete else guard
+                if fold.complete and limit is guard:
+                    limit = _Tail(guard)
                 try:
                     with self._failures(guard, fold), transport.guarded(limit):
                         chunk = next(chunks, _END)
@@ -238,11 +240,14 @@ class SdkProvider:
             self._check_stream(parsed, response)
             chunks = aiter(parsed)
             seen = False
+            tail: _Tail | None = None
             while True:
+                if fold.complete and tail is None:
+                    tail = _Tail(guard)
                 try:
                     with self._failures(guard, fold):
-                        if fold.complete:
-                            async with asyncio.timeout(_Tail(guard).remaining()):
+                        if tail is not None:
+                            async with asyncio.timeout(tail.remaining()):
                                 chunk = await anext(chunks, _END)
                         else:
                             chunk = await anext(chunks, _END)

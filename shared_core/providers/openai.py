@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from shared_core.chat.events import (
@@ -32,6 +32,7 @@ from shared_core.errors import ErrorKind, ProviderError
 from shared_core.providers import transport
 from shared_core.providers.base import SdkProvider, broken, malformed
 from shared_core.providers.compatible import ROWS, Row, base_url, is_loopback
+from shared_core.providers.llama_cpp.stops import StopMatcher
 from shared_core.providers.models import ModelFacts, facts
 from shared_core.providers.registry import canonical, key_for
 from shared_core.routing.capabilities import Capabilities
@@ -49,6 +50,9 @@ _SDK_PARAMETERS = frozenset(
     }
 )  # fmt: skip
 """What `create` takes by name in every SDK we support; any other key goes into the body as it is."""
+
+_MOST_STOPS = 4
+"""How many stop sequences the API takes."""
 
 _FINISH: Mapping[str, FinishReason] = {
     "stop": "stop",
@@ -155,7 +159,15 @@ class OpenAIProvider(SdkProvider):
         return client.chat.completions.with_raw_response.create
 
     def _fold(self, request: ChatRequest) -> _Fold:
-        return _Fold(self.name, {self._wire_name(t.name): t.name for t in request.tools}, think_tags=self._tags)
+        names = {self._wire_name(t.name): t.name for t in request.tools}
+        sent = self._stops(request)
+        unsent = () if len(sent) == len(request.stop) else request.stop
+        return _Fold(self.name, names, think_tags=self._tags, stops=unsent)
+
+    def _stops(self, request: ChatRequest) -> tuple[str, ...]:
+        """The stop sequences that the vendor is told; what it would refuse is watched for on this side."""
+        known = self._facts(request.model or self.model)
+        return request.stop[:_MOST_STOPS] if known.stop else ()
 
     def _explain(self, error: ProviderError) -> None:
         super()._explain(error)
@@ -211,8 +223,8 @@ class OpenAIProvider(SdkProvider):
             call["temperature"] = request.temperature
         if request.top_p is not None and not thinks:
             call["top_p"] = request.top_p
-        if request.stop and known.stop:
-            call["stop"] = list(request.stop)
+        if stops := self._stops(request):
+            call["stop"] = list(stops)
         if request.seed is not None and row.seed is not None:
             (call if row.seed == "seed" else body)[row.seed] = request.seed
         if request.user is not None and row.user:
@@ -332,12 +344,15 @@ def _response_format(request: ChatRequest) -> dict[str, Any]:
 class _Fold:
     """Reads chat completions, in chunks or whole."""
 
-    def __init__(self, provider: str, names: Mapping[str, str], *, think_tags: bool) -> None:
+    def __init__(
+        self, provider: str, names: Mapping[str, str], *, think_tags: bool, stops: Sequence[str] = ()
+    ) -> None:
         self.content = False
         self.complete = False
         self._provider = provider
         self._names = names
         self._tags = _ThinkTags() if think_tags else None
+        self._stops = StopMatcher(stops)
         self._started = False
         self._id: str | None = None
         self._model: str | None = None
@@ -349,6 +364,23 @@ class _Fold:
         self._extra: dict[str, Any] = {}
 
     def feed(self, chunk: Any) -> Sequence[ChatEvent]:
+        return list(self._stopped(self._read(chunk)))
+
+    def _stopped(self, events: Iterable[ChatEvent]) -> Iterator[ChatEvent]:
+        """The events, up to a stop sequence that the vendor was not told. What it says after one is not read."""
+        for event in events:
+            if self._stops.matched is not None and not isinstance(event, Started):
+                continue
+            if isinstance(event, TextDelta):
+                text = self._stops.feed(event.text)
+                if text:
+                    yield TextDelta(text)
+                if self._stops.matched is not None:
+                    self.complete, self._reason = True, "stop"
+            else:
+                yield event
+
+    def _read(self, chunk: Any) -> list[ChatEvent]:
         events: list[ChatEvent] = []
         self._envelope(chunk)
         if not self._started:
@@ -432,7 +464,9 @@ class _Fold:
     def end(self, facts: Mapping[str, Any]) -> Sequence[ChatEvent]:
         if not self.complete:
             raise broken("the stream ended without a finish reason")
-        events: list[ChatEvent] = list(self._tags.flush()) if self._tags is not None else []
+        events: list[ChatEvent] = list(self._stopped(self._tags.flush())) if self._tags is not None else []
+        if rest := self._stops.close():
+            events.append(TextDelta(rest))
         reason = _FINISH.get(self._reason or "", "other")
         if self._refused:
             reason = "refusal"
@@ -456,7 +490,7 @@ class _Fold:
         if self._reason == "error":
             self._raise(getattr(choices[0], "error", None))
         self.complete = True
-        events: list[ChatEvent] = [Started(self._id, self._model), *self._said(message)]
+        events: list[ChatEvent] = [Started(self._id, self._model), *self._stopped(self._said(message))]
         return [*events, *self.end(facts)]
 
     def _fail_if_error(self, response: Any) -> None:

@@ -325,6 +325,11 @@ class Clients(Generic[S, A]):
             if loop.is_running():
                 loop.call_soon_threadsafe(_close_soon, other)
 
+    def __del__(self) -> None:
+        # Deserted without `close()`: the sockets go with it, as they would with an SDK's own client.
+        if not sys.is_finalizing() and (client := getattr(self, "_sync", None)) is not None:
+            client.close()
+
     async def aclose(self) -> None:
         """Close the running loop's client, then everything else."""
         with self._lock:

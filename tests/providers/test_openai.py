@@ -192,6 +192,24 @@ def test_a_reasoning_effort_makes_a_hybrid_model_refuse_sampling(server: FaultSe
     assert "temperature" not in body
 
 
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("streaming", SHAPES)
+def test_a_stop_sequence_that_the_model_refuses_is_watched_for_on_this_side(
+    server: FaultServer, colour: Colour, streaming: bool
+) -> None:
+    provider = at(server, "openai:gpt-5-mini", Answer("One two three STOP HERE four five"))
+    answer = collect(call(provider, ask(streaming=streaming, stop=("STOP HERE",)), colour))
+    assert (answer.text, answer.finish_reason) == ("One two three ", "stop")
+    assert "stop" not in server.requests[-1].body
+
+
+def test_more_stop_sequences_than_the_vendor_takes_all_count(server: FaultServer) -> None:
+    provider = at(server, step=Answer("a b c d E f"))
+    answer = collect(call(provider, ask(stop=("1", "2", "3", "4", "E"))))
+    assert answer.text == "a b c d "
+    assert server.requests[-1].body["stop"] == ["1", "2", "3", "4"]
+
+
 def test_vendor_options_pass_through_by_name_or_into_the_body(server: FaultServer) -> None:
     provider = at(server, params={"service_tier": "flex", "top_k": 1}, headers={"X-Team": "a"}, query={"v": "2"})
     body = sent(

@@ -331,3 +331,28 @@ def test_the_key_is_nowhere_to_be_read(server: FaultServer, vendor: str) -> None
     error = fail(provider, ask())
     assert error.kind is ErrorKind.AUTH
     assert "plain secret word" not in f"{error} {error!r} {provider!r} {provider.target!r}"
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_server_that_dawdles_after_the_end_does_not_hold_up_a_whole_answer(
+    server: FaultServer, colour: Colour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the text and the reason have arrived; what is missing is the usage, and that can be lived without."""
+    monkeypatch.setattr("shared_core.providers.base._TAIL_S", 0.1)
+    provider = provider_at(server, "openai")
+    fold = provider._fold(ask(streaming=True))
+    original = type(fold).feed
+
+    def ends_early(self: Any, chunk: Any) -> Any:
+        events = original(self, chunk)
+        if self.content:  # as if the reason had come with the first word; the server then says nothing more
+            self.complete, self._reason = True, "stop"
+        return events
+
+    monkeypatch.setattr(type(fold), "feed", ends_early)
+    server.script("m", Fault("stall", after_words=1))
+    begun = time.monotonic()
+    events = call(provider, ask(streaming=True), colour)
+    assert isinstance(events[-1], Finished)
+    assert events[-1].usage is None
+    assert time.monotonic() - begun < 5.0
