@@ -249,7 +249,6 @@ class CircuitBreaker:
     def _enter(self, state: CircuitState) -> CircuitState:
         self._state = state
         self._generation += 1
-        self._probe_expires = None
         self._consecutive = 0
         if state is CircuitState.CLOSED:
             self._buckets.clear()

@@ -24,7 +24,7 @@ CHARS_PER_TOKEN = 6
 """Deliberately generous: a target is only excluded for its window when the request cannot possibly fit."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Route:
     """A target bound to what serves it: its provider, its gate, and the settings that apply to it."""
 
@@ -41,6 +41,9 @@ class Route:
 
     name: str = field(init=False)
 
+    def __repr__(self) -> str:
+        return f"Route({self.name})"
+
     @property
     def capabilities(self) -> Capabilities:
         """What the target says it can take, or what is known about its model."""
@@ -52,7 +55,7 @@ class Route:
         return self.provider.local
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """The ordered targets, and every excluded one with its reason."""
 
@@ -74,6 +77,10 @@ class Plan:
             "targets": [{"target": n, "note": self.notes.get(n)} for n in self.targets],
             "excluded": [{"target": t, "reason": r} for t, r in self.excluded],
         }
+
+    def __repr__(self) -> str:
+        left = f"; left out: {', '.join(name for name, _ in self.excluded)}" if self.excluded else ""
+        return f"Plan({self.strategy}: {', '.join(self.targets) or 'nobody'}{left})"
 
     def __str__(self) -> str:
         lines = [f"plan ({self.strategy}):"]
@@ -140,9 +147,8 @@ def _exclusion(request: ChatRequest, route: Route) -> str | None:
     if constraints is not _ANYONE and (reason := _forbidden(constraints, route)):
         return reason
     capabilities = route.capabilities
-    if request.tools or request.output is not None or len(request.messages) > 0:
-        for reason in missing(request, capabilities):
-            return reason
+    for reason in missing(request, capabilities):
+        return reason
     window = capabilities.context_window
     if window is not None:
         least = sum(len(m.text) for m in request.messages) // CHARS_PER_TOKEN

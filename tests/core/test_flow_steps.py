@@ -137,6 +137,7 @@ def test_a_streamed_answer_takes_three_steps_and_the_journal_knows_who_gave_it()
     (a,) = h.journal.attempts
     assert (a.target, a.provider, a.model, a.number, a.retry, a.seam) == ("a", "vendor-a", "model-a", 1, False, None)
     assert (a.started, a.ended, a.outcome, a.error, a.delivered) == (START, START + 2, "answered", None, 2)
+    assert a.origin == "origin-a"
     assert h.settled[0].outcome == Outcome(None, latency_s=2.0)
     assert h.markers == []
     assert (h.journal.waited_s, h.journal.restarts, h.journal.seams, h.journal.skips) == (0.0, 0, [], [])

@@ -135,7 +135,9 @@ def test_an_unknown_price_fails_closed_under_a_maximum():
 
 
 def test_an_unknown_capability_in_constraints_is_refused():
-    with pytest.raises(ConfigurationError, match="unknown capability 'wings'"):
+    with pytest.raises(
+        ConfigurationError, match=r"'wings' in constraints. Valid: audio, .*, tools\.$"
+    ):
         router({}).explain(HI.replace(constraints=Constraints(require=frozenset({"wings"}))))
 
 
@@ -162,13 +164,14 @@ def test_a_users_own_strategy_sees_health_and_may_leave_targets_out():
     seen = []
 
     def healthiest(request, views):
+        assert request is HI
         seen.append([(v.name, v.health.status, v.turn) for v in views])
         return [v for v in reversed(views) if v.name != "a"]
 
-    r = router({}, {}, {}, strategy=healthiest)
+    r = router({}, {}, {}, {"enabled": False}, strategy=healthiest)
     plan = r.explain(HI)
     assert plan.targets == ("c", "b")
-    assert plan.excluded == (("a", "left out by strategy 'healthiest'"),)
+    assert plan.excluded == (("d", "disabled"), ("a", "left out by strategy 'healthiest'"))
     assert plan.strategy == "healthiest"
     assert seen == [[("a", "UNKNOWN", 0), ("b", "UNKNOWN", 0), ("c", "UNKNOWN", 0)]]
 
@@ -235,6 +238,7 @@ def test_a_plan_prints_exactly_what_it_holds():
         "<tr><td>1</td><td>a</td><td></td></tr><tr><td>2</td><td>c</td><td>circuit forced open</td></tr>"
         "<tr><td>–</td><td>b</td><td>disabled</td></tr></table>"
     )
+    assert str(router({}).explain(HI)) == "plan (priority):\n  1. a"
     nobody = router({"enabled": False}, {"enabled": False}).explain(HI)
     assert str(nobody) == "plan (priority):\n  -  a: disabled\n  -  b: disabled"
     assert "<td>a</td><td>disabled</td></tr><tr><td>–</td><td>b</td>" in nobody._repr_html_()
@@ -307,3 +311,10 @@ def test_a_strategy_is_not_asked_about_a_single_target_and_is_about_two():
     assert asked == []
     router({}, {}, strategy=strategy).explain(HI)
     assert asked == [2]
+
+
+def test_a_plans_repr_is_one_line():
+    r = router({}, {"enabled": False})
+    assert repr(r.explain(HI)) == "Plan(priority: a; left out: b)"
+    assert repr(router({"enabled": False}).explain(HI)) == "Plan(priority: nobody; left out: a)"
+    assert repr(r.explain(HI).routes) == "(Route(a),)"
