@@ -11,17 +11,24 @@ from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from uuid import uuid4
 
 from langchain_core.caches import BaseCache
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
+from langchain_core.callbacks import (
+    AsyncCallbackManager,
+    AsyncCallbackManagerForLLMRun,
+    CallbackManager,
+    CallbackManagerForLLMRun,
+)
+from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import LC_ID_PREFIX, AIMessage, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough, ensure_config
 from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
@@ -215,6 +222,17 @@ def _dumped(model: Any) -> Any:
     return out if len(out) > 1 else model.spec
 
 
+_WATCHED = frozenset({"stream", "ls_structured_output_format", "structured_output_format"})
+"""Keywords that mean something to LangChain's own `generate`."""
+
+
+def _identified(message: AIMessage) -> AIMessage:
+    """`message` with an id, made as LangChain makes them."""
+    if message.id is None:
+        message.id = f"{LC_ID_PREFIX}-{uuid4()}-0"
+    return message
+
+
 class FallbackChatModel(BaseChatModel):
     """A chat model that asks several, in order, until one answers.
 
@@ -352,6 +370,68 @@ class FallbackChatModel(BaseChatModel):
     async def aclose(self) -> None:
         """The same, for what belongs to the running event loop too."""
         await self.router.aclose()
+
+    # ── when nobody watches ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def invoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002  # LangChain's name for it
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """The whole answer. Goes round the bookkeeping for callbacks, caches and limiters when there are none."""
+        config = ensure_config(config)
+        messages = self._unwatched(CallbackManager, input, config, kwargs)
+        if messages is None:
+            return super().invoke(input, config, stop=stop, **kwargs)
+        engine, request = self._request(messages, stop, kwargs, streaming=False)
+        return _identified(message_of(engine.router.invoke(request), engine.facts.origin_of))
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002  # LangChain's name for it
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AIMessage:
+        """The whole answer, async; the twin of `invoke`."""
+        config = ensure_config(config)
+        messages = self._unwatched(AsyncCallbackManager, input, config, kwargs)
+        if messages is None:
+            return await super().ainvoke(input, config, stop=stop, **kwargs)
+        engine, request = self._request(messages, stop, kwargs, streaming=False)
+        return _identified(message_of(await engine.router.ainvoke(request), engine.facts.origin_of))
+
+    def _unwatched(
+        self,
+        manager: type[CallbackManager | AsyncCallbackManager],
+        given: LanguageModelInput,
+        config: RunnableConfig,
+        kwargs: Mapping[str, Any],
+    ) -> list[BaseMessage] | None:
+        """The messages to answer, when nothing but the answer itself would come of LangChain's longer way; else None.
+
+        That way tells callbacks and tracers, asks caches and rate limiters, and streams under the hood for those who
+        listen. Its other work, on content blocks, is left to it.
+        """
+        if (
+            self.cache is not None
+            or self.rate_limiter is not None
+            or self.output_version is not None
+            or self.streaming
+            or get_llm_cache() is not None
+            or config.get("run_id") is not None
+            or not _WATCHED.isdisjoint(kwargs)
+            or type(self)._generate is not FallbackChatModel._generate
+            or type(self)._agenerate is not FallbackChatModel._agenerate
+            or manager.configure(config.get("callbacks"), self.callbacks, self.verbose).handlers
+        ):
+            return None
+        messages = self._convert_input(given).to_messages()
+        return messages if all(isinstance(m.content, str) for m in messages) else None
 
     # ── the four faces ───────────────────────────────────────────────────────────────────────────────────────────────
 

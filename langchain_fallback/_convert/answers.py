@@ -14,7 +14,7 @@ from langchain_core.messages.tool import tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 
 from langchain_fallback._convert.messages import BLIND, CALL_DATA, ORIGIN, ai_message, ls_provider
-from langchain_fallback._convert.mould import text_chunk
+from langchain_fallback._convert.mould import copied, text_chunk
 from shared_core.chat.events import (
     Answer,
     ChatEvent,
@@ -154,11 +154,9 @@ def message_of(answer: Answer, origin_of: OriginOf = _nobody) -> AIMessage:
     )
     if native is not None:
         # A copy: fakes and caches hand out the same message twice.
-        update: dict[str, Any] = {
-            "response_metadata": metadata,
-            "usage_metadata": _usage(native, answer.usage, metadata),
-        }
-        own: AIMessage = native.model_copy(update=update)
+        own: AIMessage = copied(
+            native, response_metadata=metadata, usage_metadata=_usage(native, answer.usage, metadata)
+        )
         return own
     content: Any = answer.text
     if answer.reasoning:

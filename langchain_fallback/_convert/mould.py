@@ -12,7 +12,7 @@ from langchain_core.messages import AIMessageChunk
 from langchain_core.outputs import ChatGenerationChunk
 from pydantic import BaseModel
 
-__all__ = ["text_chunk"]
+__all__ = ["copied", "text_chunk"]
 
 M = TypeVar("M", bound=BaseModel)
 _set = object.__setattr__
@@ -41,6 +41,18 @@ class _Mould:
         _set(instance, "__pydantic_extra__", {} if self._extra else None)
         _set(instance, "__pydantic_private__", None)
         return instance
+
+
+def copied(instance: M, **values: Any) -> M:
+    """A shallow copy of `instance` with other `values`: as `model_copy(update=values)`, at a fraction of its cost."""
+    private = instance.__pydantic_private__
+    extra = instance.__pydantic_extra__
+    copy = type(instance).__new__(type(instance))
+    _set(copy, "__dict__", {**instance.__dict__, **values})
+    _set(copy, "__pydantic_fields_set__", instance.__pydantic_fields_set__ | values.keys())
+    _set(copy, "__pydantic_extra__", None if extra is None else dict(extra))
+    _set(copy, "__pydantic_private__", None if private is None else dict(private))
+    return copy
 
 
 _MESSAGE = _Mould(AIMessageChunk(content=""))

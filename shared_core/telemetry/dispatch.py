@@ -17,6 +17,7 @@ Observer = Callable[[Event], object | Awaitable[object]]
 """Called with each event, on the dispatcher's thread; may be async. What it returns or raises changes nothing."""
 
 _log = logging.getLogger("llm_fallback")
+_log.addHandler(logging.NullHandler())  # a library says nothing in a program that has not asked for its log
 _WARN = (FellOver, RequestFailed, CircuitChanged)
 _INFO = (AttemptFailed, StreamContinued)
 

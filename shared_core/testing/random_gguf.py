@@ -180,6 +180,6 @@ def _libraries() -> tuple[Any, Any]:
         import numpy as np
     except ImportError as error:
         raise ImportError(
-            "Writing a GGUF file needs the 'gguf' package. hint: pip install 'llm-fallback[local]'"
+            "Writing a GGUF file needs the 'gguf' package. hint: pip install gguf"
         ) from error
     return gguf, np

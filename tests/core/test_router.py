@@ -262,12 +262,15 @@ class Blocking(ScriptedProvider):
         super().__init__(*args, **kw)
         self.gate = gate or threading.Event()
         self.threads = []
+        self.nap = 0.0
 
     def stream(self, request, guard):
         self.threads.append(threading.current_thread())
         yield Started()
         if self.script[0] == "hang":
             self.gate.wait(5)
+        if self.nap:
+            time.sleep(self.nap)
         yield from super().stream(request, guard)
 
 
@@ -796,7 +799,7 @@ def test_tool_calls_whose_ids_a_provider_left_out_get_unique_ones():
 
 def test_a_blocking_target_earns_the_callers_own_thread_by_a_hundred_instant_answers_and_loses_it_by_a_failure():
     provider = Blocking(*["ok"] * 150, K.CONFLICT, "ok")
-    router = Router(provider, clock=(clock := VirtualClock()), retry=RetryPolicy(total=0))
+    router = Router(provider, retry=RetryPolicy(total=0))
     main = threading.current_thread()
     for _ in range(150):
         router.invoke("Hi")
@@ -806,7 +809,12 @@ def test_a_blocking_target_earns_the_callers_own_thread_by_a_hundred_instant_ans
         router.invoke("Hi")
     router.invoke("Hi")
     assert provider.threads[-1] is not main
-    provider._clock, provider._latency_s = clock, 0.0011
-    for _ in range(200):
+    for _ in range(110):
         router.invoke("Hi")
-    assert main not in provider.threads[-200:], "a millisecond is no longer instant"
+    assert provider.threads[-1] is main
+    provider.nap = 0.002
+    router.invoke("Hi")
+    router.invoke("Hi")
+    provider.nap = 0
+    router.invoke("Hi")
+    assert provider.threads[-1] is not main, "two milliseconds are no longer instant"
