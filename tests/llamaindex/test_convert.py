@@ -69,6 +69,15 @@ def test_a_block_becomes_its_part(block, part):
     assert parts_of(block, **ASSISTANT) == (part,)
 
 
+def test_a_callers_stream_stays_where_it_stands():
+    """Reading it for one attempt leaves it as it was for the next, and for the caller."""
+    picture = io.BytesIO(PNG)
+    block = ImageBlock(image=picture, image_mimetype="image/png")
+    picture.seek(3)
+    assert parts_of(block) == (Image(PNG, media_type="image/png"),)
+    assert picture.tell() == 3
+
+
 def test_files_are_read_from_disk(tmp_path):
     """A path is read when the request is made; one that is not there is told."""
     (tmp_path / "a.png").write_bytes(PNG)

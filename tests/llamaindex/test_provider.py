@@ -39,6 +39,7 @@ from shared_core import (
     Router,
     Text,
     ToolCall,
+    ToolCallDelta,
     Usage,
     assistant,
     collect,
@@ -115,6 +116,9 @@ class Canned(FunctionCallingLLM):
         self.asked.append((copy.deepcopy(messages), kwargs))
         for message in messages:  # what bad integrations do
             message.additional_kwargs["scribbled"] = True
+            for block in message.blocks:
+                if isinstance(block, TextBlock):
+                    block.text += " scribble"
             message.blocks.append(TextBlock(text="scribble"))
         return self.said
 
@@ -449,6 +453,18 @@ def test_a_stream_without_its_end_is_broken(chunks):
     assert caught.value.kind is ErrorKind.STREAM_CUT
 
 
+def test_a_growing_tool_call_is_a_sign_of_life():
+    """Long arguments are not taken for silence, and are told once, whole; the reason says that there are calls."""
+    grown = ["", '{"x"', '{"x": 1', '{"x": 1', '{"x": 1}']
+    blocks = [ToolCallBlock(tool_call_id="c", tool_name="add", tool_kwargs=text) for text in grown]
+    reader = Reader({})
+    events = [list(reader.feed(says("", block, raw=openai_chunk("stop")))) for block in blocks]
+    assert [sum(isinstance(e, ToolCallDelta) for e in each) for each in events] == [1, 1, 1, 0, 1]
+    answer = collect([*(event for each in events for event in each), *reader.finish()])
+    assert answer.tool_calls == (ToolCall("c", "add", '{"x": 1}'),)
+    assert answer.finish_reason == "tool_calls"
+
+
 def test_half_a_tool_call_is_none():
     """Its arguments are no JSON, so the attempt has failed, and nobody runs a tool on half an argument."""
     half = ToolCallBlock(tool_call_id="c", tool_name="f", tool_kwargs='{"x": 1')
@@ -523,6 +539,17 @@ def test_the_llms_own_response_rides_along():
     llm = FallbackLLM([canned(says("Here:", image))])
     drawn = llm.chat([ChatMessage(content="draw")]).message.blocks
     assert [type(block).__name__ for block in drawn] == ["TextBlock", "ImageBlock"]
+
+
+def test_a_message_of_calls_holds_nothing_but_calls():
+    """An empty text beside a call makes Google's integration send the call twice; what is left is plain data."""
+    message = FallbackLLM([canned(says("", CALL))]).chat([ChatMessage(content="x")], tools=[TOOL]).message
+    assert message.blocks == [ToolCallBlock(tool_call_id="c", tool_name="add", tool_kwargs={"x": 1})]
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": '{"x": 1}'}}
+    assert message.additional_kwargs == {
+        "tool_calls": [call],
+        "fallback_origin": {"provider": "llamaindex/canned", "model": "canned"},
+    }
 
 
 def test_of_a_continued_answer_only_the_words_are_the_last_llms():
