@@ -21,6 +21,7 @@ from shared_core.providers.error_table import (
     CODES_OF_FAMILY,
     GENERIC,
     LIMITS,
+    MISREAD,
     NO_WAIT,
     OS_ERRORS,
     PREFILL_REJECTED,
@@ -289,6 +290,13 @@ def _raised_by_vendor(exc: BaseException) -> bool:
     return bool(VENDOR_CODE.match(module))
 
 
+def _misread(exc: Exception) -> bool:
+    """Whether a framework's vendor package stumbled over an answer that is none: `choices[0]` of nothing, HTML for JSON."""
+    if not isinstance(exc, (IndexError, AttributeError, TypeError, ValueError)) or not MISREAD.search(str(exc)):
+        return False
+    return _raised_by_vendor(exc)
+
+
 def classify_error(
     exc: BaseException,
     *,
@@ -309,7 +317,11 @@ def classify_error(
     """
     if isinstance(exc, ProviderError):
         return exc
-    if not isinstance(exc, Exception) or is_bug(exc):
+    if not isinstance(exc, Exception):
+        return None
+    if _misread(exc):
+        return _plain(K.MALFORMED, exc, exc)
+    if is_bug(exc):
         return None
     chain = [one for one in _chain(exc) if isinstance(one, Exception)]
     for one in chain:

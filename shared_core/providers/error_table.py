@@ -19,6 +19,7 @@ __all__ = [
     "CODE_SHAPES",
     "GENERIC",
     "LIMITS",
+    "MISREAD",
     "NO_WAIT",
     "OS_ERRORS",
     "PREFILL_REJECTED",
@@ -420,6 +421,13 @@ VENDOR_CODE = re.compile(
     r"|llama_index\.llms|pydantic|pydantic_core)\b"
 )
 """Modules whose own `ValueError`s mean 'I cannot send this', not 'you have a bug'."""
+
+MISREAD = re.compile(
+    r"list index out of range|'(?:str|NoneType)' object (?:has no attribute|is not (?:subscriptable|iterable))"
+    r"|no generation(?:s| chunks)|unexpected (?:response|type)|received .{0,40}(?:html|str)\b|null value for .?choices",
+    re.IGNORECASE,
+)
+"""What vendor packages say when they stumble over an answer that is no answer."""
 
 NO_WAIT = frozenset(
     {

@@ -486,3 +486,40 @@ def test_a_provider_error_inside_is_handed_out_as_it_is() -> None:
 def test_a_limit_of_ours_is_told_in_our_words() -> None:
     assert timeout_error("first token", 30.0).message == "no first token within 30 s"
     assert timeout_error("idle", 20.0).kind is K.TIMEOUT
+
+
+def raised_in(module: str, statement: str) -> Exception:
+    """The exception of a statement that runs in a function of that module."""
+    space: dict[str, Any] = {"__name__": module}
+    exec(f"def read(response):\n    {statement}", space)
+    try:
+        space["read"]("<html>")
+    except Exception as error:
+        return error
+    raise AssertionError("it did not fail")
+
+
+STUMBLES = [
+    "[][0]",
+    "response.choices",
+    "response.model_dump()",
+    "None.message",
+    "raise ValueError('Unexpected response type')",
+]
+
+
+@pytest.mark.parametrize("statement", STUMBLES)
+def test_a_vendor_package_that_stumbles_over_an_answer_tells_of_a_malformed_one(statement: str) -> None:
+    """The same mistake in code that is not a vendor's is a bug, and surfaces."""
+    error = classify_error(raised_in("langchain_openai.chat_models.base", statement), provider="langchain")
+    assert error is not None
+    assert error.kind is K.MALFORMED
+    assert classify_error(raised_in("my_program.callbacks", statement), provider="langchain") is None
+
+
+def test_a_vendor_package_that_refuses_to_send_makes_the_target_incapable() -> None:
+    statement = "raise ValueError('Block of type audio is not supported')"
+    error = classify_error(raised_in("langchain_anthropic.chat_models", statement), provider="langchain")
+    assert error is not None
+    assert error.kind is K.INCAPABLE
+    assert classify_error(raised_in("my_program", statement), provider="langchain") is None
