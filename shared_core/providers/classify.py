@@ -291,7 +291,7 @@ def _raised_by_vendor(exc: BaseException) -> bool:
 
 
 def _misread(exc: Exception) -> bool:
-    """Whether a framework's vendor package stumbled over an answer that is none: `choices[0]` of nothing, HTML for JSON."""
+    """Whether a vendor package stumbled over an answer that is none: `choices[0]` of nothing, HTML in place of JSON."""
     if not isinstance(exc, (IndexError, AttributeError, TypeError, ValueError)) or not MISREAD.search(str(exc)):
         return False
     return _raised_by_vendor(exc)
