@@ -161,10 +161,13 @@ class Driver:
         feed, touch = relay.feed, guard.touch
         events: Iterator[ChatEvent] | None = None
         try:
-            if provider.interruptible or self._calm.of(call.route):
+            alone = provider.interruptible or self._calm.of(call.route)
+            if alone:
                 events = provider.stream(request, guard)
             else:
-                events = run_guarded(lambda: provider.stream(request, guard), guard)
+                events = run_guarded(
+                    lambda: provider.stream(request, guard), guard, lambda took: self._calm.answered(call.route, took)
+                )
             for event in events:
                 kind = type(event)
                 if kind in _CONTENT:
@@ -178,7 +181,7 @@ class Driver:
                         yield out
                     if kind is Finished:
                         self._books.finished(call, event)  # type: ignore[arg-type]  # `kind` says which it is
-                        if not provider.interruptible:
+                        if alone and not provider.interruptible:
                             self._calm.answered(call.route, self._now() - guard.started)
                         return None
             return _unfinished(attempt.delivered)

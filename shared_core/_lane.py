@@ -10,6 +10,7 @@ import contextvars
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
 from typing import TypeVar
 
 from shared_core.errors import ErrorKind, ProviderError
@@ -57,18 +58,21 @@ def _submit(job: Callable[[], None]) -> None:
     (worker or _Worker()).jobs.put(job)
 
 
-def run_guarded(open_: Callable[[], Iterator[T]], guard: Guard) -> Iterator[T]:
+def run_guarded(
+    open_: Callable[[], Iterator[T]], guard: Guard, done: Callable[[float], None] | None = None
+) -> Iterator[T]:
     """Iterate over `open_()` in another thread, under the caller's context variables.
 
-    A whole answer comes over in one piece, a streamed one item by item.
+    A whole answer comes over in one piece, a streamed one item by item. `done` is told how many seconds the iterator
+    took in its own thread, if it ended well.
 
     Raises:
         ProviderError: kind TIMEOUT when the guard runs out; the thread is left behind and stops at its next item.
     """
-    out: queue.SimpleQueue[tuple[Sequence[T], BaseException | None, bool]] = queue.SimpleQueue()
+    out: queue.SimpleQueue[_Piece[T]] = queue.SimpleQueue()
     reader = _Reader()
     context = contextvars.copy_context()
-    _submit(lambda: context.run(_produce, open_, guard.streaming, out.put, reader))
+    _submit(lambda: context.run(_produce, open_, guard.streaming, out.put, reader, done))
     try:
         while True:
             try:
@@ -86,6 +90,10 @@ def run_guarded(open_: Callable[[], Iterator[T]], guard: Guard) -> Iterator[T]:
         reader.gone = True
 
 
+_Piece = tuple[Sequence[T], BaseException | None, bool]
+"""Items, the error that ended the iterator, and whether more will follow."""
+
+
 class _Reader:
     """Whether somebody is still reading."""
 
@@ -98,12 +106,14 @@ class _Reader:
 def _produce(
     open_: Callable[[], Iterator[T]],
     piecemeal: bool,
-    put: Callable[[tuple[Sequence[T], BaseException | None, bool]], None],
+    put: Callable[[_Piece[T]], None],
     reader: _Reader,
+    done: Callable[[float], None] | None,
 ) -> None:
     """The other thread's half: run the iterator, hand over what it yields, and how it ended."""
     items: list[T] = []
     error: BaseException | None = None
+    begun = perf_counter()
     try:
         source = open_()
         try:
@@ -120,6 +130,8 @@ def _produce(
                 close()
     except BaseException as raised:  # noqa: BLE001  # carried to the reader's thread, where it is raised
         error = raised
+    if error is None and done is not None:
+        done(perf_counter() - begun)
     put((items, error, False))
 
 
