@@ -95,22 +95,8 @@ class Seam:
         if self._mode == "prefill":
             return False
         tail = self._delivered[-_LONGEST_OVERLAP:]
-        start = tail.find(held)
-        while start >= 0:
-            if self._word_starts(tail, start) or (held[:1].isspace()):
-                return True
-            start = tail.find(held, start + 1)
-        # Leading white space may come before a repeat.
-        stripped = held.lstrip()
-        return stripped != held and (not stripped or self._inside(tail, stripped))
-
-    def _inside(self, tail: str, piece: str) -> bool:
-        start = tail.find(piece)
-        while start >= 0:
-            if self._word_starts(tail, start):
-                return True
-            start = tail.find(piece, start + 1)
-        return False
+        piece = held.lstrip()  # white space may come before a repeat
+        return any(tail.startswith(piece, i) and self._word_starts(tail, i) for i in range(len(tail)))
 
     @staticmethod
     def _word_starts(text: str, index: int) -> bool:

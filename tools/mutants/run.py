@@ -99,6 +99,8 @@ def _copy(files: Sequence[str]) -> None:
         "source_paths": list(files),
         "pytest_add_cli_args_test_selection": list(TESTS),
         "pytest_add_cli_args": ["-p", "no:logging", "-p", "no:cacheprovider"],  # a third of each run's time
+        "timeout_constant": 2.0,  # seconds, added to what the tests take without a mutant
+        "timeout_multiplier": 5.0,  # what then has not ended never will, and counts as killed; busy machines included
         "also_copy": ["shared_core", "tests"],
         "use_git_change_detection": False,
     }
