@@ -14,7 +14,7 @@ pytestmark = pytest.mark.provider
 @pytest.fixture(scope="module")
 def bench() -> Iterator[matrix.Bench]:
     with matrix.Bench() as bench:
-        yield bench
+        yield bench.warm()
 
 
 def test_the_oracle_speaks_of_every_fault_the_server_knows():

@@ -17,16 +17,18 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns 1 when something was not measured."""
     parser = argparse.ArgumentParser(prog="python -m tools.evidence", description=__doc__)
-    parser.add_argument("section", nargs="*", default=["all"], choices=["all", *SECTIONS], metavar="SECTION",
-                        help=f"all, {', '.join(SECTIONS)}")  # fmt: skip
+    parser.add_argument("section", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}, or all (the default)")
     parser.add_argument("--quick", action="store_true", help="measure less, print it, write nothing")
     parser.add_argument("--out", type=Path, default=record.FOLDER, help="write the files into this folder instead")
     options = parser.parse_args(arguments)
-    asked = list(SECTIONS) if "all" in options.section else list(dict.fromkeys(options.section))
+    everything = not options.section or "all" in options.section
+    asked = list(SECTIONS) if everything else list(dict.fromkeys(options.section))
+    if unknown := [name for name in asked if name not in SECTIONS]:
+        parser.error(f"there is no section {unknown[0]!r}; sections: {', '.join(SECTIONS)}")
     missed = []
     for name in asked:
         section = SECTIONS[name]
-        command = "make evidence" if "all" in options.section else f'make evidence ARGS="{name}"'
+        command = "make evidence" if everything else f'make evidence ARGS="{name}"'
         print(f"evidence: {name}: {section.what}", flush=True)
         try:
             figures = section.measure(quick=options.quick)
