@@ -31,7 +31,7 @@ VENV := .venv$(if $(filter-out stable,$(WORLD)),-$(WORLD))$(PYTHON_SUFFIX)
 RUN  := $(VENV)/bin/python
 export LLM_FALLBACK_WORLD := $(WORLD)
 
-SOURCES := $(wildcard shared_core langchain_fallback llamaindex_fallback tools benchmarks tests)
+SOURCES := $(wildcard shared_core langchain_fallback llamaindex_fallback tools benchmarks tests/typing)
 
 # ── targets ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 

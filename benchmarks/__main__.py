@@ -1,4 +1,4 @@
-"""Measure, print a table, write JSON; exit 1 when a promise does not hold: `python -m benchmarks [--quick] [--out FILE]`."""
+"""Measure, print a table, write JSON; exit 1 when a promise does not hold: `python -m benchmarks [--quick]`."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -51,7 +53,7 @@ class Instant(BaseChatModel):
 def measure(rounds: int, number: int) -> list[Row]:
     """Healthy and on a failover, sync and async."""
     # The circuit would spare us the dead model after five calls; here every call is made to meet it.
-    always = {
+    always: dict[str, Any] = {
         "retry": RetryPolicy(total=0),
         "breaker": BreakerConfig(consecutive_failures=10**9, minimum_calls=10**9),
     }
@@ -75,16 +77,20 @@ def measure(rounds: int, number: int) -> list[Row]:
 
     for name, (ours, theirs) in pairs.items():
         mine, other = per_call_us(
-            lambda m=ours: m.invoke("Hello"), lambda m=theirs: m.invoke("Hello"), rounds=rounds, number=number // 5
+            partial(ours.invoke, "Hello"), partial(theirs.invoke, "Hello"), rounds=rounds, number=number // 5
         )
         rows.append(_row(f"FallbackChatModel.invoke, {name}", mine, other))
 
-        mine, other = per_call_us(
-            lambda m=ours: runner.run(many(m)), lambda m=theirs: runner.run(many(m)), rounds=rounds, number=1
-        )
+        mine, other = per_call_us(_running(runner, many, ours), _running(runner, many, theirs), rounds=rounds, number=1)
         rows.append(_row(f"FallbackChatModel.ainvoke, {name}", [x / n for x in mine], [x / n for x in other]))
     runner.close()
     return rows
+
+
+def _running(
+    runner: asyncio.Runner, many: Callable[[Any], Coroutine[Any, Any, None]], model: Any
+) -> Callable[[], None]:
+    return lambda: runner.run(many(model))
 
 
 def _row(name: str, ours: list[float], theirs: list[float]) -> Row:

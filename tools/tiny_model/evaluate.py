@@ -131,8 +131,8 @@ def demo_questions() -> Iterator[Question]:
 def answer(model: llama_cpp.Llama, question: Question) -> str:
     """The model's answer, greedy."""
     reply: Any = model.create_chat_completion(
-        question.messages,
-        tools=question.tools or None,
+        question.messages,  # type: ignore[arg-type]  # plain dicts of the shape it documents
+        tools=question.tools or None,  # type: ignore[arg-type]  # plain dicts of the shape it documents
         temperature=0.0,
         max_tokens=200,
     )
