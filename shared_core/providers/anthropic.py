@@ -133,7 +133,7 @@ class AnthropicProvider(SdkProvider):
 
     def _fold(self, request: ChatRequest) -> _Fold:
         stripped = ""
-        if request.continues and facts("anthropic", request.model or self.model).prefill:
+        if request.continues and self._continues(facts("anthropic", request.model or self.model).prefill):
             last = request.messages[-1].text
             stripped = last[len(last.rstrip()) :]
         answer_tool = _ANSWER if self._forces_schema(request) else None
