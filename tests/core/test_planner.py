@@ -135,9 +135,7 @@ def test_an_unknown_price_fails_closed_under_a_maximum():
 
 
 def test_an_unknown_capability_in_constraints_is_refused():
-    with pytest.raises(
-        ConfigurationError, match=r"'wings' in constraints. Valid: audio, .*, tools\.$"
-    ):
+    with pytest.raises(ConfigurationError, match=r"capability 'wings' in constraints. Valid: audio, .*, tools\.$"):
         router({}).explain(HI.replace(constraints=Constraints(require=frozenset({"wings"}))))
 
 

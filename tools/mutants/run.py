@@ -61,6 +61,8 @@ def run(files: Sequence[str] = FILES, *, children: int | None = None) -> list[Mu
 
 def _run(files: Sequence[str], children: int) -> list[Mutant]:
     mutmut = Path(sys.executable).with_name("mutmut")
+    if not mutmut.exists():
+        raise MutantsFailed("mutmut is not installed here; it is in the stable world: make mutants")
     command = [str(mutmut), "run", "--max-children", str(children)]
     started = time.monotonic()
     log = SCRATCH / "mutmut.log"
