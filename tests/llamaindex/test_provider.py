@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from llama_index.core.base.llms.types import (
+    CacheControl,
+    CachePoint,
     ChatMessage,
     ChatResponse,
     CompletionResponse,
@@ -362,6 +364,15 @@ def test_an_own_conversation_is_handed_over_as_it_was_written():
     told = second.asked[-1][0][1]
     assert told.additional_kwargs == {}
     assert [type(b).__name__ for b in told.blocks] == ["ToolCallBlock"]
+
+
+@pytest.mark.parametrize(("vendor", "kept"), [("openai_llm", 1), ("anthropic_llm", 2)])
+def test_what_an_integration_refuses_is_left_out(vendor, kept):
+    """LlamaIndex's OpenAI raises on a cache point; Google's stumbles over empty texts; Anthropic's caches."""
+    point = CachePoint(cache_control=CacheControl(type="ephemeral"))
+    theirs = canned(vendor=vendor)
+    FallbackLLM([theirs]).chat([ChatMessage(blocks=[TextBlock(text="a"), point, TextBlock(text="")])])
+    assert len(theirs.asked[0][0][0].blocks) == kept
 
 
 def test_dangling_calls_are_answered_before_they_are_sent(server):
