@@ -175,7 +175,7 @@ RULES: Mapping[ErrorKind, Rule] = MappingProxyType(
         ErrorKind.UNKNOWN: Rule(_F, trips_breaker=True, settlement=_UNKNOWN),
     }
 )
-"""The error table. Source: each vendor's published error pages and SDK types, 2026-10; see docs/errors.md."""
+"""The error table. Source: vendors' error pages and SDK types as commonly known in 2026; see docs/errors.md."""
 
 
 class FallbackError(Exception):

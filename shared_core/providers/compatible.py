@@ -1,6 +1,7 @@
 """Vendors that speak OpenAI's chat completions: one row each.
 
-Sources: each vendor's API reference, read 2026-11. What a vendor's page does not settle is set to the careful value.
+Sources: each vendor's API reference as commonly known in 2026; not tried against live accounts. Where in doubt, the
+careful value stands.
 """
 
 from __future__ import annotations

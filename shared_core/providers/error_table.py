@@ -1,6 +1,6 @@
 """The error table: what vendors' codes, statuses, words and exception classes mean. Data only; `classify` reads it.
 
-Sources: each vendor's error pages and SDK types as of 2026-11; docs/errors.md tells the same in words.
+Sources: each vendor's error pages and SDK types as commonly known in 2026; docs/errors.md tells the same in words.
 """
 
 from __future__ import annotations

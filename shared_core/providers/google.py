@@ -86,7 +86,7 @@ def _generation(model: str) -> float | None:
 
 
 def capabilities_of(model: str) -> Capabilities:
-    """What a model takes, by its name. Source: ai.google.dev model pages, 2026-10."""
+    """What a model takes, by its name. Source: ai.google.dev's model pages as commonly known in 2026."""
     name = model.lower().rpartition("/")[2]
     if name.startswith("gemma"):
         # Gemma on the Gemini API: no system instruction, no function calling, no JSON mode.
