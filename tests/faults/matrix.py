@@ -211,7 +211,7 @@ class Bench:
         return self
 
     def fresh(self, vendor: Vendor, model: str, url: str) -> Any:
-        """A provider with connections of its own. Building its clients may take longer than a short limit: done here."""
+        """A provider with connections of its own, its clients built: that may take longer than a short limit."""
         provider: Any = build(Target(f"{vendor.name}:{model}", base_url=url, api_key="sk-matrix-0000000000"))
         provider.load()
         if vendor.name != "google-legacy":  # it has no async client
