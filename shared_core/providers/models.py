@@ -1,8 +1,8 @@
 """What is known offline about models: context window, longest output, and what they take. Rows, most specific first.
 
-Sources: the vendors' model pages as commonly known in 2026, and the model profiles that langchain-openai and -anthropic 1.7 ship
-(`data/_profiles.py`). A model that no row knows gets its context window from genai-prices, and otherwise None:
-unknown excludes nothing. `Target(capabilities=…)` overrides any of it.
+Sources: the vendors' model pages as commonly known in 2026, and the model profiles that langchain-openai and
+-anthropic 1.7 ship (`data/_profiles.py`). A model that no row knows gets its context window from genai-prices, and
+otherwise None: unknown excludes nothing. `Target(capabilities=…)` overrides any of it.
 """
 
 from __future__ import annotations
