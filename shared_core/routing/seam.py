@@ -111,12 +111,11 @@ class Seam:
 
     def _overlap(self, held: str) -> int:
         """How many characters at the beginning of `held` repeat the end of the delivered text."""
-        delivered = self._delivered
         lead = len(held) - len(held.lstrip())
         for skip in {0, lead}:
             piece = held[skip:]
-            for size in range(min(len(piece), len(delivered), _LONGEST_OVERLAP), 0, -1):
-                if delivered.endswith(piece[:size]) and self._is_repeat(piece, size):
+            for size in range(min(len(piece), _LONGEST_OVERLAP), 1, -1):  # one character is never a repeat
+                if self._delivered.endswith(piece[:size]) and self._is_repeat(piece, size):
                     return skip + size
         return 0
 
@@ -137,7 +136,6 @@ class Seam:
     def _join(self, fresh: str) -> str:
         """Open the seam. White space on both sides is one white space."""
         self._open = True
-        self._held = ""
         return fresh.lstrip(" \t") if self._delivered[-1] in " \t" else fresh
 
     def _spaced(self, fresh: str) -> str:

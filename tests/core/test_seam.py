@@ -95,6 +95,20 @@ def test_a_repeat_that_stops_short_of_the_reader_adds_nothing():
     assert join(ANSWER[:120], words(ANSWER[:60])) == ANSWER[:120]
 
 
+@pytest.mark.parametrize(
+    ("continuation", "added"),
+    [
+        ("one two three four", ""),  # it began the whole answer again
+        ("one two three", " one two three"),  # three words may be meant
+        ("one", " one"),
+        ("two three four five", " two three four five"),  # neither the beginning nor the end of what was delivered
+    ],
+)
+def test_only_a_beginning_of_four_words_is_taken_for_the_whole_answer_again(continuation, added):
+    delivered = "one two three four five six"
+    assert join(delivered, words(continuation), aligned=True) == delivered + added
+
+
 def test_a_repeat_of_only_the_last_words_adds_nothing():
     assert join("Then it opens at once", ["opens at once"]) == "Then it opens at once"
 
@@ -112,13 +126,35 @@ def test_words_are_kept_apart_when_the_text_is_known_to_stop_between_words():
     assert join("The circuit ", ["breaker"], aligned=True) == "The circuit breaker"
 
 
+def test_one_letter_on_either_side_is_a_word_and_nothing_is_kept_apart_unless_asked_to():
+    assert join("It is", ["a cat"], aligned=True) == "It is a cat"
+    assert join("It is a", ["cat"], aligned=True) == "It is a cat"
+    assert Seam("The circ", "instructed").feed("uit opens") == "uit opens"
+
+
 def test_white_space_on_both_sides_of_the_seam_is_one_white_space_but_a_new_line_stays():
     assert join("A line ", [" and more"], "prefill") == "A line and more"
     assert join("A line\n", ["\nA paragraph"], "prefill") == "A line\n\nA paragraph"
 
 
+def test_only_spaces_and_tabs_count_at_the_seam():
+    assert join("A line ", ["\nA paragraph"], "prefill") == "A line \nA paragraph"
+    assert join("A\t", [" \tline"], "prefill") == "A\tline"
+    assert join("Big ", ["X is"], "prefill") == "Big X is"
+    assert join("Big X", [" is"], "prefill") == "Big X is"
+
+
 def test_leading_white_space_before_a_repeat_is_removed_with_it():
     assert join("The breaker opens", ["\n\nThe breaker opens", " at once"]) == "The breaker opens at once"
+
+
+def test_white_space_before_an_overlap_is_held_back_with_it():
+    assert join("The breaker opens", ["\n\n", "breaker", " opens", " now"]) == "The breaker opens now"
+
+
+def test_only_an_instructed_target_is_expected_to_repeat_words_from_the_middle():
+    for mode, at_once in (("prefill", "brown"), ("instructed", "")):
+        assert Seam("The quick brown fox", mode).feed("brown") == at_once  # type: ignore[arg-type]
 
 
 def test_text_flows_at_once_when_it_cannot_be_a_repeat():
