@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 
@@ -15,6 +16,7 @@ def main() -> int:
     parser.add_argument("--file", action="append", metavar="PATH", choices=FILES, help=f"only of {', '.join(FILES)}")
     parser.add_argument("--children", type=int, help="mutants tested at a time (default: one per core)")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception, so that mutmut is ended with us
     started = time.monotonic()
     try:
         mutants = run(options.file or FILES, children=options.children)
