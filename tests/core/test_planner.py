@@ -242,6 +242,19 @@ def test_a_plan_prints_exactly_what_it_holds():
     assert "<td>a</td><td>disabled</td></tr><tr><td>–</td><td>b</td>" in nobody._repr_html_()
 
 
+@pytest.mark.parametrize(
+    ("targets", "shown"),
+    [
+        ([{}], "Plan(priority: a)"),
+        ([{}, {}], "Plan(priority: a, b)"),
+        ([{}, {"enabled": False}, {"enabled": False}], "Plan(priority: a; left out: b, c)"),
+        ([{"enabled": False}], "Plan(priority: nobody; left out: a)"),
+    ],
+)
+def test_the_repr_of_a_plan_is_one_line_of_names(targets, shown):
+    assert repr(router(*targets).explain(HI)) == shown
+
+
 def test_a_plan_of_nobody_says_so_and_markup_in_names_is_escaped():
     from shared_core.routing.planner import Plan
 
