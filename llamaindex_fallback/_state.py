@@ -55,8 +55,9 @@ def is_secret(name: object) -> bool:
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that can be told as plain data; callables, stores and ready objects cannot."""
-    return {key: told for key, value in options.items() if (told := plain(value)) is not MISSING}
+    """The options that can be told: no secrets, and no callables, stores or ready objects."""
+    told: dict[str, Any] = plain(options)
+    return told
 
 
 def dump_llm(llm: LLM) -> dict[str, Any]:

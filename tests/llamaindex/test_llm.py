@@ -7,12 +7,14 @@ import json
 import pickle
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import pytest
 from llama_index.core import Settings
 from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, TextBlock, ToolCallBlock
+from llama_index.core.callbacks import CallbackManager, LlamaDebugHandler
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.llms import MockLLM
 from llama_index.core.llms.llm import ToolSelection
@@ -23,6 +25,9 @@ from shared_core.errors import UnknownProvider
 from shared_core.router import router_options
 from shared_core.testing import ScriptedProvider
 from tests.llamaindex.world import KEY, PRIMARY, SECONDARY, claude, fallback_llm, fallback_of, native, wrapped
+
+SECRET = "hunter2, which looks like no vendor's key"
+EXTRA = {"service_tier": "flex", "extra_headers": {"X-Team": SECRET}}
 
 
 def scripted(*script: Any, **capabilities: Any) -> Target:
@@ -172,10 +177,11 @@ def test_payloads_tell_the_model_and_no_key(server):
 
 @pytest.fixture
 def mixed(server):
+    theirs = wrapped(server, SECONDARY, default_headers={"X-Team": SECRET}, additional_kwargs=EXTRA)
     models = [
-        native(server, PRIMARY, weight=2.0, price={"input": 1, "output": 2}, headers={"X-Team": KEY}),
+        native(server, PRIMARY, weight=2.0, price={"input": 1, "output": 2}, headers={"X-Team": SECRET}),
         claude(server, timeouts={"first_token": 3.0}, capabilities={"tool_choice": frozenset({"auto", "any"})}),
-        {"llm": wrapped(server, SECONDARY, default_headers={"Authorization": KEY}), "name": "mine"},
+        {"llm": theirs, "name": "mine"},
     ]
     own = {"temperature": 0.2, "system_prompt": "Be brief."}
     return fallback_llm(server, models, strategy="round_robin", timeouts={"idle": 5.0}, **own)
@@ -195,6 +201,8 @@ def test_it_is_revived_from_plain_data(server, mixed, monkeypatch):
     keyed(monkeypatch)
     data = json.loads(mixed.to_json())
     assert KEY not in json.dumps(data)
+    assert SECRET not in json.dumps(data)
+    assert data["models"][2]["llm"]["settings"]["additional_kwargs"] == {"service_tier": "flex"}
     before = copy.deepcopy(data)
     revived = FallbackLLM.from_dict(data)
     assert data == before
@@ -207,8 +215,12 @@ def test_it_is_revived_from_plain_data(server, mixed, monkeypatch):
 
 def test_it_is_pickled_without_a_key(server, mixed, monkeypatch):
     """Native and wrapped targets; the other side's environment has the keys."""
+    mixed.callback_manager = CallbackManager([LlamaDebugHandler(print_trace_on_end=False)])
+    mixed.rate_limiter = threading.Lock()  # neither travels, and this one could not
     data = pickle.dumps(mixed)
+    mixed.rate_limiter = None
     assert KEY.encode() not in data
+    assert SECRET.encode() not in data
     keyed(monkeypatch)
     revived = pickle.loads(data)
     assert same(revived, mixed)
@@ -240,6 +252,8 @@ def test_from_dict_builds_llms_only():
     for module in ("subprocess:Popen", "llama_index.core.schema:TextNode", "no.such.module:X", "llama_index.none:X"):
         with pytest.raises(ConfigurationError):
             FallbackLLM.from_dict({"models": [{"llm": {"class": module, "settings": {}}}]})
+    with pytest.raises(ConfigurationError, match="import antigravity before"):
+        FallbackLLM.from_dict({"models": [{"llm": {"class": "antigravity:fly", "settings": {}}}]})
 
 
 def test_copies_ask_the_same_router(server):
