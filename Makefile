@@ -70,8 +70,8 @@ docs: setup ## execute every Python block of README.md and docs/
 	@$(RUN) -m pytest -v tests/test_house.py -k snippets $(ARGS)
 
 .PHONY: evidence
-evidence: setup ## measure the figures that README.md quotes
-	@$(RUN) -m tools.evidence $(ARGS)
+evidence: setup peers ## measure the figures that README.md and docs/ quote
+	@PEERS_PYTHON=$(abspath .venv-peers$(PYTHON_SUFFIX)/bin/python) $(RUN) -m tools.evidence $(ARGS)
 
 .PHONY: mutants
 mutants: setup ## change the core in small ways and see the tests notice

@@ -137,7 +137,9 @@ class Rule:
     locks: Scope | None = None
     """What is closed at once, without counting to five."""
     lock_s: float = 0.0
-    """For how long, in seconds, when the error names no end itself."""
+    """For how long, in seconds: at least this, whatever the error says."""
+    trusts_wait: bool = False
+    """An end that the error names counts in place of `lock_s`, also when it is sooner."""
     backoff_base_s: float = 0.5
     settlement: Settlement = Settlement.VOID
     prefers_fall_over: bool = False
@@ -162,7 +164,7 @@ RULES: Mapping[ErrorKind, Rule] = MappingProxyType(
         # A wait with an end: the target is parked until then, its circuit stays closed.
         ErrorKind.THROTTLED: Rule(_R, locks=Scope.TARGET, backoff_base_s=1.0),
         ErrorKind.RAMP: Rule(_R, locks=Scope.TARGET, backoff_base_s=1.0),
-        ErrorKind.QUOTA_DAY: Rule(_F, locks=Scope.TARGET, lock_s=3600.0),
+        ErrorKind.QUOTA_DAY: Rule(_F, locks=Scope.TARGET, lock_s=3600.0, trusts_wait=True),
         ErrorKind.CONFLICT: Rule(_R),
         ErrorKind.TRANSIENT: Rule(_R, trips_breaker=True, settlement=_UNKNOWN),
         ErrorKind.OVERLOADED: Rule(_R, trips_breaker=True, backoff_base_s=1.0, prefers_fall_over=True),

@@ -161,7 +161,8 @@ class Gate:
             else:
                 health.note(text, now)
                 result = Result.NEUTRAL
-            wait = max(error.retry_after_s or 0.0, rule.lock_s)
+            asked = error.retry_after_s or 0.0
+            wait = asked if asked > 0 and rule.trusts_wait else max(asked, rule.lock_s)
             if rule.locks is not None and wait > 0:
                 changes.append(self._lock_out(rule.locks, now + wait, error))
             changes += self._circuit(

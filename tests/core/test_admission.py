@@ -90,6 +90,15 @@ def test_a_longer_wait_wins_over_the_default_lock():
     assert gate.parked_until == 36_000.0
 
 
+def test_a_daily_quota_ends_when_the_server_says_and_a_locked_account_no_sooner_than_the_table():
+    gate = Gate("t")
+    fail(gate, ErrorKind.QUOTA_DAY, 0.0, wait=432.0)
+    assert gate.parked_until == 432.0
+    gate = Gate("t")
+    fail(gate, ErrorKind.BILLING, 0.0, wait=1.0)
+    assert gate.account.until == 900.0
+
+
 def test_a_lock_is_never_shortened_by_a_later_shorter_one():
     gate = Gate("t")
     first, second = gate.admit(0.0, 1.0), gate.admit(0.0, 1.0)
