@@ -54,7 +54,9 @@ __all__ = ["FINISH", "GeminiFold", "GoogleProvider", "blob", "capabilities_of", 
 
 _SKIP = b"skip_thought_signature_validator"
 """Google's documented stand-in for the signature of a call that another model made."""
-_FILES = "https://generativelanguage.googleapis.com/v1beta/"
+_VERSION = "v1beta"
+"""Of the API, unless the target names another. Left alone, google-genai 3 takes v1 or GOOGLE_GENAI_API_VERSION."""
+_FILES = f"https://generativelanguage.googleapis.com/{_VERSION}/"
 _STOPS = 5
 
 FINISH: Mapping[str, FinishReason] = {
@@ -200,7 +202,7 @@ class GoogleProvider(SdkProvider):
             vertexai=False,  # whatever GOOGLE_GENAI_USE_VERTEXAI says: a target names its endpoint itself
             http_options=sdk.types.HttpOptions(
                 base_url=self.target.base_url,
-                api_version=self.target.options.get("api_version"),
+                api_version=self.target.options.get("api_version") or _VERSION,
                 headers=dict(given) if given else None,
                 retry_options=sdk.types.HttpRetryOptions(attempts=1),
                 # Left alone, it reads the certificate store twice more per client: 70 ms, on the event loop.

@@ -408,6 +408,7 @@ def test_the_key_comes_from_the_environment(
     monkeypatch.delenv("GOOGLE_API_KEY", raising=False)
     monkeypatch.setenv(variable, "from-the-environment-ZZZZ")
     monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")  # must not send a Gemini target elsewhere
+    monkeypatch.setenv("GOOGLE_GENAI_API_VERSION", "v1")  # nor may this: one target, one address, whatever the SDK
     provider: Any = CLASSES[name](Target(f"{name}:gemini-2.5-flash", base_url=server.google_url))
     call(provider, ask())
     provider.close()
