@@ -337,6 +337,15 @@ class FallbackChatModel(BaseChatModel):
         copied.stop = list(self.stop) if self.stop is not None else None
         return copied
 
+    def __repr__(self) -> str:
+        names = [target.name for target in self.router.targets]
+        set_ = [
+            f"{name}={value!r}"
+            for name in ("temperature", "max_tokens", "top_p", "seed", "stop", "timeout", "max_retries")
+            if (value := getattr(self, name)) is not None
+        ]
+        return f"FallbackChatModel({', '.join([repr(names), *set_])})"
+
     # ── the router ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property

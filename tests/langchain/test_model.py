@@ -403,3 +403,12 @@ def test_importing_costs_little_more_than_langchain_itself() -> None:
 def test_the_provider_is_public() -> None:
     provider = LangChainProvider(fake())
     assert FallbackChatModel(router=Router([provider])).invoke("Hello").text == "hello"
+
+
+def test_repr_is_one_line_that_names_the_targets_and_what_was_set() -> None:
+    model = FallbackChatModel(
+        models=[Target("openai:gpt-5-mini", api_key="sk-verysecretverysecret"), "llamacpp:tiny"],
+        temperature=0.5,
+        stop=["x"],
+    )
+    assert repr(model) == "FallbackChatModel(['openai:gpt-5-mini', 'llamacpp:tiny'], temperature=0.5, stop=['x'])"
