@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from shared_core._clock import Clock
 from shared_core.chat.events import Finished, Usage
 from shared_core.chat.request import ChatRequest
@@ -71,7 +69,7 @@ class Books:
             attempt.ended = now
         if outcome.first_token_s is not None and outcome.first_token_s > SLOW_S:
             closed = any(r is not step.route and r.gate.state is CircuitState.CLOSED for r in routes)
-            outcome = replace(outcome, others_closed=closed)
+            outcome = outcome._replace(others_closed=closed)
         changes = step.route.gate.settle(step.admission, outcome, now, chance)
         self._enter(execution, step)
         for change in changes:

@@ -239,6 +239,10 @@ class Constraints:
     """Capabilities that must be there: names of `Capabilities` fields such as 'tools', 'images', 'json_schema'."""
 
 
+ANYONE = Constraints()
+"""No constraints."""
+
+
 @dataclass(frozen=True, slots=True)
 class Native:
     """The framework's own objects, riding along for targets that speak them (a wrapped `BaseChatModel` or `LLM`)."""
@@ -272,7 +276,7 @@ class ChatRequest:
     model: str | None = None
     """Overrides the target's model for this call, on targets of the same provider as the primary."""
     chain: str | None = None
-    constraints: Constraints = Constraints()
+    constraints: Constraints = ANYONE
     timeout_s: float | None = None
     """The deadline of the whole logical call in seconds, in place of `Timeouts.total`."""
     user: str | None = None

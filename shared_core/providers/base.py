@@ -177,6 +177,7 @@ class SdkProvider:
         fold = self._fold(request)
         arguments = self._arguments(request) | {"timeout": transport.request_timeout(http, guard)}
         response: Any = None
+        body: transport.Body | None = None
         try:
             with self._failures(guard, fold), transport.guarded(guard):
                 response, parsed = self._send(arguments)
@@ -185,12 +186,14 @@ class SdkProvider:
                 yield from fold.whole(parsed, facts)
                 return
             self._check_stream(parsed, response)
+            body = transport.body_of(http, response.http_response)
             chunks = iter(parsed)
             seen = False
             limit: transport.Limiter = guard
             while True:
                 if fold.complete and limit is guard:
                     limit = _Tail(guard)
+                    body.whole = True
                 try:
                     with self._failures(guard, fold), transport.guarded(limit):
                         chunk = next(chunks, _END)
@@ -206,6 +209,8 @@ class SdkProvider:
                 self._check_silent(response)
             yield from fold.end(facts)
         finally:
+            if body is not None:
+                body.whole = False  # whoever leaves early is not kept waiting
             if response is not None and request.streaming:
                 response.http_response.close()
 
@@ -229,6 +234,7 @@ class SdkProvider:
         fold = self._fold(request)
         arguments = self._arguments(request) | {"timeout": transport.request_timeout(http, guard)}
         response: Any = None
+        body: transport.Body | None = None
         try:
             with self._failures(guard, fold):
                 response, parsed = await self._asend(arguments)
@@ -238,12 +244,14 @@ class SdkProvider:
                     yield event
                 return
             self._check_stream(parsed, response)
+            body = transport.body_of(http, response.http_response)
             chunks = aiter(parsed)
             seen = False
             tail: _Tail | None = None
             while True:
                 if fold.complete and tail is None:
                     tail = _Tail(guard)
+                    body.whole = True
                 try:
                     with self._failures(guard, fold):
                         if tail is not None:
@@ -265,6 +273,8 @@ class SdkProvider:
             for event in fold.end(facts):
                 yield event
         finally:
+            if body is not None:
+                body.whole = False  # whoever leaves early is not kept waiting
             if response is not None and request.streaming:
                 await response.http_response.aclose()
 

@@ -4,6 +4,9 @@ The SDKs' own `timeout=` is per read, so a server that drips keep-alives stretch
 enforced below the SSE decoder and the HTTP parser, on received bytes: each connect, TLS handshake, write and read gets
 what is left of the guard, and nothing more once it has run out. Redirects are off: one call sends one request.
 
+An HTTP connection serves another request only when the response before was read to its end. Some SDKs stop at the
+last event, a few bytes short of that; `Body` reads them, so that the next call need not connect anew.
+
 Works alike on httpx and httpx2, whichever the SDK was built on; neither is imported here. The async side needs no such
 limit, because the router cancels the awaiting task; it only needs one client per event loop (`Clients`).
 """
@@ -11,6 +14,7 @@ limit, because the router cancels the awaiting task; it only needs one client pe
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import ipaddress
 import math
@@ -19,7 +23,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar
@@ -27,10 +31,12 @@ from typing import Any, Generic, Protocol, TypeVar
 from shared_core.resilience.deadline import Guard
 
 __all__ = [
+    "Body",
     "Clients",
     "Limiter",
     "Until",
     "async_http_client",
+    "body_of",
     "guarded",
     "http_client",
     "http_module",
@@ -42,6 +48,10 @@ MAX_CONNECTIONS = 1000
 MAX_KEEPALIVE = 100
 POOL_WAIT_S = 2.0
 """How long a request waits for a free connection. Only a leaked pool ever gets there; it is rebuilt then."""
+_REST_S = 0.05
+"""How long the last bytes of a body may take once the answer is whole. A handshake costs as much and more; 40 ms is
+what a delayed acknowledgement may hold up a server's last packet."""
+_REST_BYTES = 8_192
 _FOREVER_S = 1e8  # beyond this a socket timeout overflows; it is three years
 _WRITE_BYTES = 16_384  # small enough that no single send can outlive the limit by much
 
@@ -266,6 +276,85 @@ def request_timeout(http: ModuleType, guard: Guard) -> Any:
     """The `timeout=` of one SDK call: only connecting and the pool are limited here, the rest is the guard's."""
     connect = None if math.isinf(guard.connect_s) else guard.connect_s
     return http.Timeout(None, connect=connect, pool=POOL_WAIT_S)
+
+
+class Body:
+    """The body of a streamed response: httpx's own, but it can be closed without giving up the connection."""
+
+    whole = False
+    """The answer has arrived, so that closing first reads what is left, if that is at once there. False in the middle
+    of an answer, which a close must cut off."""
+
+    def __init__(self, inner: Any, http: ModuleType) -> None:
+        self._inner = inner
+        self._parts: Any = None
+        self._lost = (http.TransportError, TimeoutError)
+
+
+class _SyncBody(Body):
+    def __iter__(self) -> Iterator[bytes]:
+        self._parts = iter(self._inner)
+        return self._parts  # type: ignore[no-any-return]  # the inner generator itself: no cost per chunk
+
+    def close(self) -> None:
+        try:
+            if self.whole and self._parts is not None:
+                outer = _current.limiter
+                with guarded(Until(_REST_S if outer is None else min(_REST_S, outer.remaining()))):
+                    self._finish()
+        finally:
+            self._inner.close()
+
+    def _finish(self) -> None:
+        left = _REST_BYTES
+        try:
+            for part in self._parts:  # after a failed read it is exhausted
+                left -= len(part)
+                if left < 0:
+                    return
+        except self._lost:
+            return  # nothing is lost but the connection
+
+
+class _AsyncBody(Body):
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self._parts = aiter(self._inner)
+        return self._parts  # type: ignore[no-any-return]  # as above
+
+    async def aclose(self) -> None:
+        try:
+            if self.whole and self._parts is not None:
+                await self._finish()
+        finally:
+            await self._inner.aclose()
+
+    async def _finish(self) -> None:
+        left = _REST_BYTES
+        try:
+            async with asyncio.timeout(_REST_S):
+                async for part in self._parts:  # after a failed or cancelled read it is exhausted
+                    left -= len(part)
+                    if left < 0:
+                        return
+        except self._lost:
+            return
+
+
+@functools.cache
+def _body_classes(http: ModuleType) -> tuple[type[Body], type[Body]]:
+    # httpx asks a response's stream for its class before reading it.
+    return (
+        type("SyncBody", (_SyncBody, http.SyncByteStream), {}),
+        type("AsyncBody", (_AsyncBody, http.AsyncByteStream), {}),
+    )
+
+
+def body_of(http: ModuleType, response: Any) -> Body:
+    """Put a `Body` into a response of `http` whose reading has not begun."""
+    sync, other = _body_classes(http)
+    response.stream = (sync if isinstance(response.stream, http.SyncByteStream) else other)(response.stream, http)
+    body: Body = response.stream
+    return body
 
 
 S = TypeVar("S")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from shared_core.errors import ErrorKind, ProviderError, Scope
 from shared_core.resilience.breaker import BreakerConfig, CircuitBreaker, CircuitState, Permit, Rejection, Result
@@ -21,8 +22,7 @@ SLOW_S = 20.0
 """A first token later than this, and later than four times the median, is slow (requirement A4)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """The attempt may not start. `retry_at` is monotonic seconds, None when waiting will not help."""
 
     reason: str
@@ -42,8 +42,7 @@ class Admission:
         self.settled = False
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How an attempt ended: the error, or None for success; or that its caller walked away."""
 
     error: ProviderError | None = None

@@ -11,6 +11,7 @@ import enum
 import math
 from collections import deque
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from shared_core.errors import ConfigurationError
 
@@ -77,20 +78,21 @@ class BreakerConfig:
             raise ConfigurationError(f"BreakerConfig.failure_rate must be at most 1, not {self.failure_rate!r}")
 
 
-@dataclass(frozen=True, slots=True)
-class Permit:
+class Permit(NamedTuple):
     """Leave to make one call, valid for one generation. A probe is the one call a half-open circuit lets through."""
 
     generation: int
     probe: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Rejection:
+class Rejection(NamedTuple):
     """No leave now. `retry_at` is monotonic seconds; None when only an operator can change it."""
 
     reason: str
     retry_at: float | None
+
+
+_FORCED = Rejection("circuit forced open", None)
 
 
 class CircuitBreaker:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from shared_core.chat.request import Audio, ChatRequest, File, Image, ToolResult
+from shared_core.chat.request import Audio, ChatRequest, File, Image, Text, ToolResult
 from shared_core.errors import ConfigurationError
 
-__all__ = ["Capabilities", "missing"]
+__all__ = ["Capabilities", "is_plain", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,13 @@ FLAGS = frozenset(f.name for f in fields(Capabilities)) - {
     "max_output",
 }
 """Names that `Constraints.require` accepts."""
+
+
+def is_plain(request: ChatRequest) -> bool:
+    """Whether the request asks for nothing but text from text, which every model can give."""
+    if request.tools or request.output is not None:
+        return False
+    return all(type(part) is Text for message in request.messages for part in message.parts)
 
 
 def missing(request: ChatRequest, capabilities: Capabilities) -> Iterator[str]:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared_core.chat.request import ChatRequest, Constraints
+from shared_core.chat.request import ANYONE, ChatRequest, Constraints
 from shared_core.errors import ConfigurationError
 from shared_core.resilience.admission import Gate
 from shared_core.resilience.deadline import Timeouts
 from shared_core.resilience.health import TargetHealth
 from shared_core.resilience.retry import RetryPolicy
-from shared_core.routing.capabilities import FLAGS, Capabilities, missing
+from shared_core.routing.capabilities import FLAGS, Capabilities, is_plain, missing
 from shared_core.routing.price import Price
 from shared_core.routing.provider import Provider
 from shared_core.routing.strategies import RoutingStrategy, TargetView
@@ -107,9 +107,6 @@ def _reader(route: Route, clock: Callable[[], float] | None) -> Callable[[], Tar
     return None if clock is None else lambda: route.gate.read(clock())
 
 
-_ANYONE = Constraints()
-
-
 def plan(
     request: ChatRequest,
     routes: Sequence[Route],
@@ -122,8 +119,11 @@ def plan(
     """Who may answer `request`, in order. Reads the gates' health only if the strategy asks for it."""
     eligible: list[Route] = []
     excluded: list[tuple[str, str]] = []
+    bound = request.constraints is not ANYONE and request.constraints != ANYONE
+    demanding = not is_plain(request)
+    least = sum(len(m.text) for m in request.messages) // CHARS_PER_TOKEN
     for route in routes:
-        reason = _exclusion(request, route)
+        reason = _exclusion(request, route, least, bound=bound, demanding=demanding)
         if reason is None:
             eligible.append(route)
         else:
@@ -139,21 +139,22 @@ def plan(
     return Plan(tuple(eligible), tuple(excluded), strategy_name)
 
 
-def _exclusion(request: ChatRequest, route: Route) -> str | None:
-    """Why the target cannot or must not serve the request; None when it may."""
+def _exclusion(request: ChatRequest, route: Route, least: int, *, bound: bool, demanding: bool) -> str | None:
+    """Why the target cannot or must not serve the request of at least `least` tokens; None when it may.
+
+    `bound` and `demanding` say whether it comes with constraints, and asks for more than text.
+    """
     if not route.target.enabled:
         return "disabled"
-    constraints = request.constraints
-    if constraints is not _ANYONE and (reason := _forbidden(constraints, route)):
+    if bound and (reason := _forbidden(request.constraints, route)):
         return reason
     capabilities = route.capabilities
-    for reason in missing(request, capabilities):
-        return reason
+    if demanding:
+        for reason in missing(request, capabilities):
+            return reason
     window = capabilities.context_window
-    if window is not None:
-        least = sum(len(m.text) for m in request.messages) // CHARS_PER_TOKEN
-        if least > window:
-            return f"the request needs at least {least} tokens, its context window is {window}"
+    if window is not None and least > window:
+        return f"the request needs at least {least} tokens, its context window is {window}"
     return None
 
 
