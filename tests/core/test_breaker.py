@@ -226,6 +226,28 @@ def test_a_probe_that_never_reports_counts_as_silence_after_its_lease_and_grace(
     assert breaker.late_results == 1
 
 
+def test_silence_is_capped_later_than_noise_whether_it_was_reported_or_the_report_never_came():
+    config = BreakerConfig(open_s=100.0)
+    assert opened(0.0, config, chance=1.0).open_until == 30.0
+    assert opened(0.0, config, chance=1.0, silent=True).open_until == 100.0
+    breaker = opened(0.0, config, chance=1.0)
+    breaker.acquire(30.0, 10.0)
+    assert breaker.acquire(45.0, 10.0, chance=1.0) == Rejection("circuit open", 165.0)
+
+
+def test_a_failed_probe_keeps_away_as_long_as_the_server_asked():
+    breaker = opened(0.0, chance=1.0)
+    run(breaker, BAD, 10.0, chance=1.0, server_wait_s=77.0)
+    assert breaker.open_until == 87.0
+
+
+def test_without_chance_the_jitter_is_in_its_middle():
+    breaker = opened(0.0)
+    assert breaker.open_until == 7.5
+    breaker.acquire(7.5, 1.0)
+    assert breaker.acquire(13.5, 1.0) == Rejection("circuit open", 13.5 + 15.0)
+
+
 def test_an_operator_can_force_it_open_switch_it_off_and_reset_it():
     breaker = CircuitBreaker()
     breaker.force_open()
