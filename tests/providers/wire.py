@@ -195,10 +195,24 @@ def cases(wire: str) -> list[Any]:
     ]
 
 
+_warm: set[tuple[str, Colour]] = set()
+
+
+def warm(server: FaultServer, target: Target, colour: Colour) -> None:
+    """One call that nobody times: the first of a process imports what no later one does (anyio's backend: 0.1 s)."""
+    if (target.provider_name, colour) not in _warm:
+        _warm.add((target.provider_name, colour))
+        server.script(target.model, ["ok"])
+        provider: Any = build(target)
+        call(provider, ask(), colour)
+        provider.close()
+
+
 def suffer(
     server: FaultServer, target: Target, colour: Colour, fault: str, *, streaming: bool, kind: K | None
 ) -> None:
     """One call that meets one fault: it becomes the right error, costs one packet, and ends in time."""
+    warm(server, target, colour)
     server.clear()
     server.script(target.model, [fault])
     provider: Any = build(target)
