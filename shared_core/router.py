@@ -108,7 +108,8 @@ class Router:
         self._events = Dispatcher(observers)
         self._books = Books(self._clock, MemoryLedger() if ledger is None else ledger, self._events, metadata=metadata)
         policy = FlowPolicy(self._retry, on_stream_break, continue_prompt, route_around_policy)
-        self._driver = Driver(self._clock, random.Random(seed).random, policy, self._books, self._prepare, _load)
+        chance = random.Random(seed).random
+        self._driver = Driver(self._clock, chance, policy, self._books, self._prepare, _load, _aload)
         self._prefix = os.urandom(3).hex()
         self._turns = itertools.count()
         self._turn = 0
@@ -261,6 +262,10 @@ class Router:
         """Send nothing to this target until `reset`."""
         self._named(name).gate.force_open()
 
+    def disable_breaker(self, name: str) -> None:
+        """Let every call through to this target, and learn nothing from it, until `reset`."""
+        self._named(name).gate.disable_breaker()
+
     def _named(self, name: str) -> Route:
         for route in self._routes:
             if route.name == name:
@@ -282,8 +287,11 @@ class Router:
                     warm()
 
     async def awarm(self) -> None:
-        """The same, without blocking the event loop."""
+        """The same for this event loop too, without blocking it."""
         await asyncio.to_thread(self.warm)
+        for route in self._routes:
+            if route.target.enabled and hasattr(route.provider, "aload"):
+                await _aload(route)
 
     def flush_events(self, timeout_s: float = 5.0) -> bool:
         """Wait until observers have been told everything so far."""
@@ -386,3 +394,13 @@ def _load(route: Route) -> None:
     if load is not None:
         load()
         route.price()
+
+
+async def _aload(route: Route) -> None:
+    """The same in a thread; what belongs to the running event loop is built too, where the provider knows how."""
+    aload = getattr(route.provider, "aload", None)
+    if aload is not None:
+        await aload()
+        await asyncio.to_thread(route.price)
+    elif hasattr(route.provider, "load"):
+        await asyncio.to_thread(_load, route)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from shared_core.errors import ErrorKind, ProviderError, Scope
+from shared_core.errors import Disposition, ErrorKind, ProviderError, Scope
 from shared_core.resilience.breaker import BreakerConfig, CircuitBreaker, CircuitState, Permit, Rejection, Result
 from shared_core.resilience.health import HealthRecord, TargetHealth
 from shared_core.resilience.retry import RetryBudget
@@ -84,6 +84,7 @@ class Gate:
         "breaker",
         "budget",
         "health",
+        "park_passes",
         "park_reason",
         "parked_until",
         "prefill_rejected",
@@ -98,6 +99,8 @@ class Gate:
         self.health = HealthRecord()
         self.parked_until = 0.0
         self.park_reason = ""
+        self.park_passes = False
+        """It is parked for a wait that passes; not because, say, it has no such model."""
         self.prefill_rejected = False
         """It has refused an assistant prefill once; it is asked in words from then on."""
 
@@ -106,7 +109,7 @@ class Gate:
         if now < account.until:
             return Refusal(f"account locked: {account.reason}", account.until)
         if now < self.parked_until:
-            return Refusal(f"parked: {self.park_reason}", self.parked_until, waits=True)
+            return Refusal(f"parked: {self.park_reason}", self.parked_until, self.park_passes)
         return None
 
     def admit(self, now: float, lease_s: float, chance: float = 0.5) -> Admission | Refusal:
@@ -179,7 +182,9 @@ class Gate:
         if scope is Scope.ACCOUNT:
             self.account.until, self.account.reason = max(until, self.account.until), reason
             return Transition(self.account.name, "account locked", until, reason)
-        self.parked_until, self.park_reason = max(until, self.parked_until), reason
+        if until > self.parked_until:
+            self.parked_until, self.park_reason = until, reason
+            self.park_passes = error.rule.disposition is Disposition.RETRY
         return Transition(self._name, "parked", until, reason)
 
     def _circuit(

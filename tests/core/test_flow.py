@@ -175,6 +175,17 @@ def test_a_parked_target_is_asked_last_not_skipped(bench, face):
     assert got.fallback["skipped"][0]["target"] == "a"
 
 
+@pytest.mark.parametrize("kind", [K.NOT_FOUND, K.FORBIDDEN, K.NO_ENTITLEMENT, K.QUOTA_DAY, K.AUTH, K.BILLING])
+def test_a_locked_target_is_not_waited_for_though_the_deadline_would_allow_it(bench, face, kind):
+    b = bench(kind, timeouts=Timeouts(total=1e6))
+    face(b.router)
+    got = face(b.router)
+    assert isinstance(got.error, AllTargetsFailed)
+    assert (b.calls, b.clock.sleeps) == ([1], [])
+    assert got.error.retry_after_s is not None
+    assert got.error.retry_after_s > 500
+
+
 def test_the_same_target_is_retried_once_at_most_though_two_retries_are_left(bench, face):
     b = bench(K.TRANSIENT, retry=RetryPolicy(total=5))
     face(b.router)

@@ -397,6 +397,17 @@ def test_an_operator_can_close_a_target_and_lift_it_again():
         router.reset("a:scrip")
 
 
+def test_a_breaker_can_be_switched_off_by_hand():
+    provider = ScriptedProvider(K.TIMEOUT, name="a")
+    router = Router(provider, clock=VirtualClock())
+    router.disable_breaker("a:script")
+    for _ in range(20):
+        with pytest.raises(AllTargetsFailed):
+            router.invoke("Hi")
+    assert provider.calls == 20
+    assert router.health()["a:script"].circuit == "disabled"
+
+
 def test_a_closed_router_says_so_and_closing_is_idempotent():
     class Closing(ScriptedProvider):
         closed = 0
