@@ -219,7 +219,10 @@ class Flowing(RuleBasedStateMachine):
         self.locked = dict.fromkeys("abc", 0.0)
         self.tokens = dict.fromkeys("abc", 10.0)
 
-    @rule(name=st.sampled_from("abc"), kind=st.sampled_from([None, K.OVERLOADED, *RETRIED, *LOCKED, *PASSED, *FATAL]))
+    @rule(
+        name=st.sampled_from("abc"),
+        kind=st.sampled_from([None, *[K.OVERLOADED] * 8, *RETRIED, *LOCKED, *PASSED, *FATAL]),
+    )
     def change(self, name: str, kind: ErrorKind | None) -> None:
         self.kind[name] = kind
         self.providers[name].script = ("ok" if kind is None else kind,)
