@@ -6,7 +6,7 @@ The two are twins, kept equal by a parity test over random scripts: no portal th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from shared_core._books import Books
@@ -32,7 +32,8 @@ class Driver:
     """Runs requests of one router.
 
     `prepare` turns a call into the request its target gets; `load` is called once per provider, before its first limit
-    starts, and in a thread for async calls: importing an SDK takes up to seconds.
+    starts: importing an SDK takes up to seconds. `aload` is its async twin, called also on every further event loop
+    where the provider says it is not `ready()`.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Driver:
         books: Books,
         prepare: Callable[[Call], ChatRequest],
         load: Callable[[Route], None],
+        aload: Callable[[Route], Awaitable[None]],
     ) -> None:
         self._clock = clock
         self._now = clock.monotonic
@@ -51,6 +53,7 @@ class Driver:
         self._books = books
         self._prepare = prepare
         self._load = load
+        self._aload = aload
         self._loaded: set[Route] = set()
         self._calm = Calm()
         self.routes: tuple[Route, ...] = ()
@@ -197,9 +200,8 @@ class Driver:
     ) -> AsyncGenerator[ChatEvent, None]:
         """Make one attempt; yields what reaches the caller, leaves the error it ended with in `ended`."""
         provider, attempt = call.route.provider, call.attempt
-        if call.route not in self._loaded:
-            if hasattr(provider, "load"):
-                await asyncio.to_thread(self._load, call.route)
+        if call.route not in self._loaded or not getattr(provider, "ready", _always)():
+            await self._aload(call.route)
             self._loaded.add(call.route)
         request = self._prepare(call)
         guard = self._guard(call)
@@ -253,6 +255,10 @@ class _Ended:
     """How an async attempt ended: an async generator cannot return a value."""
 
     error: ProviderError | None = None
+
+
+def _always() -> bool:
+    return True
 
 
 def _classified(error: Exception, call: Call, guard: Guard) -> ProviderError:

@@ -96,6 +96,8 @@ class SdkProvider:
     """The SDK's module."""
     extra: ClassVar[str]
     """The extra of this package that installs it."""
+    loop_clients: ClassVar[bool] = True
+    """Whether async calls have a client of their own per event loop; otherwise they use the sync one in a thread."""
 
     def __init__(self, target: Target) -> None:
         self.target = target
@@ -151,13 +153,23 @@ class SdkProvider:
         self._module()
         importlib.import_module("shared_core.history")
         _ = self.capabilities  # reads the price table's context windows when no fact of ours is known
+        transport.preload()
         self._method(self._clients.sync())  # SDKs import their resources when they are first touched
         self._loaded = True
 
     async def aload(self) -> None:
-        """The same, without holding up the event loop."""
-        if not self._loaded:
-            await asyncio.to_thread(self.load)
+        """The same for this event loop, whose client is its own, without holding it up."""
+        if not self.ready():
+            await asyncio.to_thread(self._load_for, asyncio.get_running_loop())
+
+    def ready(self) -> bool:
+        """Whether an async call on the running event loop finds everything built. Costs a fraction of a microsecond."""
+        return self._loaded and (not self.loop_clients or self._clients.ready())
+
+    def _load_for(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.load()
+        if self.loop_clients:
+            self._method(self._clients.build_for(loop))
 
     def _module(self) -> ModuleType:
         with self._loading:

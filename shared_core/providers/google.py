@@ -192,6 +192,7 @@ class GoogleProvider(SdkProvider):
         sdk = self._module()
         http = transport.http_module(sdk)
         _register_strict()
+        _complete_models(sdk.types)
         given = self.target.options.get("headers")
         tls = transport.tls_context(http)
         one = transport.http_client(http, event_hooks={"request": [_arm], "response": [_keep]})
@@ -554,6 +555,20 @@ def _strict(name: str) -> codecs.CodecInfo | None:
 @functools.cache
 def _register_strict() -> None:
     codecs.register(_strict)
+
+
+_DEFERRED = (
+    "AutomaticFunctionCallingConfig", "Candidate", "Content", "GenerateContentConfig", "GenerateContentResponse",
+    "GenerateContentResponseUsageMetadata", "HttpResponse", "ModalityTokenCount", "Part", "_GenerateContentParameters",
+)  # fmt: skip
+"""What every call uses of the SDK's models, which are otherwise put together when they are first used: 60 ms."""
+
+
+@functools.cache
+def _complete_models(types: Any) -> None:
+    for name in _DEFERRED:
+        if (model := getattr(types, name, None)) is not None:
+            model.model_rebuild()
 
 
 def _arm(request: Any) -> None:

@@ -65,6 +65,7 @@ class GoogleLegacyProvider(SdkProvider):
     name = "google-legacy"
     sdk = "google.ai.generativelanguage"  # what google-generativeai itself is built on, and ships with
     extra = "google-legacy"
+    loop_clients = False
     options: frozenset[str] = frozenset({"headers"})
 
     def __init__(self, target: Target) -> None:

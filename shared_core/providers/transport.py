@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import importlib
 import ipaddress
 import math
 import socket
@@ -24,7 +23,8 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -40,6 +40,7 @@ __all__ = [
     "guarded",
     "http_client",
     "http_module",
+    "preload",
     "request_timeout",
     "tls_context",
 ]
@@ -220,7 +221,7 @@ def http_module(sdk: ModuleType) -> ModuleType:
     for cls in getattr(getattr(sdk, "DefaultHttpxClient", None), "__mro__", ()):
         root = cls.__module__.partition(".")[0]
         if root in ("httpx", "httpx2"):
-            return importlib.import_module(root)
+            return import_module(root)
     for module in (sdk, sys.modules.get(f"{sdk.__name__}._api_client")):
         for name in ("httpx2", "httpx"):
             if isinstance(found := getattr(module, name, None), ModuleType):
@@ -255,7 +256,7 @@ def http_client(http: ModuleType, **options: Any) -> Any:
         RuntimeError: this version of the library keeps its connection pool elsewhere, so limits could not be enforced.
     """
     client = http.Client(**{**_options(http), **options})
-    errors = importlib.import_module("httpcore2" if http.__name__ == "httpx2" else "httpcore")
+    errors = import_module("httpcore2" if http.__name__ == "httpx2" else "httpcore")
     transports = [client._transport, *(t for t in client._mounts.values() if t is not None)]
     for transport in transports:
         pool: Any = getattr(transport, "_pool", None)
@@ -270,6 +271,13 @@ def http_client(http: ModuleType, **options: Any) -> Any:
 def async_http_client(http: ModuleType, **options: Any) -> Any:
     """An async client of `http`. It belongs to the event loop that first uses it."""
     return http.AsyncClient(**{**_options(http), **options})
+
+
+def preload() -> None:
+    """Import what HTTP libraries and sockets import at their first call: 60 ms that would count as the target's."""
+    import_module("encodings.idna")  # every name lookup
+    with suppress(ImportError):  # anyio moved it: the first call imports it then
+        import_module("anyio._backends._asyncio")  # async calls; anyio looks for its backend when it is first used
 
 
 def request_timeout(http: ModuleType, guard: Guard) -> Any:
@@ -372,6 +380,7 @@ class Clients(Generic[S, A]):
         self._build_sync = build_sync
         self._build_async = build_async
         self._lock = threading.Lock()
+        self._building = threading.Lock()
         self._sync: S | None = None
         self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, A] = weakref.WeakKeyDictionary()
 
@@ -391,6 +400,20 @@ class Clients(Generic[S, A]):
             client = self._async.get(loop)
             if client is None:
                 client = self._async[loop] = self._build_async()
+            return client
+
+    def ready(self) -> bool:
+        """Whether the running event loop has its client. Costs a fraction of a microsecond."""
+        return asyncio.get_running_loop() in self._async
+
+    def build_for(self, loop: asyncio.AbstractEventLoop) -> A:
+        """The client of `loop`, built here, in another thread, so that the loop need not wait for it."""
+        with self._building:  # many first calls at once build one; `_lock` stays free for loops that have theirs
+            client = self._async.get(loop)
+            if client is None:
+                made = self._build_async()
+                with self._lock:
+                    client = self._async.setdefault(loop, made)
             return client
 
     def drop(self, client: S | A) -> None:
