@@ -54,7 +54,7 @@ def test_an_event_loops_first_call_does_not_pay_for_its_client(
     provider = provider_at(server, wire)
     provider.load()
     built = slow_to_build(provider, monkeypatch)
-    router = Router([provider], timeouts=Timeouts(first_token=SHORT_S))
+    router = Router([provider], timeouts=Timeouts(first_token=SHORT_S, reasoning_first_token=SHORT_S))
 
     async def go() -> None:
         longest, last = 0.0, time.monotonic()
