@@ -455,7 +455,10 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 _SECRETS = re.compile(
     r"""
-      \b(?:sk|pk|rk|xai|gsk|key|tgp|AIza|AQ)[-_.]?[A-Za-z0-9][A-Za-z0-9_\-]{14,}    # vendor-shaped keys
+      (?<=://)[^\s/?#'"<>]{1,512}(?=@)                                              # user and password in URLs
+    | \b(?:sk|pk|rk|xai|gsk|key|tgp|AIza|AQ)[-_.]?[A-Za-z0-9][A-Za-z0-9_\-]{14,}    # vendor-shaped keys
+    | (?i:(?<=header\svalue\s)|(?<=header\svalue:\s))                               # h11, and requests, recite it
+      b?(?:'(?:[^'\\]|\\.)*' | "(?:[^"\\]|\\.)*")
     | (?i:(?<=bearer\s)[A-Za-z0-9._~+/=\-]{8,})                                     # Authorization: Bearer …
     | (?i:(?<=api_key=)[^\s&'"]{8,} | (?<=[?&]key=)[^\s&'"]{8,})                    # in URLs
     """,
@@ -464,5 +467,6 @@ _SECRETS = re.compile(
 
 
 def redact(text: str) -> str:
-    """`text` with everything that looks like a credential replaced by `***`."""
+    """`text` with everything that looks like a credential replaced by `***`: keys, and who logs in with which password
+    in a URL."""
     return _SECRETS.sub("***", text)

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NoReturn, Protocol
 
 from shared_core.chat.events import ChatEvent
 from shared_core.chat.request import ChatRequest, Origin
-from shared_core.errors import ErrorKind, MissingDependency, ProviderError
+from shared_core.errors import ErrorKind, MissingDependency, ProviderError, redact
 from shared_core.providers import transport
 from shared_core.providers.classify import classify_body, classify_error, timeout_error
 from shared_core.resilience.deadline import Guard
@@ -144,7 +144,8 @@ class SdkProvider:
         return self._origin(None)
 
     def _origin(self, model: str | None) -> Origin:
-        return Origin(self.name, model or self.model, self.endpoint)
+        endpoint = self.endpoint
+        return Origin(self.name, model or self.model, redact(endpoint) if endpoint else endpoint)
 
     def load(self) -> None:
         """Import and build what the first call needs, so that it does not pay for it (0.4 to 2 s). Sends nothing."""

@@ -9,11 +9,19 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from shared_core.errors import MissingDependency, MissingKey, UnknownOption, UnknownProvider, nearest
+from shared_core.errors import (
+    ConfigurationError,
+    MissingDependency,
+    MissingKey,
+    UnknownOption,
+    UnknownProvider,
+    nearest,
+)
 from shared_core.providers import compatible
 from shared_core.routing.provider import Provider
 from shared_core.routing.target import KEYWORDS, Target
@@ -127,6 +135,9 @@ def _keys(name: str) -> tuple[tuple[str, ...], bool]:
     return (row.key_env, row.needs_key) if row is not None else (_entry(name).key_env, _entry(name).needs_key)
 
 
+_UNSENDABLE = re.compile(r"\A\s|\s\Z|[\0\r\n]")
+
+
 def key_for(target: Target) -> str | None:
     """The target's key: its own, else the vendor's environment variable, else None. Never logged by anyone.
 
@@ -134,7 +145,7 @@ def key_for(target: Target) -> str | None:
         MissingKey: the provider needs one and there is none; the message names the variable.
     """
     if target.api_key:
-        return target.api_key
+        return target.api_key.strip()  # a key that was read from a file ends with a line break
     name = canonical(target.provider_name)
     variables, needed = _keys(name)
     key = next((value for variable in variables if (value := os.environ.get(variable, "").strip())), None)
@@ -162,6 +173,11 @@ def check(target: Target) -> None:
             if option not in entry.options:
                 close = nearest(option, entry.options | KEYWORDS)
                 raise UnknownOption(f"Target {target.spec!r} has no option {option!r}. {close}")
+    for header, value in (target.options.get("headers") or {}).items():
+        if isinstance(value, str) and _UNSENDABLE.search(value):  # the HTTP library's refusal would recite it
+            raise ConfigurationError(
+                f"Target {target.spec!r}: the value of the header {header!r} has a line break, or white space at an end"
+            )
     if not _installed(entry.sdk):
         raise MissingDependency(
             f"Target {target.spec!r} needs the {entry.package} package.\n"

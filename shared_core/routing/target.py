@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from shared_core.errors import ConfigurationError, UnknownOption, nearest
+from shared_core.errors import ConfigurationError, UnknownOption, nearest, redact
 from shared_core.resilience.deadline import Timeouts
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.capabilities import Capabilities
@@ -29,7 +31,8 @@ class Target:
         spec: 'provider:model'. Everything after the first colon is the model, further colons included.
         name: what plans, journals and metrics call it; the spec when left out. Unique within a router.
         base_url: another endpoint that speaks the provider's wire format.
-        api_key: the key; left out, the vendor's usual environment variable. Never shown, logged, dumped or pickled.
+        api_key: the key; left out, the vendor's usual environment variable. Never shown, logged, dumped or pickled; nor
+            are a user and password in `base_url`, nor headers and query parameters whose names speak of credentials.
         price: what it costs; left out, the price table decides. Local models cost nothing unless priced.
         capabilities: what it can take, in place of what is known about the model.
         timeouts, retry: in place of the router's.
@@ -125,11 +128,41 @@ class Target:
         return f"{self.provider_name}#{digest}"
 
     def __getstate__(self) -> dict[str, Any]:
-        # A key never travels in clear: the other side reads the environment.
-        return {**self.__dict__, "api_key": None}
+        # Credentials never travel in clear: the other side reads the environment.
+        url = _USERINFO.sub("", self.base_url) if self.base_url else self.base_url
+        return {**self.__dict__, "api_key": None, "base_url": url, "options": _without_credentials(self.options)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+
+    def __copy__(self) -> Target:
+        return self  # it cannot be changed
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Target:
+        twin = memo[id(self)] = object.__new__(type(self))
+        twin.__dict__.update(deepcopy(self.__dict__, memo))  # within one process credentials may stay
+        return twin
+
+    def __repr__(self) -> str:
+        shown = {f.name: getattr(self, f.name) for f in fields(self) if f.repr}
+        if self.base_url:
+            shown["base_url"] = redact(self.base_url)
+        return f"Target({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+_USERINFO = re.compile(r"(?<=://)[^\s/?#]*@")
+_CREDENTIAL = re.compile(r"auth|key|token|cookie|secret|passw|credential|bearer|signature|jwt", re.IGNORECASE)
+_CARRIERS = frozenset({"headers", "query", "extra_headers", "extra_query"})
+"""Options that a credential may be in, wherever they stand."""
+
+
+def _without_credentials(options: Mapping[str, Any], *, carrier: bool = False) -> dict[str, Any]:
+    """`options` without the headers and query parameters whose names speak of credentials."""
+    return {
+        name: _without_credentials(value, carrier=name in _CARRIERS) if isinstance(value, Mapping) else value
+        for name, value in options.items()
+        if not (carrier and _CREDENTIAL.search(str(name)))
+    }
 
 
 def _built(what: str, cls: type[Any], value: Any) -> Any:
