@@ -202,13 +202,18 @@ def flow(
         if error.code == "prefill_rejected" and mode == "prefill":
             # It cannot continue an assistant's turn: ask it in words, at once and for ever. Not a retry of a fault.
             route.gate.prefill_rejected = True
+            turn.tries -= 1
             execution.seams.pop()
             yield Settle(route, granted, _outcome(attempt, error, now), attempt, True)
             queue.appendleft(turn)
             continue
         if verdict is Disposition.RETRY and turn.tries <= route.retry.same_target and retries_left > 0:
             wait_s = route.retry.wait_s(error, turn.tries - 1, chance())
-        at_once = wait_s is not None and not _should_yield(error, relay, wait_s, now, deadline, queue, route.retry)
+        at_once = (
+            wait_s is not None
+            and not any(other.not_before < now + wait_s for other in parked)
+            and not _should_yield(error, relay, wait_s, now, deadline, queue, route.retry)
+        )
         yield Settle(route, granted, _outcome(attempt, error, now), attempt, at_once)
         if mode is not None and attempt.delivered == 0:
             execution.seams.pop()  # the seam was never visible

@@ -175,6 +175,20 @@ def test_a_parked_target_is_asked_last_not_skipped(bench, face):
     assert got.fallback["skipped"][0]["target"] == "a"
 
 
+def test_whoever_is_ready_first_is_asked_first_when_all_have_asked_to_wait(bench, face):
+    b = bench((failing(K.THROTTLED, retry_after_s=30.0), "late"), (failing(K.THROTTLED, retry_after_s=20.0), ANSWER))
+    got = face(b.router)
+    assert got.text == ANSWER
+    assert [a["target"] for a in got.fallback["attempts"]] == ["a", "b", "b"]
+    assert 20.0 <= b.clock.sleeps[0] <= 22.0
+    b = bench((failing(K.THROTTLED, retry_after_s=20.0), ANSWER), (failing(K.THROTTLED, retry_after_s=30.0), "late"))
+    got = face(b.router)
+    assert got.text == ANSWER
+    assert [a["target"] for a in got.fallback["attempts"]] == ["a", "b", "a"]
+    assert len(b.clock.sleeps) == 1
+    assert 20.0 <= b.clock.sleeps[0] <= 22.0
+
+
 @pytest.mark.parametrize("kind", [K.NOT_FOUND, K.FORBIDDEN, K.NO_ENTITLEMENT, K.QUOTA_DAY, K.AUTH, K.BILLING])
 def test_a_locked_target_is_not_waited_for_though_the_deadline_would_allow_it(bench, face, kind):
     b = bench(kind, timeouts=Timeouts(total=1e6))
@@ -459,6 +473,16 @@ def test_a_target_that_rejects_prefill_is_asked_again_in_words_and_remembered(be
     assert got.fallback["continued_at"] == [9]
     assert stream_face(b.router).text == ANSWER
     assert not b.providers[1].requests[-1].continues, "it is not offered a prefill again"
+
+
+def test_a_refused_prefill_is_no_try(bench, stream_face):
+    rejects = failing(K.BAD_REQUEST, code="prefill_rejected")
+    caps = [{}, {"capabilities": Capabilities(continuation="prefill")}]
+    b = bench(Broken("the whole"), (rejects, K.TRANSIENT, ANSWER), targets=caps)
+    got = stream_face(b.router)
+    assert got.text == ANSWER
+    assert [a.get("retry", False) for a in got.fallback["attempts"]][:3] == [False, False, False]
+    assert b.calls[1] == 3
 
 
 def test_an_objection_to_the_continuation_request_does_not_end_the_call(bench, stream_face):
