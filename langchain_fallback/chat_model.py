@@ -37,7 +37,7 @@ from pydantic import BaseModel, Field, field_serializer, model_validator
 from langchain_fallback._convert import Chunks, bound_tools, ls_provider, message_of, to_request
 from langchain_fallback.provider import LangChainProvider
 from shared_core.chat.request import ChatRequest, Origin
-from shared_core.errors import ConfigurationError, UnknownOption, nearest
+from shared_core.errors import ConfigurationError, UnknownOption, nearest, redact
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.provider import Provider
 from shared_core.routing.target import Target
@@ -217,7 +217,7 @@ def _dumped(model: Any) -> Any:
     for name in ("name", "base_url", "price", "capabilities", "timeouts", "retry", "weight", "tier", "enabled"):
         value = getattr(model, name)
         if value is not None and value != defaults.get(name) and not (name == "name" and value == model.spec):
-            out[name] = _plain(value)
+            out[name] = redact(value) if name == "base_url" else _plain(value)
     out.update(_plain(model.options) or {})
     return out if len(out) > 1 else model.spec
 
@@ -702,7 +702,7 @@ def _splits(cls: type[FallbackChatModel], options: Mapping[str, Any]) -> tuple[d
 
 
 def _identity(target: Target) -> str:
-    where = f" at {target.base_url}" if target.base_url else ""
+    where = f" at {redact(target.base_url)}" if target.base_url else ""
     provider = target.provider
     inner = ""
     if isinstance(provider, LangChainProvider):

@@ -28,7 +28,7 @@ from llamaindex_fallback._reader import Reader
 from llamaindex_fallback._state import dump_llm, load_llm
 from shared_core.chat.events import ChatEvent
 from shared_core.chat.request import ChatRequest, Origin, ToolSpec
-from shared_core.errors import ConfigurationError, ErrorKind, ProviderError
+from shared_core.errors import ConfigurationError, ErrorKind, ProviderError, redact
 from shared_core.history import (
     ANTHROPIC,
     COMPATIBLE,
@@ -142,7 +142,7 @@ class LlamaIndexProvider:
     def origin(self) -> Origin:
         """Thinking that this LLM wrote goes back to it alone: not to the same model behind a native target."""
         endpoint = peek(self.llm, "api_base") or peek(self.llm, "base_url")
-        return Origin(f"{FRAMEWORK}/{self.name}", self.model, endpoint if isinstance(endpoint, str) else None)
+        return Origin(f"{FRAMEWORK}/{self.name}", self.model, redact(endpoint) if isinstance(endpoint, str) else None)
 
     # ── the four ways of asking ──────────────────────────────────────────────────────────────────────────────────────
 

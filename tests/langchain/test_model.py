@@ -255,7 +255,8 @@ def test_tracers_see_the_primary_and_no_secret(server: FaultServer) -> None:
 @pytest.mark.parametrize("mixture", MIXTURES)
 def test_no_key_is_ever_shown(server: FaultServer, mixture: str) -> None:
     secretive = Target("openai:y", base_url=server.openai_url, api_key=KEY, headers={"x-gateway": KEY})
-    mapping = {"spec": "openai:x", "base_url": server.openai_url, "api_key": KEY}
+    with_password = server.openai_url.replace("://", f"://me:{KEY}@")
+    mapping = {"spec": "openai:x", "base_url": with_password, "api_key": KEY}
     model = FallbackChatModel(models=[*models_of(server, mixture), mapping, secretive])
     shown = [repr(model), str(model), dumps(model), json.dumps(model.asdict(), default=str), str(model.model_dump())]
     shown += [str(model._get_llm_string()), repr(model.router), repr(model.bind_tools([]))]
