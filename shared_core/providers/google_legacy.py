@@ -156,11 +156,18 @@ class GoogleLegacyProvider(SdkProvider):
 
         What is read afterwards obeys the guard by itself, and is read by the caller, whose leaving closes the socket.
         """
+        call.aside = True
+
+        def post() -> Iterator[Any]:
+            try:
+                return iter((self._post(call, arguments),))
+            finally:
+                call.came_back()
+
         try:
-            return next(run_guarded(lambda: iter((self._post(call, arguments),)), call.guard))
+            return next(run_guarded(post, call.guard))
         except BaseException:
-            if call.response is None:
-                call.leave()  # the thread may still be waiting
+            call.desert()
             raise
 
     def _answer(
@@ -464,6 +471,8 @@ class _Call:
     guard: Guard
     sock: Any = None
     response: Any = None
+    aside: bool = False
+    """A thread is sending it that may be left behind. Until it comes back, the connection is that thread's alone."""
     left: bool = False
     """The caller is gone."""
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -486,19 +495,38 @@ class _Call:
 
     def close(self) -> None:
         """The answer was read, or will not be."""
+        with self.lock:
+            if self.aside:
+                return  # two that close one connection may give it to the pool twice, and so to two calls at once
+            self.sock = None  # it may be another call's by now, which a late `leave` must not cut off
         if self.response is not None:
             self.response.close()
+
+    def came_back(self) -> None:
+        """In the thread that was sending: what came is the caller's to read, or, when nobody waits for it, gone."""
+        with self.lock:
+            self.aside = False
+            deserted = self.left
+        if deserted:
+            self.close()
+
+    def desert(self) -> None:
+        """Leave the thread that is still sending behind, if it is."""
+        with self.lock:
+            if self.aside:
+                self._leave()
 
     def leave(self) -> None:
         """From another thread: nobody wants the answer. A thread that waits for it is woken."""
         with self.lock:
-            if self.left:
-                return
+            self._leave()
+
+    def _leave(self) -> None:
+        if not self.left:
             self.left = True
-            sock = self.sock
-        if sock is not None:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
+            if self.sock is not None:
+                with contextlib.suppress(OSError):
+                    self.sock.shutdown(socket.SHUT_RDWR)
 
 
 _call: ContextVar[_Call | None] = ContextVar("_call", default=None)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from urllib3.connection import HTTPConnection
 
 from shared_core.chat.events import collect
 from shared_core.errors import ErrorKind as K
 from shared_core.routing.target import Target
-from shared_core.testing import FAULTS, Fault, FaultServer
+from shared_core.testing import CANONICAL, FAULTS, Fault, FaultServer
 from tests.providers.wire import COLOURS, SHORT_S, TIMED, Colour, ask, call, fail, guard, suffer
 
 KEY = "AIza-test-not-a-real-key-000000"
@@ -247,6 +249,46 @@ async def test_the_legacy_sdk_does_not_block_the_event_loop(server: FaultServer)
     assert ticks >= 5
     server.wait_idle()  # the thread was woken and has let its connection go
     await provider.aclose()
+
+
+async def test_calls_of_the_legacy_sdk_that_run_together_do_not_cut_each_other_off(server: FaultServer) -> None:
+    """A connection that a call has given back may be another's by the time its caller leaves."""
+    import asyncio
+
+    provider = provider_for(server, "google-legacy")
+    server.script("gemini-test", "ok")
+
+    async def several() -> list[str]:
+        return [
+            collect([event async for event in provider.astream(ask(), guard(streaming=False))]).text for _ in range(8)
+        ]
+
+    texts = [text for some in await asyncio.gather(*(several() for _ in range(8))) for text in some]
+    assert texts == [CANONICAL] * 64
+    await provider.aclose()
+
+
+def test_a_connection_of_the_legacy_sdk_is_closed_by_the_thread_that_reads_it(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Were its caller, whose time is up, to close it too, the pool could get it twice and give it to two calls."""
+    closed_by: set[str] = set()
+    closed = threading.Event()
+    close = HTTPConnection.close
+
+    def noted(connection: HTTPConnection) -> None:
+        closed_by.add(threading.current_thread().name)
+        time.sleep(0.03)  # a busy machine: the other thread has time to come here too
+        close(connection)
+        closed.set()
+
+    provider = provider_for(server, "google-legacy")
+    monkeypatch.setattr(HTTPConnection, "close", noted)
+    server.script("gemini-test", "hang-after-headers")
+    assert fail(provider, ask(), limit=guard(streaming=False, first_s=0.05)).kind is K.TIMEOUT
+    assert closed.wait(2.0)
+    assert threading.current_thread().name not in closed_by
+    provider.close()
 
 
 @pytest.mark.parametrize("name", NAMES)
