@@ -406,3 +406,28 @@ def test_a_request_at_fault_ends_the_call_and_is_its_cause():
     assert h.asked == "ab"
     assert h.result.__cause__ is error
     assert "b rejected the request itself" in str(h.result)
+
+
+def test_of_two_waits_that_end_together_the_one_just_asked_for_is_sat_out_at_once():
+    """Chance is a half: 20 s asked for are 21 s waited, 21 s later the parked target is ready too."""
+    parked = Refusal("parked", START + 21.0, waits=True)
+    hand = Hand([parked, None], [no(K.THROTTLED, retry_after_s=20.0), None])
+    assert [c.route.name for c in hand.calls] == ["b", "b"]
+    sooner = Refusal("parked", START + 20.9, waits=True)
+    hand = Hand([sooner, None], [no(K.THROTTLED, retry_after_s=20.0), None])
+    assert [c.route.name for c in hand.calls] == ["b", "a"]
+    assert [s.will_retry for s in hand.settled] == [False, False]
+
+
+def test_a_refused_prefill_gives_no_try_away_and_wins_none():
+    routes = [route("a"), route("b", continuation="prefill")]
+    rejects = no(K.BAD_REQUEST, code="prefill_rejected")
+    hand = Hand(
+        [(0.0, "begun", no(K.NOT_FOUND))],
+        [rejects, no(), no(), None],
+        routes=routes,
+        retry=RetryPolicy(total=9),
+    )
+    assert [c.route.name for c in hand.calls] == ["a", "b", "b", "b"], "one retry, as of any target"
+    assert isinstance(hand.result, StreamBroken)
+    assert [a.retry for a in hand.journal.attempts] == [False, False, False, True]
