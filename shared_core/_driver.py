@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass
+from time import perf_counter
 
 from shared_core._books import Books
 from shared_core._clock import Clock
@@ -162,14 +163,15 @@ class Driver:
         request = self._prepare(call)
         guard = self._guard(call)
         feed, touch = relay.feed, guard.touch
+        alone = provider.interruptible or self._calm.of(call.route)
+        begun = perf_counter()  # real time, whatever clock the router was handed: threads block in real time
         events: Iterator[ChatEvent] | None = None
         try:
-            alone = provider.interruptible or self._calm.of(call.route)
             if alone:
                 events = provider.stream(request, guard)
             else:
                 events = run_guarded(
-                    lambda: provider.stream(request, guard), guard, lambda took: self._calm.answered(call.route, took)
+                    lambda: provider.stream(request, guard), guard, lambda took: self._calm.took(call.route, took)
                 )
             for event in events:
                 kind = type(event)
@@ -184,14 +186,13 @@ class Driver:
                         yield out
                     if kind is Finished:
                         self._books.finished(call, event)  # type: ignore[arg-type]  # `kind` says which it is
-                        if alone and not provider.interruptible:
-                            self._calm.answered(call.route, self._now() - guard.started)
                         return None
             return _unfinished(attempt.delivered)
         except Exception as error:  # noqa: BLE001  # classified; a bug is raised again as it is
-            self._calm.forget(call.route)
             return _classified(error, call, guard)
         finally:
+            if alone and not provider.interruptible:
+                self._calm.took(call.route, perf_counter() - begun)
             if events is not None and (close := getattr(events, "close", None)) is not None:
                 close()
 

@@ -64,7 +64,7 @@ def run_guarded(
     """Iterate over `open_()` in another thread, under the caller's context variables.
 
     A whole answer comes over in one piece, a streamed one item by item. `done` is told how many seconds the iterator
-    took in its own thread, if it ended well.
+    took in its own thread.
 
     Raises:
         ProviderError: kind TIMEOUT when the guard runs out; the thread is left behind and stops at its next item.
@@ -130,12 +130,12 @@ def _produce(
                 close()
     except BaseException as raised:  # noqa: BLE001  # carried to the reader's thread, where it is raised
         error = raised
-    if error is None and done is not None:
+    if done is not None:
         done(perf_counter() - begun)
     put((items, error, False))
 
 
-_INSTANT_S = 0.001
+_INSTANT_S = 0.0005
 _ENOUGH = 100
 _SLOW_COSTS = 50
 
@@ -143,9 +143,10 @@ _SLOW_COSTS = 50
 class Calm:
     """Which blocking targets have shown that they do not block, and need no thread to walk away from.
 
-    A target that answers a hundred calls on end in less than a millisecond each is in this process: a fake, a rule, a
-    cache. The thread would cost more than its answer. A slower answer takes half of that trust away and a failure all
-    of it, so that nothing which reaches over a network is ever trusted.
+    A target that has answered or failed a hundred times on end in less than half a millisecond each is in this process:
+    a fake, a rule, a cache. The thread would cost more than the answer. A vendor's SDK takes longer than that even to
+    be refused by its own machine, so nothing that reaches over a network is ever trusted. A slower call takes half of
+    the trust away, a call that is ten times slower all of it.
     """
 
     __slots__ = ("_trust",)
@@ -157,11 +158,10 @@ class Calm:
         """Whether the target may be called in the caller's own thread."""
         return self._trust.get(route, 0) >= _ENOUGH
 
-    def answered(self, route: Route, seconds: float) -> None:
-        """It answered whole after so many seconds."""
+    def took(self, route: Route, seconds: float) -> None:
+        """A call of it ended, well or not, after so many seconds."""
         trust = self._trust.get(route, 0)
-        self._trust[route] = min(2 * _ENOUGH, trust + 1) if seconds < _INSTANT_S else max(0, trust - _SLOW_COSTS)
-
-    def forget(self, route: Route) -> None:
-        """It failed."""
-        self._trust.pop(route, None)
+        if seconds < _INSTANT_S:
+            self._trust[route] = min(2 * _ENOUGH, trust + 1)
+        else:
+            self._trust[route] = max(0, trust - _SLOW_COSTS) if seconds < 10 * _INSTANT_S else 0
