@@ -160,6 +160,7 @@ class Driver:
         if call.route not in self._loaded:
             self._load(call.route)
             self._loaded.add(call.route)
+            attempt.started = self._now()  # importing an SDK is no slowness of the target's
         request = self._prepare(call)
         guard = self._guard(call)
         feed, touch = relay.feed, guard.touch
@@ -204,6 +205,7 @@ class Driver:
         if call.route not in self._loaded or not getattr(provider, "ready", _always)():
             await self._aload(call.route)
             self._loaded.add(call.route)
+            attempt.started = self._now()  # importing an SDK is no slowness of the target's
         request = self._prepare(call)
         guard = self._guard(call)
         feed, touch = relay.feed, guard.touch

@@ -761,6 +761,7 @@ def test_a_first_call_loads_its_provider_once_and_before_its_limit_starts():
     provider = Cold("ok", clock=clock)
     router = Router(provider, clock=clock, timeouts=Timeouts(attempt=1.0))
     assert router.invoke("Hi").text == "ok"
+    assert router.health()["scripted:script"].latency_p50_s == 0.0, "loading is no slowness of the target's"
     router.invoke("Hi")
     assert provider.loads == 1
 
