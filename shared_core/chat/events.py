@@ -141,7 +141,7 @@ class Finished:
     provider: str | None = None
     target: str | None = None
     fallback: Mapping[str, Any] = field(default_factory=dict)
-    """Set by the router: who served, attempts, errors, cost (requirement A10)."""
+    """Set by the router: who served, attempts, errors, cost."""
     origin: Origin | None = None
     """Set by the router: the scope within which this answer's opaque blocks may be replayed."""
 

@@ -19,7 +19,7 @@ from shared_core.resilience.retry import RetryBudget
 __all__ = ["Account", "Admission", "Gate", "Outcome", "Refusal", "Transition"]
 
 SLOW_S = 20.0
-"""A first token later than this, and later than four times the median, is slow (requirement A4)."""
+"""A first token later than this, and later than four times the median, is slow."""
 
 
 class Refusal(NamedTuple):

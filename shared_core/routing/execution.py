@@ -147,7 +147,7 @@ class Execution:
         return sum(a.cost_nano or 0 for a in self.attempts)
 
     def metadata(self) -> Mapping[str, Any]:
-        """What the answer carries as `fallback` metadata (requirement A10)."""
+        """What the answer carries as `fallback` metadata."""
         served = self.served_by
         cost = self.cost_nano
         facts: dict[str, Any] = {

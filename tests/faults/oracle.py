@@ -158,7 +158,7 @@ ORACLE: Mapping[str, Line] = {
     # "unknown codes fall back to the status row": no row at all is the caller's fault below 500, the server's above
     "status:418": _both(K.BAD_REQUEST),
     "status:523": _both(K.TRANSIENT),
-    # ── 429: "throttled: after wait if short"; waits are read in the order of section 1.2 ─────────────────────────
+    # ── 429: "throttled: after wait if short"; waits are read in one fixed order ──────────────────────────────────
     "rate-limit": _both(K.THROTTLED, wait="long"),
     "rate-limit:short": _both(K.THROTTLED, wait="short"),
     "rate-limit-zero": _both(K.THROTTLED),
@@ -182,7 +182,7 @@ ORACLE: Mapping[str, Line] = {
     "bad-utf8": _both(K.MALFORMED),
     # whole: cut mid-body; streamed: every event has arrived, so the answer is whole
     "wrong-content-length": Line(whole=K.TRANSIENT),
-    # ── streams: "cut / error after the first token: stream_broken, B yes"; requirement A14 says who goes on ──────
+    # ── streams: "cut / error after the first token: stream_broken, B yes"; `on_stream_break` says who goes on ─────────
     "cut": Line(whole=K.TRANSIENT, streamed=K.STREAM_CUT, words=3),
     "cut:clean": Line(whole=K.TRANSIENT, streamed=K.STREAM_CUT, words=3),
     "cut:late": Line(whole=K.TRANSIENT, streamed=K.STREAM_CUT, words=_ALL - 1),
