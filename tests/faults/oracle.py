@@ -182,7 +182,7 @@ ORACLE: Mapping[str, Line] = {
     "bad-utf8": _both(K.MALFORMED),
     # whole: cut mid-body; streamed: every event has arrived, so the answer is whole
     "wrong-content-length": Line(whole=K.TRANSIENT),
-    # ── streams: "cut / error after the first token: stream_broken, B yes"; `on_stream_break` says who goes on ─────────
+    # ── streams: "cut / error after the first token: stream_broken, B yes"; `on_stream_break` says who goes on ───────
     "cut": Line(whole=K.TRANSIENT, streamed=K.STREAM_CUT, words=3),
     "cut:clean": Line(whole=K.TRANSIENT, streamed=K.STREAM_CUT, words=3),
     "cut:late": Line(whole=K.TRANSIENT, streamed=K.STREAM_CUT, words=_ALL - 1),
