@@ -57,14 +57,13 @@ def test_what_does_not_exist_is_refused(name):
         tables.render(f"<!-- evidence:{name} -->7<!-- /evidence -->", load)
 
 
-def test_a_figure_typed_by_hand_is_noticed(tmp_path, monkeypatch):
+def test_a_figure_typed_by_hand_is_noticed(tmp_path):
     """The check can fail, and writing mends the page."""
-    monkeypatch.setattr(record, "load", load)
     (tmp_path / "docs").mkdir()
     page = tmp_path / "docs" / "page.md"
     page.write_text("<!-- evidence:bench -->\n99 % faster\n<!-- /evidence:bench -->\n", encoding="utf-8")
     assert tables.stale(tmp_path) == ["docs/page.md: its tables are not what docs/evidence says"]
-    page.write_text(tables.render(page.read_text(encoding="utf-8"), load), encoding="utf-8")
+    page.write_text(tables.render(page.read_text(encoding="utf-8")), encoding="utf-8")
     assert tables.stale(tmp_path) == []
 
 
