@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from shared_core.chat.request import ChatRequest, Message, user
-from shared_core.errors import ConfigurationError, InvalidRequest, UnknownOption, nearest
+from shared_core.errors import ConfigurationError, InvalidRequest
 from shared_core.ledger.pricing import find_price
 from shared_core.routing.price import FREE, Price
 from shared_core.routing.provider import Provider
-from shared_core.routing.target import Target
+from shared_core.routing.target import Target, built
 
 __all__ = ["RequestLike", "TargetLike", "as_request", "as_target", "option", "price_of"]
 
@@ -19,17 +19,8 @@ RequestLike = ChatRequest | str | Message | Sequence[Message]
 
 
 def option(what: str, cls: type[Any], value: Any) -> Any:
-    if value is None:
-        return cls()
-    if isinstance(value, cls):
-        return value
-    if not isinstance(value, Mapping):
-        raise ConfigurationError(f"{what} must be a {cls.__name__} or a mapping, not {type(value).__name__}")
-    valid = cls.__dataclass_fields__
-    for key in value:
-        if key not in valid:
-            raise UnknownOption(f"{cls.__name__} has no option {key!r}. {nearest(key, valid)}")
-    return cls(**value)
+    """`value` as a `cls`, the defaults for None."""
+    return cls() if value is None else built(what, cls, value)
 
 
 def as_target(item: TargetLike) -> Target:

@@ -42,13 +42,13 @@ from shared_core.chat.request import (
     ToolCall,
     ToolResult,
 )
-from shared_core.errors import ErrorKind, ProviderError, UnknownOption, nearest
+from shared_core.errors import ErrorKind, ProviderError
 from shared_core.history import GOOGLE, HistoryRules, prepare, wire_name, with_stubs
 from shared_core.providers import transport
 from shared_core.providers.base import Fold, SdkProvider, broken, malformed
 from shared_core.providers.registry import key_for
 from shared_core.routing.capabilities import Capabilities
-from shared_core.routing.target import KEYWORDS, Target
+from shared_core.routing.target import Target
 
 __all__ = ["FINISH", "GeminiFold", "GoogleProvider", "blob", "capabilities_of", "refuse", "rules_of", "told", "wanted"]
 
@@ -168,11 +168,7 @@ class GoogleProvider(SdkProvider):
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
-        for option in target.options:
-            if option not in self.options:
-                raise UnknownOption(
-                    f"Target {target.spec!r} has no option {option!r}. {nearest(option, self.options | KEYWORDS)}"
-                )
+        target.refuse_options_but(self.options)
         self._known = target.capabilities or capabilities_of(target.model)
 
     @property

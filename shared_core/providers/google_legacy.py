@@ -39,7 +39,7 @@ from shared_core.chat.request import (
     ToolCall,
     ToolResult,
 )
-from shared_core.errors import ErrorKind, ProviderError, UnknownOption, nearest
+from shared_core.errors import ErrorKind, ProviderError
 from shared_core.history import HistoryRules, prepare, wire_name, with_stubs
 from shared_core.providers.base import Fold, SdkProvider, malformed, response_facts
 from shared_core.providers.classify import classify_body
@@ -47,7 +47,7 @@ from shared_core.providers.google import GeminiFold, blob, capabilities_of, refu
 from shared_core.providers.registry import key_for
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
-from shared_core.routing.target import KEYWORDS, Target
+from shared_core.routing.target import Target
 
 __all__ = ["GoogleLegacyProvider"]
 
@@ -70,11 +70,7 @@ class GoogleLegacyProvider(SdkProvider):
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
-        for option in target.options:
-            if option not in self.options:
-                raise UnknownOption(
-                    f"Target {target.spec!r} has no option {option!r}. {nearest(option, self.options | KEYWORDS)}"
-                )
+        target.refuse_options_but(self.options)
         self._known = target.capabilities or capabilities_of(target.model)
 
     @property
@@ -631,16 +627,8 @@ def _adapter() -> Any:
             remember(self)
             return super().getresponse()
 
-    class Secure(HTTPSConnection):
-        response_class = Response
-
-        def send(self, data: Any) -> None:
-            arm(self)
-            super().send(data)
-
-        def getresponse(self) -> Any:
-            remember(self)
-            return super().getresponse()
+    class Secure(Plain, HTTPSConnection):
+        """The same over TLS."""
 
     class PlainPool(HTTPConnectionPool):
         ConnectionCls = Plain

@@ -18,13 +18,12 @@ from shared_core.errors import (
     ConfigurationError,
     MissingDependency,
     MissingKey,
-    UnknownOption,
     UnknownProvider,
     nearest,
 )
 from shared_core.providers import compatible
 from shared_core.routing.provider import Provider
-from shared_core.routing.target import KEYWORDS, Target
+from shared_core.routing.target import Target
 
 __all__ = ["ALIASES", "Entry", "build", "canonical", "check", "key_for", "provider_names"]
 
@@ -169,10 +168,7 @@ def check(target: Target) -> None:
     name = canonical(target.provider_name)
     entry = _entry(name)
     if entry.options is not None:
-        for option in target.options:
-            if option not in entry.options:
-                close = nearest(option, entry.options | KEYWORDS)
-                raise UnknownOption(f"Target {target.spec!r} has no option {option!r}. {close}")
+        target.refuse_options_but(entry.options)
     for header, value in (target.options.get("headers") or {}).items():
         if isinstance(value, str) and _UNSENDABLE.search(value):  # the HTTP library's refusal would recite it
             raise ConfigurationError(

@@ -17,7 +17,7 @@ from shared_core.routing.capabilities import Capabilities
 from shared_core.routing.price import Price
 from shared_core.routing.provider import Provider
 
-__all__ = ["KEYWORDS", "Target"]
+__all__ = ["KEYWORDS", "Target", "built"]
 
 
 @dataclass(frozen=True, init=False, eq=False)
@@ -106,10 +106,10 @@ class Target:
             "model": rest.strip(),
             "base_url": base_url.rstrip("/") if base_url else None,
             "api_key": api_key,
-            "price": _built("price", Price, price),
-            "capabilities": _built("capabilities", Capabilities, capabilities),
-            "timeouts": _built("timeouts", Timeouts, timeouts),
-            "retry": _built("retry", RetryPolicy, retry),
+            "price": built("Target.price", Price, price),
+            "capabilities": built("Target.capabilities", Capabilities, capabilities),
+            "timeouts": built("Target.timeouts", Timeouts, timeouts),
+            "retry": built("Target.retry", RetryPolicy, retry),
             "weight": weight,
             "tier": tier,
             "enabled": enabled,
@@ -118,6 +118,17 @@ class Target:
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
+
+    def refuse_options_but(self, valid: frozenset[str]) -> None:
+        """Refuse an option that the provider does not take.
+
+        Raises:
+            UnknownOption: naming the nearest valid option or keyword.
+        """
+        for option in self.options:
+            if option not in valid:
+                close = nearest(option, valid | KEYWORDS)
+                raise UnknownOption(f"Target {self.spec!r} has no option {option!r}. {close}")
 
     @property
     def account(self) -> str:
@@ -165,12 +176,12 @@ def _without_credentials(options: Mapping[str, Any], *, carrier: bool = False) -
     }
 
 
-def _built(what: str, cls: type[Any], value: Any) -> Any:
+def built(what: str, cls: type[Any], value: Any) -> Any:
     """`value` as a `cls`: as it is, or built from a mapping whose unknown names are refused."""
     if value is None or isinstance(value, cls):
         return value
     if not isinstance(value, Mapping):
-        raise ConfigurationError(f"Target.{what} must be a {cls.__name__} or a mapping, not {type(value).__name__}")
+        raise ConfigurationError(f"{what} must be a {cls.__name__} or a mapping, not {type(value).__name__}")
     valid = [f.name for f in fields(cls)]
     for key in value:
         if key not in valid:
