@@ -190,7 +190,16 @@ def test_a_function_answers_by_prompt(server):
     assert post(server).text == "hi"
 
 
-@pytest.mark.parametrize("bad", [lambda seen: 1 / 0, lambda seen: 7])
+def test_a_function_may_choose_a_fault(server):
+    """By what it sees: a fault that befalls streams only, and its like for whole answers."""
+    server.script("*", lambda seen: Fault("overload-first") if seen.streamed else Fault("overloaded"))
+    assert post(server).status == 503
+    reply = post(server, streamed=True)
+    assert reply.status == 200
+    assert b"overloaded" in reply.body
+
+
+@pytest.mark.parametrize("bad", [lambda seen: 1 / 0, lambda seen: 7, lambda seen: Fault("refused")])
 def test_a_function_that_fails_is_heard(server, bad):
     """A 500 that says why, and an outcome of its own."""
     server.script("*", bad)

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from shared_core.testing.fault_server._answers import Answer
-from shared_core.testing.fault_server._faults import ALIASES, FAULTS, AnswerFunction, Fault, Place, nearest
+from shared_core.testing.fault_server._faults import ALIASES, FAULTS, AnswerLike, Fault, Place, nearest
 
-Step = int | str | Answer | Fault | AnswerFunction
-"""One request's fate: an HTTP status, `"ok"`, a fault's name, a `Fault`, an `Answer`, or a function that answers."""
+if TYPE_CHECKING:
+    from shared_core.testing.fault_server._log import SeenRequest
 
-Ready = Fault | Answer | AnswerFunction
+StepFunction = Callable[["SeenRequest"], AnswerLike | Fault]
+
+Step = int | str | Answer | Fault | StepFunction
+"""One request's fate: an HTTP status, `"ok"`, a fault's name, a `Fault`, an `Answer`, or a function that decides."""
+
+Ready = Fault | Answer | StepFunction
 
 
 def read_step(step: Step, place: Place = "request") -> Ready:
@@ -34,14 +40,19 @@ def read_step(step: Step, place: Place = "request") -> Ready:
                 f"Step {step!r} is unknown. hint: {nearest(step)}; to answer this text write Answer({step!r})."
             )
     if isinstance(step, Fault):
-        if step.row.place != place:
-            raise ValueError(f"Fault {step.kind!r} cannot be scripted here. hint: {_WHERE[step.row.place]}.")
-        return step
+        return read_fault(step, place)
     if callable(step):
         return step
     raise TypeError(
         f"A step cannot be a {type(step).__name__}. hint: say 'ok', a status such as 503, or a fault's name."
     )
+
+
+def read_fault(fault: Fault, place: Place = "request") -> Fault:
+    """`fault`, if it can be put there. Raises `ValueError` with where it belongs."""
+    if fault.row.place != place:
+        raise ValueError(f"Fault {fault.kind!r} cannot be scripted here. hint: {_WHERE[fault.row.place]}.")
+    return fault
 
 
 _WHERE: dict[Place, str] = {
@@ -88,6 +99,11 @@ class Queue:
     def left(self) -> int:
         """Steps not served yet."""
         return len(self._steps) - self._next
+
+
+def decided(value: object, who: str) -> Answer | Fault:
+    """What a function of the request chose: a `Fault` that may befall a request, or an answer."""
+    return read_fault(value) if isinstance(value, Fault) else answered(value, who)
 
 
 def answered(value: object, who: str) -> Answer:

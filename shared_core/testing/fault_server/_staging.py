@@ -18,7 +18,7 @@ from shared_core.testing.fault_server._answers import Answer, Spoken, ToolCall, 
 from shared_core.testing.fault_server._faults import Fault
 from shared_core.testing.fault_server._http import LAST_CHUNK, Framing, chunk, head_bytes
 from shared_core.testing.fault_server._log import SeenRequest
-from shared_core.testing.fault_server._script import Ready, answered, label
+from shared_core.testing.fault_server._script import Ready, answered, decided, label
 from shared_core.testing.fault_server._wires.base import Ask, Frame, Json, VendorError, Wire, dump, plain
 
 # ── acts ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -91,10 +91,11 @@ class Turn:
 
 
 def stage(turn: Turn, step: Ready) -> list[Act]:
-    """The acts of one step. Raises what an answer function raises."""
-    if not isinstance(step, Fault):
-        answer = step if isinstance(step, Answer) else answered(step(turn.seen()), label(step))
-        return _answer(turn, answer)
+    """The acts of one step. Raises what a function of the request raises."""
+    if not isinstance(step, Fault | Answer):
+        step = decided(step(turn.seen()), label(step))
+    if isinstance(step, Answer):
+        return _answer(turn, step)
     if (reason := _unfit(turn, step)) is not None:
         return _error(turn, VendorError(status=501, type="fault_server", message=reason))
     acts = _STAGES.get(step.kind, _refuse)(turn, step)
