@@ -17,6 +17,7 @@ from typing import Any, cast
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, SystemMessage, message_chunk_to_message
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
+from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, to_langchain, usage_of
 from shared_core.chat.events import (
@@ -110,6 +111,7 @@ class LangChainProvider:
         families = {base.__module__.partition(".")[0] for base in type(model).__mro__}
         self._google = "langchain_google_genai" in families
         self._anthropic = "langchain_anthropic" in families
+        self._openai = "langchain_openai" in families
         self._sure_of_end = not families.isdisjoint(_INTEGRITY)
         self._streams = type(model)._stream is not BaseChatModel._stream
         self._astreams = self._streams or type(model)._astream is not BaseChatModel._astream
@@ -202,6 +204,7 @@ class LangChainProvider:
         native = request.native if request.native is not None and request.native.framework == FRAMEWORK else None
         if native is not None:
             messages = [self._sanitised(message) for message in native.messages]
+            messages += to_langchain(native.added, self.origin)
             options: Mapping[str, Any] = native.options
         else:
             messages = to_langchain(request.messages, self.origin)
@@ -249,9 +252,12 @@ class LangChainProvider:
             }
             for t in request.tools
         ]
-        key = (id(self), request.tool_choice, request.parallel_tool_calls)
+        strict = self._openai and request.output is not None and not getattr(inner, "use_responses_api", False)
+        key = (id(self), request.tool_choice, request.parallel_tool_calls, strict)
         if isinstance(tools, BoundTools) and (kept := tools.compiled.get(key)) is not None:
             return cast("Mapping[str, Any]", kept[1])
+        if strict:  # its SDK parses such an answer itself, and refuses to beside a tool that is not strict
+            tools = [_strict(tool) for tool in tools]
         choice: Any = request.tool_choice
         if choice == "none" and self._anthropic:
             choice = {"type": "none"}  # a bare name would be taken for a tool's
@@ -493,6 +499,14 @@ def _response_format(request: ChatRequest) -> dict[str, Any]:
     if output.strict is not None:
         schema["strict"] = output.strict
     return {"type": "json_schema", "json_schema": schema}
+
+
+def _strict(tool: Any) -> Any:
+    """`tool`, in OpenAI's form, held to its schema; where it says for itself whether it is, it stays as it is."""
+    function = tool.get("function")
+    if not isinstance(function, Mapping) or function.get("strict") is not None:
+        return tool
+    return convert_to_openai_tool({"parameters": {"type": "object", "properties": {}}, **function}, strict=True)
 
 
 JSON_PROMPT = "Answer with one JSON object and nothing else: no prose, no code fence."

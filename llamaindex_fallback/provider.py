@@ -284,7 +284,8 @@ class LlamaIndexProvider:
     def _history(self, request: ChatRequest) -> tuple[list[ChatMessage], Sequence[ToolSpec]]:
         """LlamaIndex's own messages where all that is opaque in them is this LLM's, else the neutral ones, prepared."""
         native = request.native
-        if native is not None and native.framework == FRAMEWORK and all(map(self._is_ours, native.messages)):
+        theirs = native is not None and native.framework == FRAMEWORK and not native.added
+        if native is not None and theirs and all(map(self._is_ours, native.messages)):
             return [self._copy(message) for message in native.messages], with_stubs(request.tools, (), self._rules)
         going_on = request.continues
         kept = prepare(request.messages, origin=self.origin, rules=self._rules, keep_trailing_assistant=going_on)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         collect,
     )
     from shared_core.chat.request import (
+        AnswerCheck,
         Audio,
         ChatRequest,
         Constraints,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         ErrorKind,
         FallbackError,
         InvalidModelFile,
+        InvalidOutput,
         InvalidRequest,
         MissingDependency,
         MissingKey,
@@ -98,13 +100,13 @@ _HOMES: dict[str, str] = {
             "Answer ChatEvent Continued Finished ReasoningDelta Restarted Started TextDelta ToolCallDelta Usage collect"
         ),
         "shared_core.chat.request": (
-            "Audio ChatRequest Constraints File Image Message Native Origin OutputSchema Part Reasoning Text ToolCall "
-            "ToolResult ToolSpec assistant system tool user"
+            "AnswerCheck Audio ChatRequest Constraints File Image Message Native Origin OutputSchema Part Reasoning "
+            "Text ToolCall ToolResult ToolSpec assistant system tool user"
         ),
         "shared_core.errors": (
             "AccountError AllTargetsFailed BudgetExceeded ConfigurationError DeadlineExceeded Disposition ErrorKind "
-            "FallbackError InvalidModelFile InvalidRequest MissingDependency MissingKey ProviderError ProviderTimeout "
-            "ProviderUnavailable RateLimited RequestRejected StreamBroken UnknownOption UnknownProvider"
+            "FallbackError InvalidModelFile InvalidOutput InvalidRequest MissingDependency MissingKey ProviderError "
+            "ProviderTimeout ProviderUnavailable RateLimited RequestRejected StreamBroken UnknownOption UnknownProvider"
         ),
         "shared_core.ledger": "CostReport Ledger LedgerEntry MemoryLedger",
         "shared_core.resilience.breaker": "BreakerConfig CircuitState",
@@ -133,6 +135,7 @@ __all__ = [
     "AccountError",
     "AllTargetsFailed",
     "Answer",
+    "AnswerCheck",
     "AnswerStream",
     "AsyncAnswerStream",
     "Attempt",
@@ -163,6 +166,7 @@ __all__ = [
     "HealthStatus",
     "Image",
     "InvalidModelFile",
+    "InvalidOutput",
     "InvalidRequest",
     "Ledger",
     "LedgerEntry",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shared_core._clock import Clock
 from shared_core.chat.events import Finished, Usage
 from shared_core.chat.request import ChatRequest
-from shared_core.errors import FallbackError, ProviderError, Settlement
+from shared_core.errors import FallbackError, InvalidOutput, ProviderError, Settlement
 from shared_core.ledger.entry import EntryStatus, Ledger, LedgerEntry
 from shared_core.resilience.admission import SLOW_S, Outcome, Transition
 from shared_core.resilience.breaker import CircuitState
@@ -54,12 +54,13 @@ class Books:
                 )
             )
 
-    def finished(self, call: Call, event: Finished) -> None:
-        """An attempt reached its terminal event: note what it used and who answered."""
+    def finished(self, call: Call, event: Finished, fault: ProviderError | None = None) -> None:
+        """An attempt reached its terminal event: note what it used and who answered, also when it was no use."""
         attempt = call.attempt
         attempt.response_id = event.response_id
         attempt.model = event.model or attempt.model
-        attempt.usage = event.usage or _estimate(call.request, attempt.delivered)
+        said = len(fault.answer.text) if isinstance(fault, InvalidOutput) else attempt.delivered
+        attempt.usage = event.usage or _estimate(call.request, said)
 
     def settle(self, execution: Execution, step: Settle, chance: float, routes: tuple[Route, ...]) -> None:
         """Close one attempt: its gate learns, the ledger gets its row, observers are told."""
@@ -107,7 +108,9 @@ class Books:
         usage, latency = attempt.usage, outcome.latency_s
         cost: int | None = None
         bound: int | None = None
-        if error is None and not outcome.cancelled:
+        # An answer that did not pass its check was given and will be billed like any other.
+        billed = isinstance(error, InvalidOutput) and usage is not None
+        if (error is None or billed) and not outcome.cancelled:
             usage = usage or _NOTHING_USED
             status = EntryStatus.ESTIMATED if usage.estimated else EntryStatus.POSTED
             if price is not None:
@@ -197,9 +200,12 @@ class Books:
         finished, served = relay.finished, execution.attempts[-1]
         assert finished is not None
         usage = served.usage or _NOTHING_USED
-        if execution.seams:
+        if len(execution.attempts) > 1:
+            # What the caller reads is what was spent on it: the pieces of a continued answer, and answers that were
+            # given whole and did not pass their check.
             for earlier in execution.attempts[:-1]:
-                if earlier.delivered and earlier.usage is not None:
+                paid = bool(execution.seams and earlier.delivered) or isinstance(earlier.error, InvalidOutput)
+                if paid and earlier.usage is not None:
                     usage = usage + earlier.usage
         told = self.events.active
         metadata = execution.metadata() if self._metadata or told else {}

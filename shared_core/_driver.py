@@ -182,12 +182,16 @@ class Driver:
                     for out in feed(event):
                         yield out
                     touch()
+                elif type(event) is Finished:
+                    fault = relay.objection(event)
+                    if fault is None:
+                        for out in feed(event):
+                            yield out
+                    self._books.finished(call, event, fault)
+                    return fault
                 else:
                     for out in feed(event):
                         yield out
-                    if kind is Finished:
-                        self._books.finished(call, event)  # type: ignore[arg-type]  # `kind` says which it is
-                        return None
             return _unfinished(attempt.delivered)
         except Exception as error:  # noqa: BLE001  # classified; a bug is raised again as it is
             return _classified(error, call, guard)
@@ -235,12 +239,16 @@ class Driver:
                     for out in feed(event):
                         yield out
                     touch()
+                elif type(event) is Finished:
+                    ended.error = relay.objection(event)
+                    if ended.error is None:
+                        for out in feed(event):
+                            yield out
+                    self._books.finished(call, event, ended.error)
+                    return
                 else:
                     for out in feed(event):
                         yield out
-                    if kind is Finished:
-                        self._books.finished(call, event)  # type: ignore[arg-type]  # `kind` says which it is
-                        return
         except Exception as error:  # noqa: BLE001  # classified; a bug is raised again as it is
             ended.error = _classified(error, call, guard)
         except BaseException as error:

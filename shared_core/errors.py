@@ -13,7 +13,8 @@
     │   ├── AccountError                  key, billing, permission: a lock that waiting will not lift
     │   ├── RequestRejected               the request itself: malformed, too large, context, policy, incapable
     │   ├── ProviderUnavailable           overloaded, 5xx, connection, malformed answer
-    │   └── ProviderTimeout               silence: no first token, no next token, no whole answer in time
+    │   ├── ProviderTimeout               silence: no first token, no next token, no whole answer in time
+    │   └── InvalidOutput                 a whole answer that is not what was asked for; keeps the answer
     ├── StreamBroken                      a committed stream broke and could not be continued; keeps the partial text
     ├── BudgetExceeded                    a hard budget refuses the call
     └── AllTargetsFailed (ExceptionGroup) nobody answered; keeps every attempt's error, the most useful is the cause
@@ -47,6 +48,7 @@ __all__ = [
     "ErrorKind",
     "FallbackError",
     "InvalidModelFile",
+    "InvalidOutput",
     "InvalidRequest",
     "MissingDependency",
     "MissingKey",
@@ -122,6 +124,7 @@ class ErrorKind(enum.StrEnum):
     MALFORMED = "malformed"
     STREAM_CUT = "stream_cut"
     TIMEOUT = "timeout"
+    INVALID_OUTPUT = "invalid_output"
     CONFIG = "config"
     CANCELLED = "cancelled"
     UNKNOWN = "unknown"
@@ -172,6 +175,8 @@ RULES: Mapping[ErrorKind, Rule] = MappingProxyType(
         ErrorKind.MALFORMED: Rule(_R, trips_breaker=True, settlement=_UNKNOWN),
         ErrorKind.STREAM_CUT: Rule(_R, trips_breaker=True, settlement=_UNKNOWN),
         ErrorKind.TIMEOUT: Rule(_F, trips_breaker=True, settlement=_UNKNOWN),
+        # Answered and billed, and useless. The flow shows the model its mistake once; then the next target is asked.
+        ErrorKind.INVALID_OUTPUT: Rule(_F, settlement=Settlement.ACTUAL),
         ErrorKind.CONFIG: Rule(_F),
         ErrorKind.CANCELLED: Rule(_F, settlement=_UNKNOWN),
         ErrorKind.UNKNOWN: Rule(_F, trips_breaker=True, settlement=_UNKNOWN),
@@ -328,6 +333,16 @@ class ProviderTimeout(ProviderError, TimeoutError):
     """Silence: no first token, no next token or no whole answer within the target's own limit."""
 
 
+class InvalidOutput(ProviderError):
+    """A whole answer that is not what was asked for: it does not fit the schema, or lacks the tool call.
+
+    Attributes:
+        answer: the answer as it came (`shared_core.Answer`), for those who want it all the same.
+    """
+
+    answer: Any = None
+
+
 _CLASS_OF: Mapping[ErrorKind, type[ProviderError]] = {
     ErrorKind.BAD_REQUEST: RequestRejected,
     ErrorKind.CONTEXT_OVERFLOW: RequestRejected,
@@ -348,6 +363,7 @@ _CLASS_OF: Mapping[ErrorKind, type[ProviderError]] = {
     ErrorKind.MALFORMED: ProviderUnavailable,
     ErrorKind.STREAM_CUT: ProviderUnavailable,
     ErrorKind.TIMEOUT: ProviderTimeout,
+    ErrorKind.INVALID_OUTPUT: InvalidOutput,
 }
 
 
@@ -368,9 +384,28 @@ class StreamBroken(FallbackError):
         self.usage = usage
         self.fallback = dict(fallback or {})
 
+    @property
+    def errors(self) -> tuple[Exception, ...]:
+        """Every attempt's error, in the order they happened."""
+        cause = self.__cause__
+        return cause.errors if isinstance(cause, AllTargetsFailed) else ()
+
+    @property
+    def response(self) -> Any:
+        """The SDK's response object of the most useful error, for traces that read headers and body."""
+        return getattr(self.__cause__, "response", None)
+
+    @property
+    def is_retryable(self) -> bool:
+        """Whether the same call may succeed soon."""
+        return bool(getattr(self.__cause__, "is_retryable", False))
+
 
 class BudgetExceeded(FallbackError):
     """A hard budget refuses the call; the message names the budget and when it resets."""
+
+
+_SOON_S = 300.0
 
 
 class AllTargetsFailed(FallbackError, ExceptionGroup[Exception]):
@@ -418,8 +453,16 @@ class AllTargetsFailed(FallbackError, ExceptionGroup[Exception]):
 
     @property
     def is_retryable(self) -> bool:
-        """Whether the same call may succeed later: true if any attempt failed for a passing reason."""
-        return any(getattr(error, "is_retryable", False) for error in self.exceptions)
+        """Whether the same call may succeed soon: an attempt failed for a passing reason, or nobody could be asked just
+        now but within five minutes. Never when the request itself is at fault.
+        """
+        cause = self.__cause__
+        if isinstance(cause, ProviderError) and cause.disposition is Disposition.FAIL:
+            return False
+        if any(getattr(error, "is_retryable", False) for error in self.exceptions):
+            return True
+        tried = any(isinstance(error, ProviderError) for error in self.exceptions)
+        return not tried and self.retry_after_s is not None and self.retry_after_s <= _SOON_S
 
     def derive(self, excs: Sequence[Exception], /) -> Self:  # type: ignore[override]  # ours holds Exceptions only
         """A group of the same kind over other errors (`split`, `subgroup`)."""

@@ -360,7 +360,11 @@ class Router:
             chosen.excluded,
         )
         self._books.opened(execution, chosen)
-        return execution, chosen, Relay(streaming=request.streaming, request=execution.id.replace("-", "_"))
+        return (
+            execution,
+            chosen,
+            Relay(streaming=request.streaming, request=execution.id.replace("-", "_"), check=request.check),
+        )
 
     def _prepare(self, call: Call) -> ChatRequest:
         """The request as this target gets it."""

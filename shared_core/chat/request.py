@@ -10,13 +10,17 @@ import base64
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from shared_core.errors import InvalidRequest
 
+if TYPE_CHECKING:
+    from shared_core.chat.events import Answer
+
 __all__ = [
+    "AnswerCheck",
     "Audio",
     "ChatRequest",
     "Constraints",
@@ -249,7 +253,17 @@ class Native:
 
     framework: str
     messages: Any
+    """A sequence of the framework's messages, one for each of the request's own."""
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    added: tuple[Message, ...] = ()
+    """What the flow put behind the caller's messages: an answer to be continued or corrected."""
+
+
+AnswerCheck = Callable[["Answer"], str | None]
+"""Looks at a whole answer: None when it is what was asked for, else what is wrong, in words for the model.
+
+Pure, and quick: it runs on the request's own thread or event loop.
+"""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -286,6 +300,9 @@ class ChatRequest:
     native: Native | None = field(default=None, repr=False)
     continues: bool = False
     """The last message is an assistant's, unfinished: go on from where it stops (set by the seam)."""
+    check: AnswerCheck | None = field(default=None, repr=False)
+    """What the answer must pass. One that does not is put back to its target once, with what is wrong; then the next
+    target is asked. A stream shows nothing before its answer has passed. Refusals are not checked."""
 
     def __post_init__(self) -> None:
         if not self.messages and self.native is None:
@@ -309,6 +326,17 @@ class ChatRequest:
     def replace(self, **changes: Any) -> ChatRequest:
         """A variant of this request."""
         return replace(self, **changes)
+
+    def extended(self, *added: Message, keep: int | None = None, continues: bool = False) -> ChatRequest:
+        """This request with more messages behind its own, of which the first `keep` stay (all when left out).
+
+        What rides along for wrapped framework models is extended too, so that nothing only they understand is lost.
+        """
+        native = self.native
+        if native is not None:
+            own = native.messages if keep is None else native.messages[:keep]
+            native = replace(native, messages=own, added=added)
+        return replace(self, messages=(*self.messages[:keep], *added), native=native, continues=continues)
 
     @property
     def prompt_text(self) -> str:

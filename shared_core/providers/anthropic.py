@@ -483,9 +483,7 @@ class _Fold:
         if state is None:
             return
         if state["type"] == "thinking" and state["signature"]:
-            yield ReasoningDelta(
-                "", {"type": "thinking", "thinking": state["text"], "signature": state["signature"]}
-            )
+            yield ReasoningDelta("", {"type": "thinking", "thinking": state["text"], "signature": state["signature"]})
         elif state["type"] == "tool_use" and not state["json"] and state.get("given"):
             yield self._arguments(index, state, state["given"])
 

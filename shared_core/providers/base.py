@@ -180,7 +180,7 @@ class SdkProvider:
                 if error.name is not None and error.name.partition(".")[0] != self.sdk.partition(".")[0]:
                     raise  # the SDK is there, but broken: say what it misses, not that it is missing
                 raise MissingDependency(
-                    f"{self.name!r} needs the {self.sdk} package.\nhint: pip install \"llm-fallback[{self.extra}]\""
+                    f'{self.name!r} needs the {self.sdk} package.\nhint: pip install "llm-fallback[{self.extra}]"'
                 ) from error
 
     def stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:

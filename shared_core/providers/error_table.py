@@ -446,6 +446,7 @@ OS_ERRORS: tuple[tuple[type[BaseException], ErrorKind], ...] = (
 )
 """The operating system's own, most specific first."""
 
+
 def family_of(provider: str) -> Family:
     """Which vendor's dialect a provider speaks; everyone who is not Anthropic or Google speaks OpenAI's."""
     name = provider.lower()

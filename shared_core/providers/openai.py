@@ -344,9 +344,7 @@ def _response_format(request: ChatRequest) -> dict[str, Any]:
 class _Fold:
     """Reads chat completions, in chunks or whole."""
 
-    def __init__(
-        self, provider: str, names: Mapping[str, str], *, think_tags: bool, stops: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, provider: str, names: Mapping[str, str], *, think_tags: bool, stops: Sequence[str] = ()) -> None:
         self.content = False
         self.complete = False
         self._provider = provider

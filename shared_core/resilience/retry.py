@@ -20,6 +20,7 @@ class RetryPolicy:
         base_s: first wait after a transient failure, in seconds.
         overloaded_base_s: first wait after 'overloaded' and after a throttle that names no wait.
         cap_s: longest wait of our own making. A server's Retry-After is a lower bound and is not capped.
+        reasks: how often one target is shown an answer of its own that does not fit what was asked for, 0 or more.
         max_wait_s: longest server wait to sit out while another target is free; beyond it the call falls over at once.
 
     Raises:
@@ -32,13 +33,14 @@ class RetryPolicy:
     overloaded_base_s: float = 1.0
     cap_s: float = 8.0
     max_wait_s: float = 10.0
+    reasks: int = 1
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0 or math.isinf(value):
                 raise ConfigurationError(f"RetryPolicy.{f.name} must be a number >= 0, not {value!r}")
-        for name in ("same_target", "total"):
+        for name in ("same_target", "total", "reasks"):
             if not isinstance(getattr(self, name), int):
                 raise ConfigurationError(f"RetryPolicy.{name} must be a whole number, not {getattr(self, name)!r}")
 

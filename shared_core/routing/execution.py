@@ -28,6 +28,8 @@ class Attempt:
     retry: bool = False
     seam: str | None = None
     """How a broken stream was continued here: 'exact', 'prefill' or 'instructed'."""
+    reask: bool = False
+    """Whether the target was shown an answer of its own that had not passed the request's check."""
     first_token: float | None = None
     ended: float | None = None
     outcome: Ended = "running"
@@ -66,6 +68,8 @@ class Attempt:
         }
         if self.retry:
             facts["retry"] = True
+        if self.reask:
+            facts["reask"] = True
         if self.seam:
             facts["continued_by"] = self.seam
         if self.usage is not None:

@@ -26,6 +26,7 @@ from shared_core.errors import (
     Disposition,
     ErrorKind,
     FallbackError,
+    InvalidOutput,
     ProviderError,
     StreamBroken,
 )
@@ -33,6 +34,7 @@ from shared_core.resilience.admission import Admission, Outcome, Refusal
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.execution import Attempt, Execution
 from shared_core.routing.planner import Plan, Route
+from shared_core.routing.reask import reask
 from shared_core.routing.relay import Relay
 from shared_core.routing.seam import CONTINUE_PROMPT, Mode, resume
 
@@ -102,6 +104,9 @@ class _Turn:
     route: Route
     tries: int = 0
     not_before: float = 0.0
+    rejected: InvalidOutput | None = None
+    """Its answer that did not pass: from now on it is asked with that and what is wrong with it."""
+    reasks: int = 0
 
 
 def flow(
@@ -179,9 +184,12 @@ def flow(
             execution.seams.append(len(relay.delivered))
         elif relay.committed:
             execution.restarts += 1
+        elif turn.rejected is not None:
+            sent = reask(request, turn.rejected)
         attempt = execution.begin(
             route.name, route.provider.name, sent.model or route.provider.model, now, retry=turn.tries > 0, seam=mode
         )
+        attempt.reask = turn.rejected is not None
         attempt.origin = route.provider.origin
         relay.begin(attempt, seam=mode, restart=relay.committed and mode is None)
         turn.tries += 1
@@ -204,6 +212,14 @@ def flow(
             route.gate.prefill_rejected = True
             turn.tries -= 1
             execution.seams.pop()
+            yield Settle(route, granted, _outcome(attempt, error, now), attempt, True)
+            queue.appendleft(turn)
+            continue
+        if isinstance(error, InvalidOutput) and _may_reask(error, turn, now, deadline):
+            # The model is shown its mistake. Its target is well: this is no retry of a fault, and needs no wait.
+            turn.rejected = error
+            turn.reasks += 1
+            turn.tries -= 1
             yield Settle(route, granted, _outcome(attempt, error, now), attempt, True)
             queue.appendleft(turn)
             continue
@@ -278,6 +294,14 @@ def _mode(route: Route, relay: Relay, policy: FlowPolicy) -> Mode | None:
     return "instructed" if mode == "prefill" and route.gate.prefill_rejected else mode
 
 
+def _may_reask(error: InvalidOutput, turn: _Turn, now: float, deadline: float) -> bool:
+    """Whether to show the model its mistake. One that ran into its own limit would run into it again."""
+    answer = error.answer
+    if answer is None or answer.finish_reason == "length":
+        return False
+    return turn.reasks < turn.route.retry.reasks and now < deadline
+
+
 def _verdict(error: ProviderError, relay: Relay, policy: FlowPolicy) -> Disposition:
     """What follows, in this request's situation."""
     if error.kind is ErrorKind.POLICY and policy.route_around_policy:
@@ -317,6 +341,7 @@ _USEFUL = (
     # Which error explains a failure best, most useful first: what the caller can change, then what time will.
     ErrorKind.BAD_REQUEST,
     ErrorKind.POLICY,
+    ErrorKind.INVALID_OUTPUT,
     ErrorKind.CONTEXT_OVERFLOW,
     ErrorKind.AUTH,
     ErrorKind.BILLING,
@@ -347,11 +372,15 @@ def _failure(
     causes: list[Exception] = list(errors)
     if not causes:
         why = "; ".join([f"{s.target}: {s.reason}" for s in execution.skips] + [f"{t}: {r}" for t, r in plan.excluded])
-        causes = [FallbackError(why or "there is no target to ask")]
+        causes = [
+            ProviderError.of(ErrorKind.CONTEXT_OVERFLOW, reason, target=name)
+            for name, reason in plan.excluded
+            if name in plan.too_small
+        ] or [FallbackError(why or "there is no target to ask")]
     cls = DeadlineExceeded if late else AllTargetsFailed
     failed = cls(message, causes, fallback=metadata, retry_after_s=retry_after_s)
     ranked = sorted(
-        (e for e in errors if isinstance(e, ProviderError)),
+        (e for e in causes if isinstance(e, ProviderError)),
         key=lambda e: _USEFUL.index(e.kind) if e.kind in _USEFUL else len(_USEFUL),
     )
     failed.__cause__ = fatal or (ranked[0] if ranked else causes[-1])

@@ -64,6 +64,8 @@ class Plan:
     strategy: str = "priority"
     notes: Mapping[str, str] = field(default_factory=dict)
     """Per target name, what would stop it right now (an open circuit, a parked target). Filled by `explain`."""
+    too_small: frozenset[str] = frozenset()
+    """Names of those that were excluded because the conversation is longer than their context window."""
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -119,6 +121,7 @@ def plan(
     """Who may answer `request`, in order. Reads the gates' health only if the strategy asks for it."""
     eligible: list[Route] = []
     excluded: list[tuple[str, str]] = []
+    too_small: set[str] = set()
     bound = request.constraints is not ANYONE and request.constraints != ANYONE
     demanding = not is_plain(request)
     least = sum(len(m.text) for m in request.messages) // CHARS_PER_TOKEN
@@ -128,6 +131,8 @@ def plan(
             eligible.append(route)
         else:
             excluded.append((route.name, reason))
+            if reason.startswith(_TOO_LONG):
+                too_small.add(route.name)
     if strategy_name != "priority" and len(eligible) > 1:
         by_name = {route.name: route for route in eligible}
         views = [TargetView(r.target, turn, None, _reader(r, clock)) for r in eligible]
@@ -136,7 +141,10 @@ def plan(
             raise ConfigurationError(f"strategy {strategy_name!r} returned a target twice")
         excluded += [(r.name, f"left out by strategy {strategy_name!r}") for r in eligible if r not in chosen]
         eligible = chosen
-    return Plan(tuple(eligible), tuple(excluded), strategy_name)
+    return Plan(tuple(eligible), tuple(excluded), strategy_name, too_small=frozenset(too_small))
+
+
+_TOO_LONG = "the request needs at least"
 
 
 def _exclusion(request: ChatRequest, route: Route, least: int, *, bound: bool, demanding: bool) -> str | None:
@@ -154,7 +162,7 @@ def _exclusion(request: ChatRequest, route: Route, least: int, *, bound: bool, d
             return reason
     window = capabilities.context_window
     if window is not None and least > window:
-        return f"the request needs at least {least} tokens, its context window is {window}"
+        return f"{_TOO_LONG} {least} tokens, its context window is {window}"
     return None
 
 

@@ -20,8 +20,10 @@ from shared_core.chat.events import (
     TextDelta,
     ToolCallAssembler,
     ToolCallDelta,
+    collect,
 )
-from shared_core.chat.request import ToolCall
+from shared_core.chat.request import AnswerCheck, ToolCall
+from shared_core.errors import ErrorKind, InvalidOutput, ProviderError
 from shared_core.routing.execution import Attempt
 from shared_core.routing.seam import Mode, Seam
 
@@ -36,6 +38,7 @@ class Relay:
     __slots__ = (
         "_aligned",
         "_calls",
+        "_check",
         "_chunks",
         "_held",
         "_last",
@@ -51,9 +54,13 @@ class Relay:
         "open",
     )
 
-    def __init__(self, *, streaming: bool, request: str = "") -> None:
-        """`request` is the request's id, which makes tool-call ids that a provider left out unique."""
-        self._whole = not streaming
+    def __init__(self, *, streaming: bool, request: str = "", check: AnswerCheck | None = None) -> None:
+        """`request` is the request's id, which makes tool-call ids that a provider left out unique.
+
+        With a `check` nothing is let through before the whole answer has passed it.
+        """
+        self._check = check
+        self._whole = not streaming or check is not None
         self._prefix = f"call_{request}" if request else "call"
         self._pieces: list[str] = []
         self._aligned = True  # no chunk so far ended inside a word
@@ -119,6 +126,22 @@ class Relay:
             self.finished = event  # type: ignore[assignment]
             return self._finish()
         return _NOTHING
+
+    def objection(self, finished: Finished) -> ProviderError | None:
+        """What is wrong with the answer that `finished` would complete, by the request's check; None when it passes.
+
+        A refusal is an answer, if not the one that was hoped for: it passes.
+        """
+        if self._check is None or finished.reason in ("refusal", "content_filter"):
+            return None
+        answer = collect([*self._held, *self._calls.calls(), finished])
+        fault = self._check(answer)
+        if fault is None:
+            return None
+        error = ProviderError.of(ErrorKind.INVALID_OUTPUT, fault)
+        assert isinstance(error, InvalidOutput)
+        error.answer = answer
+        return error
 
     def _text(self, event: TextDelta) -> Sequence[ChatEvent]:
         text = event.text

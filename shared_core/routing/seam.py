@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from shared_core.chat.request import ChatRequest, Message, assistant, user
+from shared_core.chat.request import ChatRequest, assistant, user
 
 __all__ = ["CONTINUE_PROMPT", "Seam", "resume"]
 
@@ -31,21 +31,15 @@ _SHORTEST_PARTIAL = 3  # letters of a broken-off word that must agree to be take
 
 
 def resume(request: ChatRequest, delivered: str, mode: Mode, prompt: str = CONTINUE_PROMPT) -> ChatRequest:
-    """`request` as it must be put to a target that goes on after `delivered`. The original is unchanged.
-
-    The framework's own messages ride along no further: they do not know what was delivered.
-    """
-    messages = request.messages
-    if request.continues and messages and messages[-1].role == "assistant":
+    """`request` as it must be put to a target that goes on after `delivered`. The original is unchanged."""
+    keep = None
+    if request.continues and request.messages and request.messages[-1].role == "assistant":
         # The caller had already asked to continue an answer of their own: theirs and ours are one text.
-        delivered = messages[-1].text + delivered
-        messages = messages[:-1]
-    spoken: tuple[Message, ...] = (*messages, assistant(delivered))
+        keep = len(request.messages) - 1
+        delivered = request.messages[-1].text + delivered
     if mode != "instructed":
-        return request.replace(messages=spoken, continues=True, native=None)
-    return request.replace(
-        messages=(*spoken, user(prompt.replace("{tail}", _tail(delivered)))), continues=False, native=None
-    )
+        return request.extended(assistant(delivered), keep=keep, continues=True)
+    return request.extended(assistant(delivered), user(prompt.replace("{tail}", _tail(delivered))), keep=keep)
 
 
 def _tail(text: str, words: int = 6) -> str:

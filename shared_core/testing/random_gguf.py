@@ -179,7 +179,5 @@ def _libraries() -> tuple[Any, Any]:
         import gguf
         import numpy as np
     except ImportError as error:
-        raise ImportError(
-            "Writing a GGUF file needs the 'gguf' package. hint: pip install gguf"
-        ) from error
+        raise ImportError("Writing a GGUF file needs the 'gguf' package. hint: pip install gguf") from error
     return gguf, np

@@ -52,6 +52,7 @@ CONDUCT = {
     K.QUOTA_DAY: (1, True),
     K.CONFLICT: (2, True),
     K.TRANSIENT: (2, True),
+    K.INVALID_OUTPUT: (1, True),
     K.OVERLOADED: (1, True),
     K.CONNECT: (2, True),
     K.MALFORMED: (2, True),

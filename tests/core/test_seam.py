@@ -196,7 +196,7 @@ def test_any_text_cut_anywhere_and_answered_again_in_full_comes_out_once(text, c
         assert join(text[:cut], pieces, mode).rstrip() == text.rstrip()
 
 
-REQUEST = ChatRequest((system("Be brief."), user("What is it?")), streaming=True, native=Native("x", ["m"]))
+REQUEST = ChatRequest((system("Be brief."), user("What is it?")), streaming=True, native=Native("x", ["s", "u"]))
 
 
 def test_prefill_and_exact_put_the_delivered_text_into_the_assistants_mouth():
@@ -204,7 +204,7 @@ def test_prefill_and_exact_put_the_delivered_text_into_the_assistants_mouth():
         asked = resume(REQUEST, "It is a", mode)
         assert asked.messages == (*REQUEST.messages, assistant("It is a"))
         assert asked.continues
-        assert asked.native is None
+        assert asked.native == Native("x", ["s", "u"], added=(assistant("It is a"),)), "what rides along goes on too"
     assert REQUEST.messages == (system("Be brief."), user("What is it?"))
     assert not REQUEST.continues
 
@@ -214,7 +214,7 @@ def test_an_instruction_quotes_the_last_words():
     assert asked.messages[:-1] == (*REQUEST.messages, assistant("It is a small machine that watches over calls"))
     assert asked.messages[-1] == user(CONTINUE_PROMPT.replace("{tail}", "small machine that watches over calls"))
     assert not asked.continues
-    assert asked.native is None
+    assert asked.native == Native("x", ["s", "u"], added=asked.messages[-2:])
 
 
 def test_a_short_beginning_is_quoted_whole_and_the_prompt_can_be_ones_own():
@@ -226,6 +226,7 @@ def test_a_request_that_already_continued_an_answer_keeps_one_assistant_turn():
     request = REQUEST.replace(messages=(user("Count."), assistant("one, ")), continues=True)
     for mode in ("exact", "prefill"):
         asked = resume(request, "two, ", mode)
+        assert asked.native.messages == ["s"], "the caller's own beginning is in the added message now"
         assert asked.messages == (user("Count."), assistant("one, two, "))
 
 
@@ -263,4 +264,6 @@ def test_only_a_trailing_assistant_turn_the_caller_asked_to_continue_is_joined()
     asked = resume(REQUEST.replace(messages=longer, continues=True), "two", "exact")
     assert asked.messages == (*longer[:-1], assistant("one, two"))
     native_only = ChatRequest((), native=Native("x", ["m"]), continues=True)
-    assert resume(native_only, "two", "exact").messages == (assistant("two"),)
+    asked = resume(native_only, "two", "exact")
+    assert asked.messages == (assistant("two"),)
+    assert asked.native == Native("x", ["m"], added=(assistant("two"),))

@@ -173,7 +173,7 @@ SCHEMAS = {
 @pytest.mark.parametrize("schema", SCHEMAS.values(), ids=SCHEMAS)
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_even_random_weights_answer_in_the_schema(noise, schema, seed):
-    from shared_core.providers.llama_cpp.schema_check import violations
+    from shared_core.chat.schema_check import violations
 
     got = answer(noise, "x", output=OutputSchema(schema), temperature=1.0, seed=seed, max_tokens=300)
     if got.finish_reason == "stop":

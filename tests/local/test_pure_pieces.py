@@ -18,7 +18,7 @@ from shared_core.providers.llama_cpp.prompt import (
     render,
     tool_instructions,
 )
-from shared_core.providers.llama_cpp.schema_check import violations
+from shared_core.chat.schema_check import violations
 from shared_core.providers.llama_cpp.schema_grammar import UnsupportedSchema, gbnf, tool_call_gbnf
 from shared_core.providers.llama_cpp.spoken import Spoken, SpokenParser, parse_call
 from shared_core.providers.llama_cpp.stops import StopMatcher

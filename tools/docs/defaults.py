@@ -57,6 +57,7 @@ SEEN_AS: Mapping[ErrorKind, str] = {
     ErrorKind.TOO_LARGE: "413, a request larger than this target takes",
     ErrorKind.INCAPABLE: "tools, images or a schema that this target does not have",
     ErrorKind.BAD_REQUEST: "400, 422: the request is malformed",
+    ErrorKind.INVALID_OUTPUT: "an answer that does not fit the schema asked for, again after it was shown its mistake",
     ErrorKind.POLICY: "refused for its content (see `route_around_policy`)",
     ErrorKind.CONFIG: "a local model file that does not load",
     ErrorKind.CANCELLED: "the vendor cancelled the request",

@@ -17,9 +17,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from shared_core.chat.schema_check import violations
 from shared_core.providers.llama_cpp import prompt
 from shared_core.providers.llama_cpp.library import AbortFlag, LogKeeper
-from shared_core.providers.llama_cpp.schema_check import violations
 from shared_core.providers.llama_cpp.schema_grammar import UnsupportedSchema, gbnf, tool_call_gbnf
 from shared_core.providers.llama_cpp.spoken import CALL, CALL_END, THINK, THINK_END, SpokenParser
 from shared_core.providers.llama_cpp.stops import StopMatcher
@@ -642,4 +642,3 @@ class _Sampler:
             if sampler:
                 self._c.llama_sampler_free(sampler)
         self._free = self._strict = self._grammar = None
-

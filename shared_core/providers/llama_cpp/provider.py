@@ -64,7 +64,7 @@ def check_target(target: Target) -> None:
     check_model_file(resolve_path(target.model))
     if importlib.util.find_spec("llama_cpp") is None:
         raise MissingDependency(
-            f"Target {target.spec!r} needs the llama-cpp-python package.\nhint: pip install \"llm-fallback[local]\""
+            f'Target {target.spec!r} needs the llama-cpp-python package.\nhint: pip install "llm-fallback[local]"'
         )
 
 
