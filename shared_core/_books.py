@@ -9,7 +9,7 @@ from shared_core.errors import FallbackError, InvalidOutput, ProviderError, Sett
 from shared_core.ledger.entry import EntryStatus, Ledger, LedgerEntry
 from shared_core.resilience.admission import SLOW_S, Outcome, Transition
 from shared_core.resilience.breaker import CircuitState
-from shared_core.routing.execution import Execution
+from shared_core.routing.execution import Attempt, Execution
 from shared_core.routing.flow import Call, Settle
 from shared_core.routing.planner import Plan, Route
 from shared_core.routing.price import FREE
@@ -184,7 +184,7 @@ class Books:
         self._tell_failure(execution, str(failure))
 
     def _tell_failure(self, execution: Execution, error: str) -> None:
-        if self.events.active:
+        if self.events.active or (execution.outcome == "failed" and self.events.alert):
             lasted = (execution.ended or self._now()) - execution.started
             self.events.emit(
                 RequestFailed(
@@ -207,7 +207,7 @@ class Books:
                 paid = bool(execution.seams and earlier.delivered) or isinstance(earlier.error, InvalidOutput)
                 if paid and earlier.usage is not None:
                     usage = usage + earlier.usage
-        told = self.events.active
+        told = self.events.active or (execution.used_fallback and self.events.alert)
         metadata = execution.metadata() if self._metadata or told else {}
         if told:
             self.events.emit(
@@ -219,6 +219,7 @@ class Books:
                     now - execution.started,
                     metadata["used_fallback"],
                     metadata["cost_usd"],
+                    tuple(_failure(a) for a in execution.attempts if a.error is not None),
                 )
             )
         return Finished(
@@ -234,6 +235,11 @@ class Books:
             metadata if self._metadata else {},
             served.origin,
         )
+
+
+def _failure(attempt: Attempt) -> str:
+    error = attempt.error
+    return f"{attempt.target}: {error.kind if isinstance(error, ProviderError) else type(error).__name__}"
 
 
 def _estimate(request: ChatRequest, characters: int) -> Usage:

@@ -143,6 +143,12 @@ class Execution:
         return last if last is not None and last.outcome == "answered" else None
 
     @property
+    def used_fallback(self) -> bool:
+        """Whether anybody but the first target of the plan had a part in the answer."""
+        served = self.served_by
+        return bool(served and (served.target != self.primary or self.seams or self.restarts))
+
+    @property
     def cost_nano(self) -> int | None:
         """What attempts of known cost add up to, in nano-dollars; None when the answer itself has no price."""
         served = self.served_by
@@ -159,7 +165,7 @@ class Execution:
             "target": served.target if served else None,
             "provider": served.provider if served else None,
             "model": served.model if served else None,
-            "used_fallback": bool(served and (served.target != self.primary or self.seams or self.restarts)),
+            "used_fallback": self.used_fallback,
             "continued": bool(self.seams),
             "strategy": self.strategy,
             "attempts": [a.as_dict() for a in self.attempts],

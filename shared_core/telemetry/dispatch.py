@@ -1,4 +1,8 @@
-"""Takes events to their observers on a thread of its own, so that a slow or raising one cannot hurt a request."""
+"""Takes events to their observers on a thread of its own, so that a slow or raising one cannot hurt a request.
+
+Each event is a line in the log, too. The level says whose attention it wants: an answer that took a fallback is one
+warning, a request nobody answered is one error, and the steps on the way to either are information.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,15 @@ import queue
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 
-from shared_core.telemetry.events import AttemptFailed, CircuitChanged, Event, FellOver, RequestFailed, StreamContinued
+from shared_core.telemetry.events import (
+    AttemptFailed,
+    CircuitChanged,
+    Event,
+    FellOver,
+    RequestFailed,
+    RequestSucceeded,
+    StreamContinued,
+)
 
 __all__ = ["Dispatcher", "Observer"]
 
@@ -18,8 +30,15 @@ Observer = Callable[[Event], object | Awaitable[object]]
 
 _log = logging.getLogger("llm_fallback")
 _log.addHandler(logging.NullHandler())  # a library says nothing in a program that has not asked for its log
-_WARN = (FellOver, RequestFailed, CircuitChanged)
-_INFO = (AttemptFailed, StreamContinued)
+_INFO = (AttemptFailed, CircuitChanged, FellOver, RequestFailed, StreamContinued)
+
+
+def _level(event: Event) -> int:
+    if isinstance(event, RequestSucceeded) and event.used_fallback:
+        return logging.WARNING
+    if isinstance(event, RequestFailed) and event.outcome == "failed":
+        return logging.ERROR
+    return logging.INFO if isinstance(event, _INFO) else logging.DEBUG  # a caller who left is nobody's failure
 
 
 class Dispatcher:
@@ -35,14 +54,17 @@ class Dispatcher:
 
     @property
     def active(self) -> bool:
-        """Whether anybody would hear an event: an observer, or the log at debug level."""
-        return bool(self._observers) or _log.isEnabledFor(logging.DEBUG)
+        """Whether anybody would hear of every step: an observer, or the log at information level."""
+        return bool(self._observers) or _log.isEnabledFor(logging.INFO)
+
+    @property
+    def alert(self) -> bool:
+        """Whether anybody would hear of what deserves attention: a fallback that was needed, a failure."""
+        return bool(self._observers) or _log.isEnabledFor(logging.WARNING)
 
     def emit(self, event: Event) -> None:
         """Log it and pass it on. Never blocks, never raises."""
-        level = (
-            logging.WARNING if isinstance(event, _WARN) else logging.INFO if isinstance(event, _INFO) else logging.DEBUG
-        )
+        level = _level(event)
         if _log.isEnabledFor(level):
             _log.log(level, "%s", _line(event))
         if not self._observers:

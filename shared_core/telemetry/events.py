@@ -52,6 +52,8 @@ class RequestSucceeded(Event):
     duration_s: float
     used_fallback: bool
     cost_usd: float | None
+    recovered_from: tuple[str, ...] = ()
+    """Every failure on the way, as 'target: kind of error', in order."""
 
 
 @dataclass(frozen=True, slots=True)
