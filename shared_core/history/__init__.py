@@ -5,29 +5,42 @@ Pure: no clock, no I/O, no vendor SDK. The rules per vendor are data (`HistoryRu
 
 from __future__ import annotations
 
+from shared_core.history.changes import Change, ChangeKind, summary
+from shared_core.history.opaque import CITATIONS, OpaqueKind, citations, opaque_kind
 from shared_core.history.prepare import prepare, with_stubs
 from shared_core.history.rules import (
     ANTHROPIC,
     COMPATIBLE,
+    DEEPSEEK,
     GOOGLE,
     LLAMA_CPP,
     MISTRAL,
     OPENAI,
     OPENAI_RESPONSES,
+    OPENROUTER,
     HistoryRules,
 )
 from shared_core.history.tools import wire_name
 
 __all__ = [
     "ANTHROPIC",
+    "CITATIONS",
     "COMPATIBLE",
+    "DEEPSEEK",
     "GOOGLE",
     "LLAMA_CPP",
     "MISTRAL",
     "OPENAI",
     "OPENAI_RESPONSES",
+    "OPENROUTER",
+    "Change",
+    "ChangeKind",
     "HistoryRules",
+    "OpaqueKind",
+    "citations",
+    "opaque_kind",
     "prepare",
+    "summary",
     "wire_name",
     "with_stubs",
 ]

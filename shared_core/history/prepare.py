@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import is_
 
 from shared_core.chat.request import (
     Audio,
@@ -19,7 +20,9 @@ from shared_core.chat.request import (
     ToolResult,
     ToolSpec,
 )
-from shared_core.history.media import Media, kind_of, media_for
+from shared_core.history.changes import Change
+from shared_core.history.media import Media, is_media, kind_of, media_for
+from shared_core.history.opaque import opaque_kind, told
 from shared_core.history.rules import HistoryRules
 from shared_core.history.tools import PairedCall, pair, wire_name
 
@@ -30,19 +33,28 @@ CONTINUE = "Continue."
 OPENING = "(The conversation starts with your message.)"
 NOTED = "Noted."
 EMPTY = "(empty message)"
+FAILED = "Error"
 
 _FAILURE = re.compile(r"Model call failed after \d+ attempts? with \w+: .*", re.DOTALL)
 """What LangChain's retry middleware writes into the history as if the model had said it."""
+_SNAPSHOT = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2}|\d{3,4})")
+"""What vendors put behind a model's name for the release that answered."""
 
 
 def prepare(
-    messages: Sequence[Message], *, origin: Origin, rules: HistoryRules, keep_trailing_assistant: bool = False
+    messages: Sequence[Message],
+    *,
+    origin: Origin,
+    rules: HistoryRules,
+    keep_trailing_assistant: bool = False,
+    changes: list[Change] | None = None,
 ) -> tuple[Message, ...]:
     """`messages` as the target described by `rules` accepts them.
 
-    Deterministic, idempotent, and the input is never touched. Nothing a user sent is dropped silently: it is moved,
-    told in words, or the target is incapable. Left out on purpose: reasoning and signatures of another origin, results
-    that answer no call, all but the last of several results to one call, empty assistant turns.
+    Deterministic, idempotent, and the input is never touched; a message that is right as it is comes out as the same
+    object. Nothing a user sent is dropped silently: it is moved, told in words, or the target is incapable. Left out
+    on purpose: reasoning and signatures of another origin, results that answer no call, all but the last of several
+    results to one call, empty assistant turns.
 
     What a converter may rely on, besides the rules themselves:
 
@@ -51,7 +63,7 @@ def prepare(
       with "each" every tool message holds exactly one.
     * an assistant message is `Reasoning`, `Text` (and `assistant_media`) in their order, then its `ToolCall`s, whose
       `arguments` are always a JSON object, whose ids are unique, and each of which is answered, in order, right after.
-    * every `ToolResult` has the wire name of its call, and holds `Text` and `result_media` only.
+    * every `ToolResult` has the wire name of its call, and holds `Text` and `result_media` only; a failed one has text.
     * `Reasoning`, and `data` of tool calls, are there only when the message comes from `origin`.
     * media have a media type where they have bytes; no data: URLs; only URLs and file ids the vendor can resolve.
 
@@ -60,22 +72,26 @@ def prepare(
         origin: who is about to read it: opaque blocks go back to where they came from.
         rules: what the target accepts.
         keep_trailing_assistant: the last assistant turn is to be continued (`ChatRequest.continues`): it stays last.
+        changes: what could not be carried over as it was is appended here; `summary` tells it in words.
 
     Raises:
         ProviderError: kind INCAPABLE; a part can neither be sent nor told (a foreign file id, a URL nobody fetches).
         InvalidRequest: a part is broken for everybody.
     """
-    cleaned = [_cleaned(m, origin, rules) for m in messages]
-    turns = _system_placed(list(_told(cleaned, rules, keep_trailing_assistant)), rules)
+    noted: list[Change] = [] if changes is None else changes
+    cleaned = list(_cleaned(messages, origin, rules, noted))
+    turns = list(_told(cleaned, rules, keep_trailing_assistant, noted))
+    turns = _system_placed(turns, rules, noted)
     turns = [m for m in (_nonempty(m, rules) for m in turns) if m is not None]
     if rules.results == "user":
-        turns = list(_results_joined(turns))
+        turns = [replace(m, role="user") if m.role == "tool" else m for m in turns]
     if rules.alternates:
-        turns = _merged(turns)
-    turns = list(_answered(turns, rules))
+        turns = _merged(turns, noted)
+    if not rules.user_after_tool:
+        turns = list(_answered(turns))
     turns = _opened(turns, rules)
     turns = _closed(turns, rules, keep_trailing_assistant)
-    return tuple(_hinted(turns, rules))
+    return _hinted(turns, rules)
 
 
 def with_stubs(tools: Sequence[ToolSpec], messages: Sequence[Message], rules: HistoryRules) -> tuple[ToolSpec, ...]:
@@ -98,48 +114,120 @@ def with_stubs(tools: Sequence[ToolSpec], messages: Sequence[Message], rules: Hi
 # ── each message by itself ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _cleaned(message: Message, origin: Origin, rules: HistoryRules) -> Message:
+def _cleaned(
+    messages: Sequence[Message], origin: Origin, rules: HistoryRules, noted: list[Change]
+) -> Iterator[Message]:
     """Foreign opaque state left out, media in the target's form, the speaker's name where it may be."""
-    ours = rules.reasoning and message.role == "assistant" and message.origin == origin
+    called = False  # the assistant turn before this one called a tool
+    for index, message in enumerate(messages):
+        if message.role != "assistant":
+            yield _plain(message) or _rewritten(index, message, rules, noted, ours=False, replayed=False)
+            continue
+        calls = any(isinstance(p, ToolCall) for p in message.parts)
+        if (plain := _plain(message)) is not None:
+            yield plain
+        else:
+            ours = _wrote(message.origin, origin)
+            replayed = ours and rules.reasoning and (rules.reasoning_in == "any turn" or calls or called)
+            yield _rewritten(index, message, rules, noted, ours=ours, replayed=replayed)
+        called = calls
+
+
+def _plain(message: Message) -> Message | None:
+    """`message` where there is nothing to look at: text by nobody in particular, calls without a vendor's state."""
+    if message.name is not None:
+        return None
+    for part in message.parts:
+        if not (
+            isinstance(part, Text) or (isinstance(part, ToolCall) and message.role == "assistant" and not part.data)
+        ):
+            return None
+    return message
+
+
+def _wrote(wrote: Origin | None, reads: Origin) -> bool:
+    """Whether what `wrote` left is `reads`'s own. An alias and the release that answered for it are one model."""
+    if wrote is None or wrote.provider != reads.provider or wrote.endpoint != reads.endpoint:
+        return False
+    long, short = sorted((wrote.model, reads.model), key=len, reverse=True)
+    return long == short or (long.startswith(short) and _SNAPSHOT.fullmatch(long, len(short)) is not None)
+
+
+def _rewritten(
+    index: int, message: Message, rules: HistoryRules, noted: list[Change], *, ours: bool, replayed: bool
+) -> Message:
     parts: list[Part] = []
+    tail: list[Part] = []
     for part in message.parts:
         match part:
             case Reasoning():
                 # Without its opaque block a thought cannot be proved to be the model's own, so it is not replayed.
-                if ours and part.data:
+                if replayed and part.data:
                     parts.append(part)
+                elif part.data and not (ours and opaque_kind(part.data) in ("thought", "citations")):
+                    tail += _instead(index, part, rules, noted)
             case ToolCall():
                 if message.role != "assistant":
                     parts.append(Text(_call_in_words(part)))
+                elif part.data and not replayed:
+                    parts.append(replace(part, data={}))
                 else:
-                    parts.append(part if ours or not part.data else replace(part, data={}))
+                    parts.append(part)
             case ToolResult():
-                parts.append(replace(part, content=tuple(_result_content(part.content, rules))))
+                content = tuple(_result_content(index, part.content, rules, noted))
+                parts.append(part if _same(content, part.content) else replace(part, content=content))
             case Image() | File() | Audio():
-                parts.append(media_for(part, rules))
+                parts.append(_media(index, part, rules, noted))
             case Text():
                 parts.append(part)
+    parts += tail
     name = message.name
     if name is not None and not (rules.user_name_pattern and re.fullmatch(rules.user_name_pattern, name)):
         if message.role == "user" and name.strip():
             parts = _prefixed(parts, f"{name}: ")
+        elif name.strip():
+            noted.append(Change("name", index, name))
         name = None
+    if name == message.name and _same(parts, message.parts):
+        return message
     return replace(message, parts=tuple(parts), name=name)
 
 
-def _result_content(content: Sequence[Part], rules: HistoryRules) -> Iterator[Part]:
+def _instead(index: int, block: Reasoning, rules: HistoryRules, noted: list[Change]) -> list[Part]:
+    """What the target is told of a block that it must not see."""
+    kind = opaque_kind(block.data)
+    if kind == "thought":
+        noted.append(Change("reasoning", index))
+        return []
+    if kind == "citations":
+        unnamed = [c for c in block.data.get("citations") or () if not c.get("url")]
+        noted.extend(Change("citation", index, str(c.get("title") or "")) for c in unnamed)
+    elif kind == "server block":
+        noted.append(Change("server block", index, str(block.data.get("type"))))
+    return [_media(index, p, rules, noted) if is_media(p) else p for p in told(block.data)]
+
+
+def _media(index: int, part: Media, rules: HistoryRules, noted: list[Change]) -> Part:
+    fit = media_for(part, rules)
+    if isinstance(fit, Text):
+        noted.append(Change("file as text", index, part.name or part.media_type or ""))
+    return fit
+
+
+def _result_content(index: int, content: Sequence[Part], rules: HistoryRules, noted: list[Change]) -> Iterator[Part]:
     for part in content:
         match part:
             case Image() | File() | Audio():
-                yield media_for(part, rules)
+                yield _media(index, part, rules, noted)
             case Text():
                 yield part
             case ToolCall():
                 yield Text(_call_in_words(part))
             case ToolResult():
-                yield from _result_content(part.content, rules)
+                yield from _result_content(index, part.content, rules, noted)
             case Reasoning():
-                continue
+                if part.data:
+                    yield from _instead(index, part, rules, noted)
 
 
 def _call_in_words(call: ToolCall) -> str:
@@ -154,57 +242,76 @@ def _prefixed(parts: Sequence[Part], prefix: str) -> list[Part]:
     return [Text(prefix.rstrip()), *parts]
 
 
+def _same(a: Sequence[Part], b: Sequence[Part]) -> bool:
+    return len(a) == len(b) and all(map(is_, a, b))
+
+
 # ── tool turns ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _told(messages: Sequence[Message], rules: HistoryRules, keeps_last: bool) -> Iterator[Message]:
+def _told(messages: Sequence[Message], rules: HistoryRules, keeps_last: bool, noted: list[Change]) -> Iterator[Message]:
     """The conversation with every call answered right where it was made, and media where they may be."""
-    paired = pair(messages, rules)
+    paired = pair(messages, rules, noted)
     for index, message in enumerate(messages):
-        said = [p for p in message.parts if not isinstance(p, (ToolCall, ToolResult))]
         if message.role == "assistant":
-            told = list(_assistant_told(message, said, paired.get(index, []), rules))
+            told = list(_assistant_told(index, message, paired.get(index, []), rules, noted))
             if keeps_last and index == len(messages) - 1 and not message.tool_calls:
                 told.reverse()  # what it set aside comes before the turn that is to be continued
             yield from told
-        elif message.role == "system":
+            continue
+        said = [p for p in message.parts if not isinstance(p, (ToolCall, ToolResult))]
+        if message.role == "system":
             texts = tuple(p for p in said if isinstance(p, Text))
-            yield replace(message, parts=texts)
+            yield message if len(texts) == len(message.parts) else replace(message, parts=texts)
             if len(texts) < len(said):
-                yield Message("user", tuple(p for p in said if not isinstance(p, Text)))
+                aside = tuple(p for p in said if not isinstance(p, Text))
+                noted.append(Change("moved media", index, _count(aside)))
+                yield Message("user", aside)
+        elif message.role == "user" and len(said) == len(message.parts):
+            yield message
         elif said or not message.parts:  # what remains of a message of results is nothing, and is no empty message
             yield replace(message, role="user", parts=tuple(said))
 
 
 def _assistant_told(
-    message: Message, said: Sequence[Part], calls: Sequence[PairedCall], rules: HistoryRules
+    index: int, message: Message, calls: Sequence[PairedCall], rules: HistoryRules, noted: list[Change]
 ) -> Iterator[Message]:
-    if not calls and _FAILURE.fullmatch(message.text.strip()):
-        return
+    if not calls:
+        if _FAILURE.fullmatch(message.text.strip()):
+            noted.append(Change("failure notice", index))
+            return
+        if all(type(p) is Text for p in message.parts):
+            yield message
+            return
     aside: list[Part] = []
     stays: list[Part] = []
-    for part in said:
-        if isinstance(part, Media) and kind_of(part) not in rules.assistant_media:
+    for part in message.parts:
+        if is_media(part) and kind_of(part) not in rules.assistant_media:
             aside.append(part)
-        else:
+        elif not isinstance(part, (ToolCall, ToolResult)):
             stays.append(part)
     if aside:
+        noted.append(Change("moved media", index, _count(aside)))
         aside = [Text(f"({_count(aside)} from your previous message)"), *aside]
     if rules.tool_turns == "text":
         stays += [Text(_call_in_words(p.call)) for p in calls]
-        yield replace(message, parts=tuple(_spaced(stays)))
+        yield _with_parts(message, _spaced(stays))
         told = [part for p in calls for part in _result_in_words(p.result)]
         if told:
             yield Message("user", tuple(_spaced(told)))
     else:
-        yield replace(message, parts=(*stays, *(p.call for p in calls)))
+        yield _with_parts(message, [*stays, *(p.call for p in calls)])
         results: list[Message] = []
         for p in calls:
             result, moved = _result_for(p.result, rules)
-            results.append(Message("tool", (result,), cache_hint=p.result_hint))
+            if p.source is not None and len(p.source.parts) == 1 and p.source.parts[0] is result:
+                results.append(p.source)
+            else:
+                results.append(Message("tool", (result,), cache_hint=p.source is not None and p.source.cache_hint))
             if moved:
+                noted.append(Change("moved media", p.source_index, _count(moved)))
                 aside += [Text(f"({_count(moved)} from tool {result.name}, call {result.call_id})"), *moved]
-        if rules.results == "each" or not results:
+        if rules.results == "each" or len(results) < 2:
             yield from results
         else:
             hint = any(m.cache_hint for m in results)
@@ -213,8 +320,12 @@ def _assistant_told(
         yield Message("user", tuple(aside))
 
 
+def _with_parts(message: Message, parts: Sequence[Part]) -> Message:
+    return message if _same(parts, message.parts) else replace(message, parts=tuple(parts))
+
+
 def _count(media: Sequence[Part]) -> str:
-    kinds = [kind_of(part) for part in media if isinstance(part, Media)]
+    kinds = [kind_of(part) for part in media if is_media(part)]
     return ", ".join(f"{kinds.count(kind)} {kind}{'s' if kinds.count(kind) > 1 else ''}" for kind in sorted(set(kinds)))
 
 
@@ -222,8 +333,9 @@ def _result_for(result: ToolResult, rules: HistoryRules) -> tuple[ToolResult, li
     """The result as the target takes it, and the media it has to hand over to a user turn."""
     content: list[Part] = []
     moved: list[Part] = []
+    allowed = rules.result_media if not result.is_error else ()  # Anthropic: a failed result is text and nothing else
     for part in result.content:
-        if isinstance(part, Media) and kind_of(part) not in rules.result_media:
+        if is_media(part) and kind_of(part) not in allowed:
             moved.append(part)
         elif not isinstance(part, Text) or rules.empty_text or part.text.strip():
             content.append(part)
@@ -234,6 +346,10 @@ def _result_for(result: ToolResult, rules: HistoryRules) -> tuple[ToolResult, li
         is_error = False
         if not "".join(p.text for p in content if isinstance(p, Text)).startswith("Error"):
             content = _prefixed(content, "Error: ")
+    elif is_error and not content:
+        content = [Text(FAILED)]  # Anthropic refuses a failure that says nothing
+    if is_error == result.is_error and _same(content, result.content):
+        return result, moved
     return replace(result, content=tuple(content), is_error=is_error), moved
 
 
@@ -247,7 +363,9 @@ def _result_in_words(result: ToolResult) -> Iterator[Part]:
 # ── the shape of the whole ───────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _system_placed(messages: list[Message], rules: HistoryRules) -> list[Message]:
+def _system_placed(messages: list[Message], rules: HistoryRules, noted: list[Change]) -> list[Message]:
+    if all(m.role != "system" for m in messages):
+        return messages
     messages = [m for m in messages if m.role != "system" or m.text.strip()]
     if rules.system == "any":
         return messages
@@ -256,57 +374,55 @@ def _system_placed(messages: list[Message], rules: HistoryRules) -> list[Message
     for message in messages:
         if message.role != "system":
             rest.append(message)
-        elif rest and rules.late_system == "note":
+            continue
+        if rest:
+            noted.append(Change("late system"))
+        if rest and rules.late_system == "note":
             rest.append(Message("user", (Text(f"<system-note>\n{message.text}\n</system-note>"),)))
         else:
             top.append(message)
     if not top:
         return rest
     first = top[0]
-    for more in top[1:]:
-        first = _joined(first, more)
-    first = replace(first, parts=(Text("\n\n".join(m.text for m in top)),), name=None)
+    if len(top) > 1 or len(first.parts) > 1 or first.name is not None:
+        hint = any(m.cache_hint for m in top)
+        first = Message("system", (Text("\n\n".join(m.text for m in top)),), cache_hint=hint)
     if rules.system == "leading":
         return [first, *rest]
     if rest and rest[0].role == "user":
-        return [_joined(replace(first, role="user"), rest[0]), *rest[1:]]
+        return [_joined(replace(first, role="user"), rest[0], noted), *rest[1:]]
     return [replace(first, role="user"), *rest]
 
 
 def _nonempty(message: Message, rules: HistoryRules) -> Message | None:
     """Without blank texts where the target refuses them; None for an assistant turn that says nothing at all."""
     parts = message.parts
-    if not rules.empty_text:
+    if not rules.empty_text and any(type(p) is Text and not p.text.strip() for p in parts):
         parts = tuple(p for p in parts if not isinstance(p, Text) or p.text.strip())
     if message.role == "assistant":
         if all(isinstance(p, Reasoning) or (isinstance(p, Text) and not p.text) for p in parts):
             return None
     elif message.role == "user" and not parts:
         parts = (Text("" if rules.empty_text else EMPTY),)
-    return message if parts == message.parts else replace(message, parts=parts)
+    return message if parts is message.parts else replace(message, parts=parts)
 
 
-def _results_joined(messages: Sequence[Message]) -> Iterator[Message]:
-    for message in messages:
-        yield replace(message, role="user") if message.role == "tool" else message
-
-
-def _merged(messages: Sequence[Message]) -> list[Message]:
+def _merged(messages: Sequence[Message], noted: list[Change]) -> list[Message]:
     """Neighbours of one role (user, assistant) as one message."""
     merged: list[Message] = []
     for message in messages:
         if merged and message.role in ("user", "assistant") and merged[-1].role == message.role:
-            merged[-1] = _joined(merged[-1], message)
+            merged[-1] = _joined(merged[-1], message, noted)
         else:
             merged.append(message)
     return merged
 
 
-def _joined(a: Message, b: Message) -> Message:
+def _joined(a: Message, b: Message, noted: list[Change]) -> Message:
     if a.origin == b.origin:
         origin = a.origin
     else:  # of two hands: nobody's opaque blocks belong into such a turn
-        origin, a, b = None, _without_opaque(a), _without_opaque(b)
+        origin, a, b = None, _without_opaque(a, noted), _without_opaque(b, noted)
     parts = list(a.parts)
     for part in b.parts:
         if parts and isinstance(part, Text) and isinstance(parts[-1], Text):
@@ -314,24 +430,40 @@ def _joined(a: Message, b: Message) -> Message:
         else:
             parts.append(part)
     name = a.name if a.name == b.name else None
+    if name is None:
+        noted.extend(Change("name", detail=m.name) for m in (a, b) if m.name is not None)
     return Message(a.role, tuple(parts), name, origin, a.cache_hint or b.cache_hint)
 
 
-def _without_opaque(message: Message) -> Message:
-    parts = [p for p in message.parts if not isinstance(p, Reasoning)]
-    parts = [replace(p, data={}) if isinstance(p, ToolCall) and p.data else p for p in parts]
-    return replace(message, parts=tuple(parts))
+def _without_opaque(message: Message, noted: list[Change]) -> Message:
+    parts: list[Part] = []
+    for part in message.parts:
+        if isinstance(part, Reasoning):
+            said = told(part.data)
+            parts += said
+            if not said:
+                noted.append(Change("reasoning"))
+        else:
+            parts.append(replace(part, data={}) if isinstance(part, ToolCall) and part.data else part)
+    return _with_parts(message, parts)
 
 
 def _spaced(parts: Sequence[Part]) -> list[Part]:
-    return list(_joined(Message("user"), Message("user", tuple(parts))).parts)
+    """`parts` with neighbouring texts as one, a blank line between them."""
+    spaced: list[Part] = []
+    for part in parts:
+        if spaced and isinstance(part, Text) and isinstance(spaced[-1], Text):
+            spaced[-1] = Text(f"{spaced[-1].text}\n\n{part.text}")
+        else:
+            spaced.append(part)
+    return spaced
 
 
-def _answered(messages: Sequence[Message], rules: HistoryRules) -> Iterator[Message]:
-    """A word of the assistant between results and a user turn, where the target needs one."""
+def _answered(messages: Sequence[Message]) -> Iterator[Message]:
+    """A word of the assistant between results and a user turn, for a target that needs one."""
     last: Message | None = None
     for message in messages:
-        if not rules.user_after_tool and last is not None and (last.role, message.role) == ("tool", "user"):
+        if last is not None and (last.role, message.role) == ("tool", "user"):
             yield Message("assistant", (Text(NOTED),))
         yield message
         last = message
@@ -358,11 +490,15 @@ def _closed(messages: list[Message], rules: HistoryRules, keep_trailing_assistan
         return [*messages, Message("user", (Text(CONTINUE),))]
     if rules.trailing_whitespace or not isinstance(last.parts[-1], Text):
         return messages
-    return [*messages[:-1], replace(last, parts=(*last.parts[:-1], Text(last.parts[-1].text.rstrip())))]
+    text = last.parts[-1].text
+    if text == text.rstrip():
+        return messages
+    return [*messages[:-1], replace(last, parts=(*last.parts[:-1], Text(text.rstrip())))]
 
 
-def _hinted(messages: Sequence[Message], rules: HistoryRules) -> Iterator[Message]:
+def _hinted(messages: Sequence[Message], rules: HistoryRules) -> tuple[Message, ...]:
     hinted = [i for i, m in enumerate(messages) if m.cache_hint]
-    kept = set(hinted[-rules.cache_hints :]) if rules.cache_hints else set()
-    for i, message in enumerate(messages):
-        yield message if i in kept or not message.cache_hint else replace(message, cache_hint=False)
+    if len(hinted) <= rules.cache_hints:
+        return tuple(messages)
+    dropped = set(hinted[: len(hinted) - rules.cache_hints])
+    return tuple(replace(m, cache_hint=False) if i in dropped else m for i, m in enumerate(messages))

@@ -8,16 +8,18 @@ from typing import Literal
 __all__ = [
     "ANTHROPIC",
     "COMPATIBLE",
+    "DEEPSEEK",
     "GOOGLE",
     "LLAMA_CPP",
     "MISTRAL",
     "OPENAI",
     "OPENAI_RESPONSES",
+    "OPENROUTER",
     "HistoryRules",
     "MediaKind",
 ]
 
-MediaKind = Literal["image", "file", "audio"]
+MediaKind = Literal["image", "file", "audio", "video"]
 
 _NOTHING: frozenset[MediaKind] = frozenset()
 
@@ -63,10 +65,12 @@ class HistoryRules:
     """A history with tool turns needs the tools declared, even when the request offers none: `with_stubs`."""
 
     user_name_pattern: str | None = None
-    """Names of speakers; where None or not matching, a user's name becomes part of the text."""
+    """Names of speakers; where None or not matching, a user's name becomes part of the text, another's is left out."""
 
     media: frozenset[MediaKind] = _NOTHING
-    """What the wire can carry at all."""
+    """What the wire can carry at all. Text files are told as text where files are not among it."""
+    media_types: str = ".+"
+    """The media types of bytes. A text file of another type is told as text; anything else is refused."""
     urls: frozenset[MediaKind] = _NOTHING
     """What the vendor fetches from a public http(s) URL by itself."""
     file_id_pattern: str | None = None
@@ -78,11 +82,15 @@ class HistoryRules:
 
     reasoning: bool = False
     """Replays opaque reasoning blocks and signatures, to the origin that issued them and nobody else."""
+    reasoning_in: Literal["any turn", "tool loops"] = "any turn"
+    """Which turns' thoughts are replayed: all, or those that call a tool or follow upon one that did."""
     cache_hints: int = 0
     """How many `cache_hint`s are kept, the last ones."""
 
 
 _WORD = "[a-zA-Z0-9_-]"
+_IMAGES = "image/(png|jpeg|gif|webp)"
+_SPEECH = "audio/(wav|x-wav|wave|vnd[.]wave|mp3|mpeg)"
 
 OPENAI = HistoryRules(
     system="any",
@@ -97,6 +105,7 @@ OPENAI = HistoryRules(
     error_flag="prefix",
     user_name_pattern=_WORD + "{1,64}",
     media=frozenset({"image", "file", "audio"}),
+    media_types=f"{_IMAGES}|application/pdf|{_SPEECH}",
     urls=frozenset({"image"}),
     file_id_pattern="(file|assistant)-.+",
 )
@@ -122,6 +131,7 @@ ANTHROPIC = HistoryRules(
     error_flag="native",
     needs_declared_tools=True,
     media=frozenset({"image", "file"}),
+    media_types=f"{_IMAGES}|application/pdf|text/.+",
     urls=frozenset({"image", "file"}),
     file_id_pattern="file_.+",
     result_media=frozenset({"image", "file"}),
@@ -141,7 +151,8 @@ GOOGLE = HistoryRules(
     tool_name_pattern="[a-zA-Z_][a-zA-Z0-9_.:-]{0,63}",
     tool_name_length=64,
     error_flag="native",
-    media=frozenset({"image", "file", "audio"}),
+    media=frozenset({"image", "file", "audio", "video"}),
+    media_types="image/(png|jpeg|webp|heic|heif)|application/pdf|(text|audio|video)/.+",
     file_id_pattern="(files/|gs://|https://generativelanguage[.]googleapis[.]com/).+",
     assistant_media=frozenset({"image"}),
     reasoning=True,
@@ -161,6 +172,7 @@ LLAMA_CPP = HistoryRules(
     tool_name_length=64,
     error_flag="prefix",
     media=frozenset({"image"}),
+    media_types=_IMAGES,
 )
 """A chat template in a GGUF: the strictest common shape, since templates raise on anything else."""
 
@@ -179,6 +191,7 @@ MISTRAL = HistoryRules(
     tool_name_length=64,
     error_flag="prefix",
     media=frozenset({"image", "file", "audio"}),
+    media_types=f"{_IMAGES}|application/pdf|{_SPEECH}",
     urls=frozenset({"image", "file"}),
 )
 """Mistral: ids of exactly nine letters and digits, no user turn right after a tool's."""
@@ -195,6 +208,13 @@ COMPATIBLE = HistoryRules(
     tool_name_length=64,
     error_flag="prefix",
     media=frozenset({"image", "file", "audio"}),
+    media_types=f"{_IMAGES}|application/pdf|{_SPEECH}",
     urls=frozenset({"image"}),
 )
 """Anything that speaks Chat Completions: what most servers and their templates take."""
+
+DEEPSEEK = replace(COMPATIBLE, reasoning=True, reasoning_in="tool loops")
+"""Vendors that want `reasoning_content` back in tool loops, and refuse the call without: DeepSeek, Moonshot."""
+
+OPENROUTER = replace(COMPATIBLE, reasoning=True)
+"""OpenRouter: takes back the `reasoning_details` of the model it relayed."""

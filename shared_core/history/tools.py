@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shared_core.chat.request import Message, Text, ToolCall, ToolResult
+from shared_core.history.changes import Change
 from shared_core.history.rules import HistoryRules
 
 __all__ = ["CANCELLED", "INVALID", "PairedCall", "pair", "wire_arguments", "wire_name"]
@@ -39,6 +40,9 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
 def wire_arguments(arguments: str) -> tuple[str, bool]:
     """Arguments as the text of a JSON object, and whether they were one.
 
@@ -56,7 +60,7 @@ def wire_arguments(arguments: str) -> tuple[str, bool]:
 def _read(text: str) -> Any:
     """The JSON value in `text`; an empty object for blanks; None where it is no JSON."""
     try:
-        return json.loads(text, parse_constant=_refuse_constant) if text.strip() else {}
+        return _DECODER.decode(text) if text.strip() else {}
     except (ValueError, RecursionError):
         return None
 
@@ -67,7 +71,13 @@ class PairedCall:
 
     call: ToolCall
     result: ToolResult
-    result_hint: bool = False
+    source: Message | None = None
+    """The message that the result came in; None for a result that nobody gave."""
+    source_index: int | None = None
+
+
+_Found = tuple[ToolResult, Message, int]
+"""A result, the message it stands in, and where that is."""
 
 
 @dataclass(slots=True)
@@ -75,14 +85,14 @@ class _Group:
     """The calls of one turn that share an id (one, unless the model was careless), and the results that name it."""
 
     calls: list[tuple[int, ToolCall]] = field(default_factory=list)
-    results: list[tuple[ToolResult, bool]] = field(default_factory=list)
+    results: list[_Found] = field(default_factory=list)
 
 
 def _identity(call_id: str) -> str:
     return call_id.split(_SMUGGLED, 1)[0]
 
 
-def pair(messages: Sequence[Message], rules: HistoryRules) -> Mapping[int, list[PairedCall]]:
+def pair(messages: Sequence[Message], rules: HistoryRules, noted: list[Change]) -> Mapping[int, list[PairedCall]]:
     """For each assistant message with calls, by its index: the calls, re-minted where need be, each with its result.
 
     A result belongs to the latest call before it with the same id; the last of several wins; one that belongs to none
@@ -97,39 +107,61 @@ def pair(messages: Sequence[Message], rules: HistoryRules) -> Mapping[int, list[
             if isinstance(part, ToolResult):
                 group = latest.get(_identity(part.call_id))
                 if group is not None:
-                    group.results.append((part, message.cache_hint))
+                    group.results.append((part, message, index))
+                else:
+                    noted.append(Change("orphan result", index, part.call_id))
             elif isinstance(part, ToolCall) and message.role == "assistant":
                 calls = by_turn.setdefault(index, [])
                 fresh.setdefault(_identity(part.id), _Group()).calls.append((len(calls), part))
                 calls.append(part)
-        latest |= fresh
-        groups += [(index, group) for group in fresh.values()]
+        if fresh:
+            latest |= fresh
+            groups += [(index, group) for group in fresh.values()]
+    if not by_turn:
+        return {}
 
-    results: dict[tuple[int, int], tuple[ToolResult, bool]] = {}
+    results: dict[tuple[int, int], _Found] = {}
     for index, group in groups:
-        for place, found in _share_out(group):
+        shared = _share_out(group)
+        for place, found in shared:
             results[index, place] = found
+        if len(shared) < len(group.results):
+            kept = [id(found) for _, found in shared]
+            noted += [Change("older result", f[2], f[0].call_id) for f in group.results if id(f) not in kept]
 
     called = [(index, place, call) for index, calls in by_turn.items() for place, call in enumerate(calls)]
     minted = _mint(called, rules)
     paired: dict[int, list[PairedCall]] = {}
-    for index, calls in by_turn.items():
-        for place, call in enumerate(calls):
-            name = wire_name(call.name, rules)
-            arguments, valid = wire_arguments(call.arguments)
-            sent = replace(call, id=minted[index, place], name=name, arguments=arguments)
-            missing = ToolResult("", (Text(CANCELLED if valid else INVALID),), is_error=True)
-            result, hint = results.get((index, place), (missing, False))
-            paired.setdefault(index, []).append(PairedCall(sent, replace(result, call_id=sent.id, name=name), hint))
+    for index, place, call in called:
+        name = wire_name(call.name, rules)
+        arguments, valid = wire_arguments(call.arguments)
+        call_id = minted[index, place]
+        sent = call
+        if (call_id, name, arguments) != (call.id, call.name, call.arguments):
+            sent = replace(call, id=call_id, name=name, arguments=arguments)
+        if not valid:
+            noted.append(Change("broken arguments", index, call.name))
+        answer = results.get((index, place))
+        if answer is None:
+            if valid:
+                noted.append(Change("unanswered call", index, call.name))
+            told = ToolResult(call_id, (Text(CANCELLED if valid else INVALID),), name, is_error=True)
+            one = PairedCall(sent, told)
+        else:
+            result, source, at = answer
+            if (result.call_id, result.name) != (call_id, name):
+                result = replace(result, call_id=call_id, name=name)
+            one = PairedCall(sent, result, source, at)
+        paired.setdefault(index, []).append(one)
     return paired
 
 
-def _share_out(group: _Group) -> list[tuple[int, tuple[ToolResult, bool]]]:
+def _share_out(group: _Group) -> list[tuple[int, _Found]]:
     """Which call of the group gets which result: by name where results tell it, in order where they do not."""
     names = {call.name for _, call in group.calls}
     if len(group.calls) == 1:
         return [(group.calls[0][0], group.results[-1])] if group.results else []
-    shared: list[tuple[int, tuple[ToolResult, bool]]] = []
+    shared: list[tuple[int, _Found]] = []
     left = list(group.calls)
     for name in sorted(names):
         wanting = [(place, call) for place, call in left if call.name == name]
