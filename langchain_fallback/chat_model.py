@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import PackageNotFoundError, version
-from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
 
 from langchain_core.caches import BaseCache
@@ -19,6 +19,7 @@ from langchain_core.callbacks import (
     AsyncCallbackManagerForLLMRun,
     CallbackManager,
     CallbackManagerForLLMRun,
+    Callbacks,
 )
 from langchain_core.globals import get_llm_cache
 from langchain_core.language_models import LanguageModelInput
@@ -27,18 +28,33 @@ from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.messages import LC_ID_PREFIX, AIMessage, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableMap, RunnablePassthrough, ensure_config
+from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
 from langchain_core.tools import BaseTool
-from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from langchain_core.utils.pydantic import is_basemodel_subclass
+from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import BaseModel, Field, field_serializer, model_validator
 
-from langchain_fallback._convert import Chunks, bound_tools, ls_provider, message_of, to_request
+from langchain_fallback._convert import (
+    CALL_OPTIONS,
+    LOOSE,
+    RESTARTED,
+    Chunks,
+    attribution,
+    bound_tools,
+    ls_provider,
+    mended,
+    message_of,
+    to_request,
+)
+from langchain_fallback._runs import OpenRuns
+from langchain_fallback.errors import as_langchain
 from langchain_fallback.provider import LangChainProvider
+from langchain_fallback.structured import Method, Shape, spared
+from shared_core.chat.events import Answer, Finished, events_of
 from shared_core.chat.request import ChatRequest, Origin
-from shared_core.errors import ConfigurationError, UnknownOption, nearest, redact
+from shared_core.errors import ConfigurationError, FallbackError, InvalidRequest, UnknownOption, nearest, redact
 from shared_core.resilience.retry import RetryPolicy
+from shared_core.routing.execution import Execution
 from shared_core.routing.provider import Provider
 from shared_core.routing.target import Target
 
@@ -49,7 +65,6 @@ __all__ = ["FallbackChatModel"]
 
 ModelLike = str | Target | Mapping[str, Any] | BaseChatModel
 """What `models=` takes: a spec such as 'openai:gpt-5-mini', a `Target`, a mapping of its keywords, a ready model."""
-Method = Literal["function_calling", "json_schema", "json_mode"]
 
 _SECRET = ("key", "token", "secret", "password", "credential", "header", "auth")
 
@@ -130,8 +145,8 @@ class _Facts:
         self.foreign = frozenset(t.name for t in targets if not isinstance(t.provider, LangChainProvider))
         self.wrapped = len(self.foreign) < len(targets)
         self._origins = {target.name: provider.origin for target, provider in zip(targets, providers, strict=True)}
-        self.provider = ls_provider(targets[0].provider_name)
-        self.model = targets[0].model
+        self._names = {target.name: (ls_provider(target.provider_name), target.model) for target in targets}
+        self.provider, self.model = self._names[targets[0].name]
         self.identity: dict[str, Any] = {"models": [_identity(t) for t in targets]}
         if options:
             self.identity["router"] = _plain(options)
@@ -139,6 +154,30 @@ class _Facts:
     def origin_of(self, target: str | None) -> Origin | None:
         """Who may be shown again what is opaque in an answer of `target`."""
         return None if target is None else self._origins.get(target)
+
+    def chunks(self, journal: Execution, run_manager: object, output_version: str | None) -> Chunks:
+        """What turns one answer's events into chunks. LangChain hands over a run only for content-block events."""
+        request = journal.request
+        return Chunks(
+            self.origin_of,
+            journal=journal,
+            tools=bool(request.tools),
+            blocks=output_version == "v1",
+            protocol=run_manager is not None,
+            served_by=partial(self.served, request),
+        )
+
+    def generation(self, request: ChatRequest, answer: Answer) -> ChatGeneration:
+        """The whole answer, with what tracers are told about it."""
+        message = message_of(answer, self.origin_of)
+        return ChatGeneration(message=message, generation_info=attribution(self.served(request, answer)))
+
+    def served(self, request: ChatRequest, answer: Answer | Finished) -> tuple[str, str] | None:
+        """The vendor and the model that served, where the run has begun with other names; see `_get_ls_params`."""
+        names = self._names.get(answer.target or "")
+        if names is None or (request.model is None and answer.target == self.targets[0].name):
+            return None
+        return names if request.model is None else (names[0], answer.model or names[1])
 
 
 def _build(models: Sequence[ModelLike], options: Mapping[str, Any]) -> Router:
@@ -224,6 +263,17 @@ def _dumped(model: Any) -> Any:
 
 _WATCHED = frozenset({"stream", "ls_structured_output_format", "structured_output_format"})
 """Keywords that mean something to LangChain's own `generate`."""
+
+
+def _mended(result: ChatResult) -> ChatResult:
+    """A whole answer that LangChain has merged of chunks for somebody who listens: without what restarts discarded."""
+    for index, generation in enumerate(result.generations):
+        message = generation.message
+        if isinstance(message, AIMessage) and RESTARTED in message.response_metadata:
+            result.generations[index] = ChatGeneration(
+                message=mended(message), generation_info=generation.generation_info
+            )
+    return result
 
 
 def _identified(message: AIMessage) -> AIMessage:
@@ -396,7 +446,11 @@ class FallbackChatModel(BaseChatModel):
         if messages is None:
             return super().invoke(input, config, stop=stop, **kwargs)
         engine, request = self._request(messages, stop, kwargs, streaming=False)
-        return _identified(message_of(engine.router.invoke(request), engine.facts.origin_of))
+        try:
+            answer = engine.router.invoke(request)
+        except FallbackError as error:
+            answer = spared(error, request)
+        return _identified(message_of(answer, engine.facts.origin_of))
 
     async def ainvoke(
         self,
@@ -412,7 +466,11 @@ class FallbackChatModel(BaseChatModel):
         if messages is None:
             return await super().ainvoke(input, config, stop=stop, **kwargs)
         engine, request = self._request(messages, stop, kwargs, streaming=False)
-        return _identified(message_of(await engine.router.ainvoke(request), engine.facts.origin_of))
+        try:
+            answer = await engine.router.ainvoke(request)
+        except FallbackError as error:
+            answer = spared(error, request)
+        return _identified(message_of(answer, engine.facts.origin_of))
 
     def _unwatched(
         self,
@@ -442,6 +500,51 @@ class FallbackChatModel(BaseChatModel):
         messages = self._convert_input(given).to_messages()
         return messages if all(isinstance(m.content, str) for m in messages) else None
 
+    # ── around the four faces ────────────────────────────────────────────────────────────────────────────────────────
+
+    async def agenerate(
+        self,
+        messages: list[list[BaseMessage]],
+        stop: list[str] | None = None,
+        callbacks: Callbacks = None,
+        **kwargs: Any,
+    ) -> LLMResult:
+        """As LangChain's own, and ends the runs of a call that is cancelled, with the `CancelledError`."""
+        runs = OpenRuns()
+        try:
+            return await super().agenerate(messages, stop, runs.beside(callbacks), **kwargs)
+        except asyncio.CancelledError as error:
+            await runs.close(error)
+            raise
+
+    def _generate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: CallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return _mended(super()._generate_with_cache(messages, stop=stop, run_manager=run_manager, **kwargs))
+
+    def _agenerate_with_cache(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None = None,
+        run_manager: AsyncCallbackManagerForLLMRun | None = None,
+        **kwargs: Any,
+    ) -> Coroutine[Any, Any, ChatResult]:
+        OpenRuns.note(run_manager)  # at once: a task that is cancelled before its first step never runs
+        return self._agenerate_and_mend(messages, stop, run_manager, **kwargs)
+
+    async def _agenerate_and_mend(
+        self,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        run_manager: AsyncCallbackManagerForLLMRun | None,
+        **kwargs: Any,
+    ) -> ChatResult:
+        return _mended(await super()._agenerate_with_cache(messages, stop=stop, run_manager=run_manager, **kwargs))
+
     # ── the four faces ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def _request(
@@ -457,16 +560,19 @@ class FallbackChatModel(BaseChatModel):
             "stop": tuple(self.stop or ()),
             "timeout": self.timeout,
         }
-        request = to_request(
-            messages,
-            stop,
-            kwargs,
-            defaults,
-            streaming=streaming,
-            providers=facts.providers,
-            foreign=facts.foreign,
-            wrapped=facts.wrapped,
-        )
+        try:
+            request = to_request(
+                messages,
+                stop,
+                kwargs,
+                defaults,
+                streaming=streaming,
+                providers=facts.providers,
+                foreign=facts.foreign,
+                wrapped=facts.wrapped,
+            )
+        except InvalidRequest as error:
+            raise as_langchain(error) from None
         return engine, request
 
     def _generate(
@@ -477,8 +583,11 @@ class FallbackChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         engine, request = self._request(messages, stop, kwargs, streaming=False)
-        message = message_of(engine.router.invoke(request), engine.facts.origin_of)
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        try:
+            answer = engine.router.invoke(request)
+        except FallbackError as error:
+            answer = spared(error, request)
+        return ChatResult(generations=[engine.facts.generation(request, answer)])
 
     async def _agenerate(
         self,
@@ -488,8 +597,11 @@ class FallbackChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         engine, request = self._request(messages, stop, kwargs, streaming=False)
-        message = message_of(await engine.router.ainvoke(request), engine.facts.origin_of)
-        return ChatResult(generations=[ChatGeneration(message=message)])
+        try:
+            answer = await engine.router.ainvoke(request)
+        except FallbackError as error:
+            answer = spared(error, request)
+        return ChatResult(generations=[engine.facts.generation(request, answer)])
 
     def _stream(
         self,
@@ -499,11 +611,19 @@ class FallbackChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         engine, request = self._request(messages, stop, kwargs, streaming=True)
-        chunks = Chunks(engine.facts.origin_of)
-        with engine.router.stream(request) as events:
-            for event in events:
-                if (chunk := chunks.feed(event)) is not None:
-                    yield chunk
+        answering = engine.router.stream(request)
+        chunks = engine.facts.chunks(answering.execution, run_manager, self.output_version)
+        try:
+            with answering as events:
+                for event in events:
+                    if (chunk := chunks.feed(event)) is not None:
+                        yield chunk
+            return
+        except FallbackError as error:
+            answer = spared(error, request)
+        for event in events_of(answer):
+            if (chunk := chunks.feed(event)) is not None:
+                yield chunk
 
     async def _astream(
         self,
@@ -513,11 +633,19 @@ class FallbackChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         engine, request = self._request(messages, stop, kwargs, streaming=True)
-        chunks = Chunks(engine.facts.origin_of)
-        async with engine.router.astream(request) as events:
-            async for event in events:
-                if (chunk := chunks.feed(event)) is not None:
-                    yield chunk
+        answering = engine.router.astream(request)
+        chunks = engine.facts.chunks(answering.execution, run_manager, self.output_version)
+        try:
+            async with answering as events:
+                async for event in events:
+                    if (chunk := chunks.feed(event)) is not None:
+                        yield chunk
+            return
+        except FallbackError as error:
+            answer = spared(error, request)
+        for event in events_of(answer):
+            if (chunk := chunks.feed(event)) is not None:
+                yield chunk
 
     # ── tools and structured output ──────────────────────────────────────────────────────────────────────────────────
 
@@ -548,59 +676,50 @@ class FallbackChatModel(BaseChatModel):
 
     def with_structured_output(
         self,
-        schema: dict[str, Any] | type,
+        schema: dict[str, Any] | type | None = None,
         *,
         include_raw: bool = False,
         method: Method = "function_calling",
         strict: bool | None = None,
+        validate: bool = True,
         **kwargs: Any,
     ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
         """Answers in the shape of `schema`: a Pydantic object for a Pydantic class, else a dict.
 
+        An answer that does not parse or validate is put back to its target once, with what is wrong; then the next
+        target is asked. A stream therefore shows nothing before the whole answer is valid.
+
         Args:
-            schema: a Pydantic class, a `TypedDict`, or a JSON or OpenAI schema.
-            include_raw: return ``{"raw", "parsed", "parsing_error"}`` and never raise for an answer that does not fit.
+            schema: a Pydantic class, a `TypedDict`, or a JSON or OpenAI schema; may be left out for 'json_mode'.
+            include_raw: return ``{"raw", "parsed", "parsing_error"}`` and never raise for an answer that does not fit:
+                where nobody's did, `raw` is the last one.
             method: 'function_calling' (every target with tools), 'json_schema' or 'json_mode' (where a target can).
             strict: hold the model to the schema where a target can.
-        """
-        from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
-        from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
+            validate: False takes the first answer as it is, and streams it as it comes.
+            **kwargs: bound to every call, as by `bind`.
 
-        if kwargs:
-            name = next(iter(kwargs))
-            known = ("include_raw", "method", "strict")
-            raise UnknownOption(f"with_structured_output has no option {name!r}. {nearest(name, known)}")
-        is_model = isinstance(schema, type) and is_basemodel_subclass(schema)
-        traced = {"kwargs": {"method": method, "strict": strict}, "schema": convert_to_openai_tool(schema)}
-        parser: Runnable[Any, Any]
+        Raises:
+            OutputNotValid: when called: nobody's answer was valid, and `include_raw` is off. It is an
+                `OutputParserException` and an `AllTargetsFailed`.
+            ConfigurationError: an unknown method, or no schema where one is needed.
+            UnknownOption: a keyword that nobody knows; names the nearest.
+        """
+        for name in kwargs:
+            if name not in CALL_OPTIONS and name not in LOOSE and name not in self._engine.facts.providers:
+                known = ("include_raw", "method", "strict", "validate", *CALL_OPTIONS, *LOOSE)
+                raise UnknownOption(f"with_structured_output has no option {name!r}. {nearest(name, known)}")
+        shape = Shape(schema, method, strict=strict, include_raw=include_raw, validate=validate)
+        if not validate:
+            kwargs["validate"] = False
+        llm: Runnable[LanguageModelInput, AIMessage]
         if method == "function_calling":
-            llm = self.bind_tools([schema], tool_choice="any", strict=strict, ls_structured_output_format=traced)
-            if is_model:
-                parser = PydanticToolsParser(tools=[cast("type[BaseModel]", schema)], first_tool_only=True)
-            else:
-                key = convert_to_openai_tool(schema)["function"]["name"]
-                parser = JsonOutputKeyToolsParser(key_name=key, first_tool_only=True)
-        elif method in ("json_schema", "json_mode"):
-            wanted: dict[str, Any] = {"type": "json_object"}
-            if method == "json_schema":
-                function = convert_to_openai_tool(schema)["function"]
-                inner: dict[str, Any] = {"name": function["name"], "schema": convert_to_json_schema(schema)}
-                if strict is not None:
-                    inner["strict"] = strict
-                wanted = {"type": "json_schema", "json_schema": inner}
-            llm = self.bind(response_format=wanted, ls_structured_output_format=traced)
-            parser = (
-                PydanticOutputParser(pydantic_object=cast("type[BaseModel]", schema))
-                if is_model
-                else JsonOutputParser()
-            )
+            if strict is not None:
+                kwargs["strict"] = strict
+            tools = bound_tools([schema], strict=strict, check=shape.check)
+            llm = self.bind(tools=tools, tool_choice="any", ls_structured_output_format=shape.traced, **kwargs)
         else:
-            raise ConfigurationError(f"method must be 'function_calling', 'json_schema' or 'json_mode', not {method!r}")
-        if not include_raw:
-            return llm | parser
-        parsed = RunnablePassthrough.assign(parsed=itemgetter("raw") | parser, parsing_error=lambda _: None)
-        failed = RunnablePassthrough.assign(parsed=lambda _: None)
-        return RunnableMap(raw=llm) | parsed.with_fallbacks([failed], exception_key="parsing_error")
+            llm = self.bind(response_format=shape.response_format, ls_structured_output_format=shape.traced, **kwargs)
+        return shape.after(llm)
 
     # ── what LangChain asks about a model ────────────────────────────────────────────────────────────────────────────
 

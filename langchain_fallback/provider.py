@@ -236,6 +236,8 @@ class LangChainProvider:
                 kwargs["model"] = request.model
         if request.extra:
             kwargs.update(request.extra.get(self.name) or {})
+            if self._google:
+                kwargs.update(kwargs.pop("thinking_config", {}))
         return inner, messages, kwargs
 
     def _tools(self, inner: BaseChatModel, request: ChatRequest, options: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -400,6 +400,9 @@ class StreamBroken(FallbackError):
         """Whether the same call may succeed soon."""
         return bool(getattr(self.__cause__, "is_retryable", False))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revive, (type(self), self.args, dict(self.__dict__))
+
 
 class BudgetExceeded(FallbackError):
     """A hard budget refuses the call; the message names the budget and when it resets."""

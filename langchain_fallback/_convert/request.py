@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from langchain_core.messages import (
     AIMessage,
@@ -11,15 +11,19 @@ from langchain_core.messages import (
 )
 
 from langchain_fallback._convert.messages import from_langchain, neutral
+from langchain_fallback._convert.options import LOOSE, loose_options
 from langchain_fallback._convert.tools import neutral_choice, output_schema, specs_of
 from shared_core.chat.request import (
+    AnswerCheck,
     ChatRequest,
     Constraints,
     Message,
     Native,
+    OutputSchema,
     Text,
     ToolSpec,
 )
+from shared_core.chat.schema_check import SchemaCheck
 from shared_core.errors import InvalidRequest, UnknownOption, nearest
 
 __all__ = [
@@ -35,11 +39,14 @@ CALL_OPTIONS = frozenset(
     {
         "stop", "temperature", "max_tokens", "max_completion_tokens", "max_output_tokens", "top_p", "seed", "timeout",
         "model", "tools", "tool_choice", "parallel_tool_calls", "response_format", "strict", "chain", "tags", "user",
-        "constraints", "extra",
+        "constraints", "extra", "validate",
     }
 )  # fmt: skip
 """What `invoke`, `stream` and `bind` accept beside the messages."""
-_FRAMEWORK_NOISE = frozenset({"stream", "ls_structured_output_format", "structured_output_format"})
+_FRAMEWORK_NOISE = frozenset(
+    {"stream", "stream_usage", "stream_options", "ls_structured_output_format", "structured_output_format"}
+)
+"""LangChain's own, and how to ask for usage, which is always asked for."""
 
 
 def _first(kwargs: Mapping[str, Any], *names: str) -> Any:
@@ -60,6 +67,42 @@ def _constraints(value: Any) -> Constraints:
         names = list(Constraints.__dataclass_fields__)
         wrong = next((key for key in value if key not in names), "") if isinstance(value, Mapping) else str(value)
         raise UnknownOption(f"Constraints has no option {wrong!r}. {nearest(wrong, names)}") from error
+
+
+def _vendor_options(kwargs: Mapping[str, Any], providers: frozenset[str]) -> dict[str, Any]:
+    """What only some vendors understand, by provider: given under a provider's name, or loose."""
+    extra: dict[str, Any] = dict(kwargs.get("extra") or {})
+    loose: dict[str, Any] = {}
+    for key, value in kwargs.items():
+        if key in CALL_OPTIONS or key in _FRAMEWORK_NOISE:
+            continue
+        if key in providers and isinstance(value, Mapping):
+            extra[key] = {**extra.get(key, {}), **value}
+        elif key in LOOSE:
+            if value is not None:
+                loose[key] = value
+        else:
+            example = f"{min(providers, default='openai')}={{{key!r}: …}}"
+            raise UnknownOption(
+                f"a call has no option {key!r}. {nearest(key, {*CALL_OPTIONS, *LOOSE})}\n"
+                f"hint: what only one vendor understands is given under the vendor's name: {example}"
+            )
+    if loose:
+        for name, options in loose_options(loose, providers).items():
+            extra[name] = {**options, **extra.get(name, {})}  # what was said to one by name goes first
+    return extra
+
+
+def _check(
+    tools: Any, response_format: Any, output: OutputSchema | None, kwargs: Mapping[str, Any]
+) -> AnswerCheck | None:
+    """What the answer must pass: the check that came with the tools or the format, else the schema itself."""
+    if kwargs.get("validate") is False:
+        return None
+    check = getattr(tools, "check", None) or getattr(response_format, "check", None)
+    if check is None and output is not None and output.schema:
+        check = SchemaCheck(output.schema)
+    return cast("AnswerCheck | None", check)
 
 
 def to_request(
@@ -89,20 +132,7 @@ def to_request(
         InvalidRequest: the request is impossible for every target.
         UnknownOption: a keyword that nobody knows; names the nearest.
     """
-    extra: dict[str, Any] = {}
-    if kwargs:
-        extra.update(kwargs.get("extra") or {})
-        for key, value in kwargs.items():
-            if key in CALL_OPTIONS or key in _FRAMEWORK_NOISE:
-                continue
-            if key in providers and isinstance(value, Mapping):
-                extra[key] = {**extra.get(key, {}), **value}
-                continue
-            example = f"{min(providers, default='openai')}={{{key!r}: …}}"
-            raise UnknownOption(
-                f"a call has no option {key!r}. {nearest(key, CALL_OPTIONS)}\n"
-                f"hint: what only one vendor understands is given under the vendor's name: {example}"
-            )
+    extra = _vendor_options(kwargs, providers) if kwargs else {}
     only_wrapped = False  # something in this call means nothing to targets that do not speak LangChain
     try:
         neutral = from_langchain(messages)
@@ -135,12 +165,14 @@ def to_request(
     stops = stop if stop is not None else get("stop")
     if isinstance(stops, str):
         stops = [stops]
+    wanted = get("response_format")
+    output = None if wanted is None else output_schema(wanted, get("strict"))
     return ChatRequest(
         messages=neutral,
         tools=specs,
         tool_choice=choice,
         parallel_tool_calls=get("parallel_tool_calls"),
-        output=output_schema(get("response_format"), get("strict")) if "response_format" in kwargs else None,
+        output=output,
         max_tokens=defaults.get("max_tokens") if max_tokens is None else max_tokens,
         temperature=defaults.get("temperature") if temperature is None else temperature,
         top_p=defaults.get("top_p") if get("top_p") is None else get("top_p"),
@@ -155,6 +187,7 @@ def to_request(
         tags=tuple(get("tags") or ()),
         extra=extra,
         native=Native(FRAMEWORK, messages, kwargs) if wrapped else None,
+        check=None if tools is None and wanted is None else _check(tools, wanted, output, kwargs),
     )
 
 

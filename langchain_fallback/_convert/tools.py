@@ -8,6 +8,7 @@ from typing import Any, cast
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
 from shared_core.chat.request import (
+    AnswerCheck,
     OutputSchema,
     ToolSpec,
 )
@@ -25,23 +26,26 @@ __all__ = [
 class BoundTools(list[dict[str, Any]]):
     """Tools in OpenAI's form, as bound to a model. The list never changes, so what is compiled from it can be kept."""
 
-    __slots__ = ("compiled", "specs")
+    __slots__ = ("check", "compiled", "specs")
 
+    check: AnswerCheck | None
+    """What an answer with one of these tools must pass."""
     specs: tuple[ToolSpec, ...] | None
     compiled: dict[Any, Any]
 
-    def __init__(self, tools: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, tools: Sequence[dict[str, Any]], check: AnswerCheck | None = None) -> None:
         super().__init__(tools)
+        self.check = check
         self.specs = None
         self.compiled = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return BoundTools, (list(self),)
+        return BoundTools, (list(self), self.check)
 
 
-def bound_tools(tools: Sequence[Any], *, strict: bool | None = None) -> BoundTools:
+def bound_tools(tools: Sequence[Any], *, strict: bool | None = None, check: AnswerCheck | None = None) -> BoundTools:
     """`tools` (functions, models, `BaseTool`s, schemas of any dialect) in the form every target is compiled from."""
-    return BoundTools([_openai_form(one, strict) for one in tools])
+    return BoundTools([_openai_form(one, strict) for one in tools], check)
 
 
 def _openai_form(tool: Any, strict: bool | None = None) -> dict[str, Any]:

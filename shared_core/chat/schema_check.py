@@ -8,7 +8,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-__all__ = ["violations"]
+from shared_core.chat.events import Answer
+
+__all__ = ["CUT_OFF", "SchemaCheck", "violations"]
+
+CUT_OFF = "it was cut off at its length limit"
 
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,), "null": (type(None),),
@@ -24,6 +28,21 @@ def violations(text: str, schema: Mapping[str, Any]) -> str:
     if not schema:
         return "" if isinstance(value, dict) else "it is not a JSON object"
     return next(_wrong(value, schema, schema, "$"), "")
+
+
+class SchemaCheck:
+    """An `AnswerCheck`: the answer's text is JSON in a schema. One that calls tools is not the last word and passes."""
+
+    __slots__ = ("_schema",)
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self._schema = schema
+
+    def __call__(self, answer: Answer) -> str | None:
+        """What is wrong with `answer`; None when it fits."""
+        if answer.tool_calls:
+            return None
+        return CUT_OFF if answer.finish_reason == "length" else violations(answer.text, self._schema) or None
 
 
 def _is(value: Any, kind: str) -> bool:

@@ -244,8 +244,8 @@ def test_an_unknown_keyword_names_the_nearest(wrong: str, right: str) -> None:
 
 
 def test_an_unknown_keyword_says_how_to_reach_one_vendor() -> None:
-    with pytest.raises(UnknownOption, match=r"anthropic=\{'logit_bias': …\}"):
-        request_of([HumanMessage("hi")], logit_bias={})
+    with pytest.raises(UnknownOption, match=r"anthropic=\{'brilliance': …\}"):
+        request_of([HumanMessage("hi")], brilliance={})
     with pytest.raises(UnknownOption, match="local_only"):
         request_of([HumanMessage("hi")], constraints={"local": True})
 
@@ -348,13 +348,23 @@ def test_our_own_count_of_tokens_is_marked_as_such() -> None:
     assert message_of(Answer("x")).usage_metadata is None
 
 
-def test_text_stays_plain_until_the_model_thinks_aloud() -> None:
+def test_text_that_began_plain_stays_plain_and_later_thinking_goes_beside_it() -> None:
+    events = [TextDelta("a"), ReasoningDelta("h"), ReasoningDelta("m", {"signature": "S"}), TextDelta("b"), Finished()]
+    chunks = Chunks(lambda _: Origin("anthropic", "claude-x"))
+    whole: Any = None
+    for event in events:
+        chunk = chunks.feed(event)
+        assert chunk is not None
+        whole = chunk.message if whole is None else whole + chunk.message
+    assert whole.content == "ab"
+    assert whole.additional_kwargs["reasoning_content"] == "hm"
+    (again,) = from_langchain([whole])
+    assert again.parts == (Text("ab"), Reasoning("hm", {"signature": "S"}))
+    assert again.origin == Origin("anthropic", "claude-x")
+
+
+def test_an_answer_that_begins_with_thinking_is_blocks_from_end_to_end() -> None:
     chunks = Chunks()
-    first = chunks.feed(TextDelta("a"))
-    assert first is not None
-    assert first.message.content == "a"
     assert chunks.feed(ReasoningDelta("hm")).message.content == [{"type": "reasoning", "reasoning": "hm", "index": 0}]  # type: ignore[union-attr]
     assert chunks.feed(TextDelta("b")).message.content == [{"type": "text", "text": "b", "index": 1}]  # type: ignore[union-attr]
-    last = chunks.feed(Finished())
-    assert last is not None
-    assert last.message.content == []
+    assert chunks.feed(Finished()).message.content == []  # type: ignore[union-attr]
