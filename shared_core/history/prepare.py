@@ -162,9 +162,10 @@ def _rewritten(
         match part:
             case Reasoning():
                 # Without its opaque block a thought cannot be proved to be the model's own, so it is not replayed.
-                if replayed and part.data:
+                kind = opaque_kind(part.data)
+                if replayed and part.data and (rules.server_blocks or kind == "thought"):
                     parts.append(part)
-                elif part.data and not (ours and opaque_kind(part.data) in ("thought", "citations")):
+                elif part.data and not (ours and kind in ("thought", "citations")):
                     tail += _instead(index, part, rules, noted)
             case ToolCall():
                 if message.role != "assistant":

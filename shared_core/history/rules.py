@@ -84,6 +84,8 @@ class HistoryRules:
     """Replays opaque reasoning blocks and signatures, to the origin that issued them and nobody else."""
     reasoning_in: Literal["any turn", "tool loops"] = "any turn"
     """Which turns' thoughts are replayed: all, or those that call a tool or follow upon one that did."""
+    server_blocks: bool = False
+    """Also replays what the vendor's server-side tools left (searches, code runs, sources), to the same origin."""
     cache_hints: int = 0
     """How many `cache_hint`s are kept, the last ones."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared_core.chat.events import (
     ChatEvent,
@@ -36,6 +36,9 @@ from shared_core.providers.models import facts
 from shared_core.providers.registry import key_for
 from shared_core.routing.capabilities import Capabilities
 from shared_core.routing.target import Target
+
+if TYPE_CHECKING:
+    from shared_core.history import Change
 
 __all__ = ["AnthropicProvider"]
 
@@ -160,7 +163,7 @@ class AnthropicProvider(SdkProvider):
             return False
         return not request.output.schema or not facts("anthropic", request.model or self.model).json_schema
 
-    def _arguments(self, request: ChatRequest) -> dict[str, Any]:
+    def _arguments(self, request: ChatRequest, changes: list[Change] | None = None) -> dict[str, Any]:
         from shared_core.history import ANTHROPIC, prepare, with_stubs
 
         model = request.model or self.model
@@ -170,6 +173,7 @@ class AnthropicProvider(SdkProvider):
             origin=self._origin(request.model),
             rules=ANTHROPIC,
             keep_trailing_assistant=request.continues and self._continues(known.prefill),
+            changes=changes,
         )
         call: dict[str, Any] = {"model": model, "max_tokens": self._max_tokens(request, known.max_output)}
         system = [_text_block(p.text) for m in prepared if m.role == "system" for p in m.parts if isinstance(p, Text)]
@@ -244,8 +248,8 @@ class AnthropicProvider(SdkProvider):
 
     def _make_room_for_thinking(self, call: dict[str, Any], prepared: Sequence[Message]) -> None:
         """Thinking has its own rules: no sampling, no forced tool, and every open tool turn begins with a thought."""
-        if _tool_turn_without_thought(prepared):
-            del call["thinking"]  # another vendor made the calls: this one request goes without
+        if _turn_without_thought(prepared):
+            del call["thinking"]  # another model began the turn: this one request goes without
             return
         for name in ("temperature", "top_p", "top_k"):
             call.pop(name, None)
@@ -305,7 +309,7 @@ def _block(part: Part) -> dict[str, Any]:
                 source = _source(part, "application/pdf")
             return {"type": "document", "source": source, **({"title": part.name} if part.name else {})}
         case Reasoning():
-            return dict(part.data)
+            return _thought(part)
         case ToolCall():
             return {"type": "tool_use", "id": part.id, "name": part.name, "input": part.parsed()}
         case ToolResult():
@@ -317,6 +321,14 @@ def _block(part: Part) -> dict[str, Any]:
             return block
         case _:
             raise ProviderError.of(ErrorKind.INCAPABLE, f"anthropic takes no {type(part).__name__.lower()}")
+
+
+def _thought(part: Reasoning) -> dict[str, Any]:
+    """A thinking block as it was issued, whichever way it came back to us: LangChain keeps its text elsewhere."""
+    if "signature" in part.data:
+        text = part.data.get("thinking", part.text)
+        return {"type": "thinking", "thinking": text, "signature": part.data["signature"]}
+    return {"type": "redacted_thinking", "data": part.data.get("data", "")}
 
 
 def _source(part: Image | File, default: str) -> dict[str, Any]:
@@ -347,10 +359,10 @@ def _closed(schema: Any) -> Any:
     return [_closed(item) for item in schema] if isinstance(schema, (list, tuple)) else schema
 
 
-def _tool_turn_without_thought(messages: Sequence[Message]) -> bool:
-    """Whether the conversation is inside a tool turn whose assistant message does not begin with a thought."""
+def _turn_without_thought(messages: Sequence[Message]) -> bool:
+    """Whether the model is to go on with a turn (after tool results, or a text) that does not begin with a thought."""
     last = messages[-1] if messages else None
-    if last is None or not any(isinstance(p, ToolResult) for p in last.parts):
+    if last is None or not (last.role == "assistant" or any(isinstance(p, ToolResult) for p in last.parts)):
         return False
     before = next((m for m in reversed(messages) if m.role == "assistant"), None)
     return before is None or not isinstance(before.parts[0], Reasoning)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, ClassVar, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
 from shared_core.chat.events import ChatEvent
 from shared_core.chat.request import ChatRequest, Origin
@@ -23,6 +23,9 @@ from shared_core.providers.classify import classify_body, classify_error, timeou
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
 from shared_core.routing.target import Target
+
+if TYPE_CHECKING:
+    from shared_core.history import Change
 
 __all__ = ["Fold", "SdkProvider", "broken", "malformed", "response_facts"]
 
@@ -114,9 +117,19 @@ class SdkProvider:
         """An SDK client with retries off and an HTTP client of ours."""
         raise NotImplementedError
 
-    def _arguments(self, request: ChatRequest) -> dict[str, Any]:
-        """The keyword arguments of the SDK's method."""
+    def _arguments(self, request: ChatRequest, changes: list[Change] | None = None) -> dict[str, Any]:
+        """The keyword arguments of the SDK's method; what of the conversation did not travel goes to `changes`."""
         raise NotImplementedError
+
+    def _told(self, request: ChatRequest, guard: Guard) -> dict[str, Any]:
+        """The same, with a note for the journal where something did not travel."""
+        changes: list[Change] = []
+        arguments = self._arguments(request, changes)
+        if changes:
+            from shared_core.history import summary
+
+            guard.notes.extend(summary(changes))
+        return arguments
 
     def _method(self, client: Any) -> Any:
         """The SDK's method, in its raw-response form."""
@@ -188,7 +201,7 @@ class SdkProvider:
         self.load()
         http = self._http()
         fold = self._fold(request)
-        arguments = self._arguments(request) | {"timeout": transport.request_timeout(http, guard)}
+        arguments = self._told(request, guard) | {"timeout": transport.request_timeout(http, guard)}
         response: Any = None
         body: transport.Body | None = None
         try:
@@ -245,7 +258,7 @@ class SdkProvider:
         await self.aload()
         http = self._http()
         fold = self._fold(request)
-        arguments = self._arguments(request) | {"timeout": transport.request_timeout(http, guard)}
+        arguments = self._told(request, guard) | {"timeout": transport.request_timeout(http, guard)}
         response: Any = None
         body: transport.Body | None = None
         try:

@@ -56,6 +56,12 @@ class Row:
     """Its models may put `<think>…</think>` into the text; it is split out."""
     history: str = "COMPATIBLE"
     """Name of the `HistoryRules` in `shared_core.history`."""
+    thoughts: Literal["reasoning_content", "reasoning_details"] | None = None
+    """The field of an assistant message in which the vendor wants its model's thinking back."""
+    stand_in: str | None = None
+    """What goes there in a tool loop that another model began: the vendor refuses a thinking model's turn without."""
+    thinks: str = ""
+    """Models that think unless told not to, as a pattern; of others the stand-in is not wanted."""
 
 
 _LOCAL: dict[str, Any] = {"needs_key": False, "local": True, "think_tags": True}
@@ -76,7 +82,7 @@ _TABLE: tuple[Row, ...] = (
     # ── hosted ───────────────────────────────────────────────────────────────────────────────────────────────────
     Row(
         name="openrouter", base_url="https://openrouter.ai/api/v1", key_env=("OPENROUTER_API_KEY",), pdfs=True,
-        audio=True,
+        audio=True, history="OPENROUTER", thoughts="reasoning_details",
     ),
     Row(
         name="groq", base_url="https://api.groq.com/openai/v1", key_env=("GROQ_API_KEY",),
@@ -89,7 +95,8 @@ _TABLE: tuple[Row, ...] = (
     # Prefix completion is only on the vendor's beta address; see `OpenAIProvider`.
     Row(
         name="deepseek", base_url="https://api.deepseek.com/v1", key_env=("DEEPSEEK_API_KEY",), json_schema=False,
-        images=False, parallel_tool_calls=False, user=False,
+        images=False, parallel_tool_calls=False, user=False, history="DEEPSEEK", thoughts="reasoning_content",
+        stand_in="", thinks=r"deepseek-(reasoner|r\d|v[4-9])",
     ),
     # Sends usage unasked; refuses parameters it does not know.
     Row(
@@ -121,7 +128,8 @@ _TABLE: tuple[Row, ...] = (
     Row(
         name="moonshot", base_url="https://api.moonshot.ai/v1", key_env=("MOONSHOT_API_KEY",),
         tool_choice=frozenset({"auto", "none"}), json_schema=False, parallel_tool_calls=False, user=False,
-        prefill_message={"partial": True},
+        prefill_message={"partial": True}, history="DEEPSEEK", thoughts="reasoning_content",
+        stand_in=" ", thinks=r"kimi-(k2-thinking|k2\.[5-9]|k[3-9]|thinking)",  # an empty one counts as missing here
     ),
     # ── on this machine ──────────────────────────────────────────────────────────────────────────────────────────
     Row(

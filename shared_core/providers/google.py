@@ -43,7 +43,7 @@ from shared_core.chat.request import (
     ToolResult,
 )
 from shared_core.errors import ErrorKind, ProviderError
-from shared_core.history import GOOGLE, HistoryRules, prepare, wire_name, with_stubs
+from shared_core.history import GOOGLE, Change, HistoryRules, prepare, wire_name, with_stubs
 from shared_core.providers import transport
 from shared_core.providers.base import Fold, SdkProvider, broken, malformed
 from shared_core.providers.registry import key_for
@@ -219,13 +219,17 @@ class GoogleProvider(SdkProvider):
         rules = rules_of(model, self._capabilities(model))
         return GeminiFold({wire_name(t.name, rules): t.name for t in request.tools}, request.parallel_tool_calls)
 
-    def _arguments(self, request: ChatRequest) -> dict[str, Any]:
+    def _arguments(self, request: ChatRequest, changes: list[Change] | None = None) -> dict[str, Any]:
         types = self._module().types
         model = request.model or self.model
         refuse(request, model)
         rules = rules_of(model, self._capabilities(model))
         messages = prepare(
-            request.messages, origin=self._origin(model), rules=rules, keep_trailing_assistant=request.continues
+            request.messages,
+            origin=self._origin(model),
+            rules=rules,
+            keep_trailing_assistant=request.continues,
+            changes=changes,
         )
         config = _config(types, request, messages, rules)
         config.update(self.target.options.get("config") or {})
@@ -291,7 +295,8 @@ def _model_parts(types: Any, message: Message, signed: bool) -> Iterator[Any]:
     """
     pending: bytes | None = None
     first_call = True
-    for part in message.parts:
+    texts = [i for i, part in enumerate(message.parts) if isinstance(part, Text)]
+    for i, part in enumerate(message.parts):
         if isinstance(part, Reasoning):
             pending = _signature(part.data) or pending
         elif isinstance(part, ToolCall):
@@ -300,6 +305,9 @@ def _model_parts(types: Any, message: Message, signed: bool) -> Iterator[Any]:
             call = types.FunctionCall(id=part.id, name=part.name, args=part.parsed())
             yield types.Part(function_call=call, thought_signature=signature)
         elif isinstance(part, Text):
+            if i == texts[-1] and pending is None:  # streamed answers are signed behind their text
+                late = (_signature(p.data) for p in message.parts[i:] if isinstance(p, Reasoning))
+                pending = next((s for s in late if s is not None), None)
             yield types.Part(text=part.text, thought_signature=pending)
             pending = None
         else:
@@ -307,7 +315,9 @@ def _model_parts(types: Any, message: Message, signed: bool) -> Iterator[Any]:
 
 
 def _signature(data: Mapping[str, Any]) -> bytes | None:
-    text = data.get("thought_signature")
+    text = data.get("thought_signature") or data.get("signature")  # LangChain's own class has the shorter name
+    if isinstance(text, bytes):
+        return text
     try:
         return base64.b64decode(text) if isinstance(text, str) else None
     except binascii.Error:

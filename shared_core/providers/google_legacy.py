@@ -40,7 +40,7 @@ from shared_core.chat.request import (
     ToolResult,
 )
 from shared_core.errors import ErrorKind, ProviderError
-from shared_core.history import HistoryRules, prepare, wire_name, with_stubs
+from shared_core.history import Change, HistoryRules, prepare, wire_name, with_stubs
 from shared_core.providers.base import Fold, SdkProvider, malformed, response_facts
 from shared_core.providers.classify import classify_body
 from shared_core.providers.google import GeminiFold, blob, capabilities_of, refuse, rules_of, told, wanted
@@ -109,13 +109,17 @@ class GoogleLegacyProvider(SdkProvider):
         known = self._known if model == self.model or self.target.capabilities else capabilities_of(model)
         return rules_of(model, known, signatures=False)
 
-    def _arguments(self, request: ChatRequest) -> dict[str, Any]:
+    def _arguments(self, request: ChatRequest, changes: list[Change] | None = None) -> dict[str, Any]:
         glm = self._module()
         model = request.model or self.model
         refuse(request, model)
         rules = self._rules(request)
         messages = prepare(
-            request.messages, origin=self._origin(model), rules=rules, keep_trailing_assistant=request.continues
+            request.messages,
+            origin=self._origin(model),
+            rules=rules,
+            keep_trailing_assistant=request.continues,
+            changes=changes,
         )
         asked: dict[str, Any] = {
             "model": model if "/" in model else f"models/{model}",
@@ -170,7 +174,7 @@ class GoogleLegacyProvider(SdkProvider):
         self, request: ChatRequest, guard: Guard, call: _Call, send: Callable[[_Call, Mapping[str, Any]], Any]
     ) -> Iterator[ChatEvent]:
         fold = self._fold(request)
-        arguments = self._arguments(request)
+        arguments = self._told(request, guard)
         try:
             with self._failures(guard, fold):
                 response = send(call, arguments)

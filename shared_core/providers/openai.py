@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shared_core.chat.events import (
     ChatEvent,
@@ -23,6 +23,7 @@ from shared_core.chat.request import (
     Image,
     Message,
     Part,
+    Reasoning,
     Text,
     ToolCall,
     ToolResult,
@@ -37,6 +38,9 @@ from shared_core.providers.models import ModelFacts, facts
 from shared_core.providers.registry import canonical, key_for
 from shared_core.routing.capabilities import Capabilities
 from shared_core.routing.target import Target
+
+if TYPE_CHECKING:
+    from shared_core.history import Change
 
 __all__ = ["OpenAIProvider"]
 
@@ -162,7 +166,7 @@ class OpenAIProvider(SdkProvider):
         names = {self._wire_name(t.name): t.name for t in request.tools}
         sent = self._stops(request)
         unsent = () if len(sent) == len(request.stop) else request.stop
-        return _Fold(self.name, names, think_tags=self._tags, stops=unsent)
+        return _Fold(self.name, names, think_tags=self._tags, stops=unsent, thoughts=self.row.thoughts)
 
     def _stops(self, request: ChatRequest) -> tuple[str, ...]:
         """The stop sequences that the vendor is told; what it would refuse is watched for on this side."""
@@ -187,7 +191,7 @@ class OpenAIProvider(SdkProvider):
 
         return wire_name(name, self._rules)
 
-    def _arguments(self, request: ChatRequest) -> dict[str, Any]:
+    def _arguments(self, request: ChatRequest, changes: list[Change] | None = None) -> dict[str, Any]:
         from shared_core.history import prepare, with_stubs
 
         model = request.model or self.model
@@ -199,8 +203,11 @@ class OpenAIProvider(SdkProvider):
             origin=self._origin(request.model),
             rules=self._rules,
             keep_trailing_assistant=prefill is not None,
+            changes=changes,
         )
         wire = [self._message(m, known) for m in prepared]
+        if row.stand_in is not None and self._thinks_here(request):
+            _stand_in(wire, row.stand_in)
         body: dict[str, Any] = {}
         if prefill is not None and wire and wire[-1]["role"] == "assistant":
             wire[-1] |= prefill
@@ -255,6 +262,13 @@ class OpenAIProvider(SdkProvider):
             return effort not in (None, "none")
         return not known.sampling
 
+    def _thinks_here(self, request: ChatRequest) -> bool:
+        """Whether this call thinks, so that its vendor insists on the thoughts of a running tool loop."""
+        said = {**(self.target.options.get("params") or {}), **self._given(request)}.get("thinking")
+        if isinstance(said, Mapping):
+            return said.get("type") != "disabled"
+        return re.match(self.row.thinks, (request.model or self.model).lower()) is not None
+
     def _choice(self, choice: str) -> Any:
         if choice in ("auto", "none"):
             return choice
@@ -266,21 +280,24 @@ class OpenAIProvider(SdkProvider):
         """One prepared message as the wire's."""
         if message.role == "system":
             own = known.developer and self.name in ("openai", "azure-openai")
-            return {"role": "developer" if own else "system", "content": message.text}
+            return {"role": "developer" if own else "system", "content": message.text, **_named(message)}
         if message.role == "tool":
             result = next(p for p in message.parts if isinstance(p, ToolResult))
             return {"role": "tool", "tool_call_id": result.call_id, "content": _text_of(result.content)}
         if message.role == "assistant":
             calls = [_call(p) for p in message.tool_calls]
-            wire: dict[str, Any] = {"role": "assistant", "content": message.text or (None if calls else "")}
+            # OpenAI sends null beside calls; the chat templates behind local engines break on it.
+            nothing = None if calls and not self.row.local else ""
+            wire: dict[str, Any] = {"role": "assistant", "content": message.text or nothing, **_named(message)}
             if calls:
                 wire["tool_calls"] = calls
+            if self.row.thoughts is not None and (thoughts := _thoughts(message, self.row.thoughts)):
+                wire[self.row.thoughts] = thoughts
             return wire
         content: Any = message.text
         if any(not isinstance(p, Text) for p in message.parts):
             content = [self._part(p) for p in message.parts]
-        named = {"name": message.name} if message.name else {}
-        return {"role": "user", "content": content, **named}
+        return {"role": "user", "content": content, **_named(message)}
 
     def _part(self, part: Part) -> dict[str, Any]:
         match part:
@@ -308,6 +325,29 @@ class OpenAIProvider(SdkProvider):
                     ErrorKind.INCAPABLE, f"{self.name} takes no {what} in this form",
                     hint="pass the bytes (data=) to let any target answer",
                 )  # fmt: skip
+
+
+def _named(message: Message) -> dict[str, str]:
+    return {"name": message.name} if message.name else {}
+
+
+def _thoughts(message: Message, field: str) -> Any:
+    """What the model thought in this turn, in the field's own form."""
+    found = [p.data[field] for p in message.parts if isinstance(p, Reasoning) and p.data.get(field)]
+    if field == "reasoning_details":
+        return [detail for details in found for detail in details]
+    return "\n\n".join(found)
+
+
+def _stand_in(wire: Sequence[dict[str, Any]], thought: str) -> None:
+    """Give each turn of a tool loop a thought, where another model made the calls and nobody knows what it thought."""
+    called = False
+    for message in wire:
+        if message["role"] == "assistant":
+            calls = "tool_calls" in message
+            if calls or called:
+                message.setdefault("reasoning_content", thought)
+            called = calls
 
 
 def _text_of(content: Sequence[Part]) -> str:
@@ -344,7 +384,15 @@ def _response_format(request: ChatRequest) -> dict[str, Any]:
 class _Fold:
     """Reads chat completions, in chunks or whole."""
 
-    def __init__(self, provider: str, names: Mapping[str, str], *, think_tags: bool, stops: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        provider: str,
+        names: Mapping[str, str],
+        *,
+        think_tags: bool,
+        stops: Sequence[str] = (),
+        thoughts: str | None = None,
+    ) -> None:
         self.content = False
         self.complete = False
         self._provider = provider
@@ -360,6 +408,9 @@ class _Fold:
         self._called = False
         self._index: dict[str, int] = {}
         self._extra: dict[str, Any] = {}
+        self._replayed = thoughts
+        self._thought: list[str] = []
+        self._details: list[dict[str, Any]] = []
 
     def feed(self, chunk: Any) -> Sequence[ChatEvent]:
         return list(self._stopped(self._read(chunk)))
@@ -425,10 +476,15 @@ class _Fold:
         thought = getattr(message, "reasoning_content", None) or getattr(message, "reasoning", None)
         if isinstance(thought, str) and thought:
             self.content = True
+            if self._replayed == "reasoning_content":
+                self._thought.append(thought)
             yield ReasoningDelta(thought)
+        if self._replayed == "reasoning_details":
+            _join_details(self._details, getattr(message, "reasoning_details", None))
         text = _plain_text(getattr(message, "content", None))
         if text:
             self.content = True
+            yield from self._thought_over()
             if self._tags is None:
                 yield TextDelta(text)
             else:
@@ -437,8 +493,11 @@ class _Fold:
         if refusal:
             self._refused = self.content = True
             yield TextDelta(refusal)
+        if annotations := getattr(message, "annotations", None):
+            self._extra.setdefault("citations", []).extend(_plain(a) for a in annotations)
         for position, call in enumerate(getattr(message, "tool_calls", None) or ()):
             self.content = self._called = True
+            yield from self._thought_over()
             function = getattr(call, "function", None)
             name = getattr(function, "name", None)
             call_id = getattr(call, "id", None) or None
@@ -448,6 +507,13 @@ class _Fold:
                 self._names.get(name, name) if name else None,
                 _arguments_text(getattr(function, "arguments", None)),
             )
+
+    def _thought_over(self) -> Iterator[ChatEvent]:
+        """The thought is complete: what the vendor wants back in a tool loop."""
+        if self._thought:
+            thought = "".join(self._thought)
+            self._thought.clear()
+            yield ReasoningDelta("", {"reasoning_content": thought})
 
     def _position(self, index: Any, call_id: str | None, position: int) -> int:
         """The call's index. Some vendors number every parallel call 0, or none: then the id tells them apart."""
@@ -465,6 +531,9 @@ class _Fold:
         events: list[ChatEvent] = list(self._stopped(self._tags.flush())) if self._tags is not None else []
         if rest := self._stops.close():
             events.append(TextDelta(rest))
+        events += self._thought_over()
+        if self._details:
+            events.append(ReasoningDelta("", {"reasoning_details": self._details}))
         reason = _FINISH.get(self._reason or "", "other")
         if self._refused:
             reason = "refusal"
@@ -506,6 +575,30 @@ def _plain_text(content: Any) -> str:
         texts = (p.get("text") if isinstance(p, Mapping) else getattr(p, "text", None) for p in content)
         return "".join(t for t in texts if isinstance(t, str))
     return ""
+
+
+def _plain(value: Any) -> Any:
+    dump = getattr(value, "model_dump", None)
+    return dump(exclude_none=True) if dump is not None else value
+
+
+_GROWING = {"reasoning.text": "text", "reasoning.summary": "summary"}
+
+
+def _join_details(known: list[dict[str, Any]], more: Any) -> None:
+    """OpenRouter's `reasoning_details`, which arrive in pieces and must go back whole: texts of one index are one."""
+    for piece in more if isinstance(more, (list, tuple)) else ():
+        detail = dict(piece) if isinstance(piece, Mapping) else _plain(piece)
+        if not isinstance(detail, dict):
+            continue
+        kind, last = detail.get("type"), known[-1] if known else {}
+        grows = _GROWING.get(str(kind))
+        if grows is None or last.get("type") != kind or last.get("index") != detail.get("index"):
+            known.append(detail)
+            continue
+        text = (last.get(grows) or "") + (detail.get(grows) or "")
+        last.update({k: v for k, v in detail.items() if v is not None})
+        last[grows] = text
 
 
 def _arguments_text(arguments: Any) -> str:

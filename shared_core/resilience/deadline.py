@@ -51,7 +51,9 @@ class Guard:
     that only drips keep-alives cannot stretch it. Whoever sees it expire raises; `which` says what ran out.
     """
 
-    __slots__ = ("_clock", "_idle_s", "_suspended", "at", "connect_s", "deadline", "started", "streaming", "which")
+    __slots__ = (
+        "_clock", "_idle_s", "_suspended", "at", "connect_s", "deadline", "notes", "started", "streaming", "which",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -67,6 +69,8 @@ class Guard:
         self._clock = clock
         self._idle_s = idle_s
         self._suspended: tuple[float, Limit] | None = None
+        self.notes: list[str] = []
+        """What the provider has to say about this attempt, for the journal: what of the conversation did not travel."""
         self.streaming = streaming
         self.connect_s = connect_s
         self.deadline = deadline

@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from shared_core.chat.events import ChatEvent, Finished, ReasoningDelta, Started, TextDelta, ToolCallDelta, Usage
-from shared_core.chat.request import ChatRequest, Message, Origin, Part, Reasoning, Text, ToolCall, ToolResult
+from shared_core.chat.request import ChatRequest, Message, Origin, Part, Text, ToolResult
 from shared_core.errors import (
     ConfigurationError,
     ErrorKind,
@@ -24,6 +24,7 @@ from shared_core.errors import (
     ProviderError,
     nearest,
 )
+from shared_core.history import LLAMA_CPP, Change, prepare, summary, wire_name
 from shared_core.providers.llama_cpp.mailbox import Call
 from shared_core.providers.llama_cpp.model_file import ModelFile, check_model_file, resolve_path
 from shared_core.providers.llama_cpp.options import Options, cpu_budget
@@ -33,6 +34,9 @@ from shared_core.routing.capabilities import Capabilities
 from shared_core.routing.target import Target
 
 __all__ = ["LlamaCppProvider", "UnusableModel", "check_target"]
+
+_RULES = replace(LLAMA_CPP, media=frozenset())
+"""What chat templates take, without the pictures: the engine here reads text."""
 
 _SAMPLING: Mapping[str, tuple[type[int | float], float, float]] = {
     "top_k": (int, 0, 1 << 20),
@@ -206,7 +210,7 @@ class LlamaCppProvider:
 
     def count_tokens(self, request: ChatRequest, timeout_s: float = 30.0) -> int:
         """The tokens of this request's prompt, by the model's own tokeniser and template; starts the worker."""
-        call, supervisor = self._submit(Call("count", self._job(request, self.model)), self.model)
+        call, supervisor = self._submit(Call("count", self._job(request, self.model, [])), self.model)
         until = time.monotonic() + timeout_s
         while True:
             message = call.get(until - time.monotonic())
@@ -287,19 +291,21 @@ class LlamaCppProvider:
             "rlimit_as": o.rlimit_as,
         }
 
-    def _job(self, request: ChatRequest, model: str) -> dict[str, Any]:
+    def _job(self, request: ChatRequest, model: str, changes: list[Change]) -> dict[str, Any]:
         messages, partial = request.messages, ""
         if request.continues and messages and messages[-1].role == "assistant":
             messages, partial = messages[:-1], messages[-1].text
+        prepared = prepare(messages, origin=self.origin, rules=_RULES, changes=changes)
+        choice = request.tool_choice or "auto"
         tools = [] if request.tool_choice == "none" else list(request.tools)
         temperature = self.options.temperature if request.temperature is None else request.temperature
         n_ctx = self.options.context(self._file(model).context_train)
         seed = request.seed if request.seed is not None else self.options.seed
         return {
-            "messages": [m for message in messages for m in _spoken(message)],
+            "messages": [_spoken(message) for message in prepared],
             "partial": partial,
-            "tools": [_tool(t.name, t.description, t.parameters) for t in tools],
-            "tool_choice": request.tool_choice or "auto",
+            "tools": [_tool(wire_name(t.name, _RULES), t.description, t.parameters) for t in tools],
+            "tool_choice": choice if choice in ("auto", "any", "none") else wire_name(choice, _RULES),
             "parallel": request.parallel_tool_calls is not False,
             "schema": None if request.output is None else dict(request.output.schema),
             "stop": list(request.stop),
@@ -322,15 +328,17 @@ class _Reading:
         self._content = False
         self._waited = True
         self._seed: int | None = None
-        self._calls: Sequence[str] = ()
+        self._names = {wire_name(t.name, _RULES): t.name for t in request.tools}
         self.over = False
         self.unwatched = False
         """Whether the guard's limit is in force again, and no event has been yielded since."""
 
     def begin(self) -> tuple[Call, Supervisor]:
         """Hand the request in."""
-        _check_media(self._request.messages)
-        job = self._provider._job(self._request, self._model)
+        changes: list[Change] = []
+        job = self._provider._job(self._request, self._model, changes)
+        if changes:
+            self._guard.notes.extend(summary(changes))
         self._seed = job["seed"] if job["temperature"] > 0 else None
         call, supervisor = self._provider._submit(Call("generate", job), self._model)
         return call, supervisor
@@ -360,7 +368,8 @@ class _Reading:
             case "call":
                 self._content = True
                 index = int(message["index"])
-                yield ToolCallDelta(index, f"call_{self._id[6:]}_{index}", message["name"], message["arguments"])
+                name = self._names.get(message["name"], message["name"])
+                yield ToolCallDelta(index, f"call_{self._id[6:]}_{index}", name, message["arguments"])
             case "done":
                 self.over = True
                 yield self._finished(message)
@@ -472,43 +481,19 @@ def _sampling(request: ChatRequest) -> dict[str, Any]:
     return dict(given)
 
 
-def _check_media(messages: Sequence[Message]) -> None:
-    for message in messages:
-        for part in message.parts:
-            for inner in part.content if isinstance(part, ToolResult) else (part,):
-                if not isinstance(inner, (Text, ToolCall, ToolResult, Reasoning)):
-                    kind = type(inner).__name__
-                    raise ProviderError.of(ErrorKind.INCAPABLE, f"the local model takes text only, not {kind}")
-
-
 def _text(parts: Sequence[Part]) -> str:
     return "".join(p.text for p in parts if isinstance(p, Text))
 
 
-def _spoken(message: Message) -> Iterator[dict[str, Any]]:
-    """One message in the shape that chat templates know. Foreign thoughts are left out."""
-    if message.role == "tool" or any(isinstance(p, ToolResult) for p in message.parts):
-        for part in message.parts:
-            if isinstance(part, ToolResult):
-                content = _text(part.content)
-                if part.is_error:
-                    content = f"Error: {content}"
-                yield {"role": "tool", "tool_call_id": part.call_id, "name": part.name or "", "content": content}
-        rest = replace(message, role="user", parts=tuple(p for p in message.parts if not isinstance(p, ToolResult)))
-        if _text(rest.parts):
-            yield {"role": "user", "content": _text(rest.parts)}
-        return
+def _spoken(message: Message) -> dict[str, Any]:
+    """One prepared message in the shape that chat templates know."""
+    if message.role == "tool":
+        result = next(p for p in message.parts if isinstance(p, ToolResult))
+        content = _text(result.content)
+        return {"role": "tool", "tool_call_id": result.call_id, "name": result.name or "", "content": content}
     spoken: dict[str, Any] = {"role": message.role, "content": message.text}
-    if calls := message.tool_calls:
+    if calls := message.tool_calls:  # templates turn the arguments into JSON themselves
         spoken["tool_calls"] = [
-            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": _arguments(c)}} for c in calls
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.parsed()}} for c in calls
         ]
-    yield spoken
-
-
-def _arguments(call: ToolCall) -> Any:
-    """A dict, which templates turn into JSON themselves; text that is no JSON object stays as it is."""
-    try:
-        return call.parsed()
-    except InvalidRequest:
-        return call.arguments
+    return spoken
