@@ -42,6 +42,7 @@ __all__ = [
     "BLIND",
     "CALL_DATA",
     "ORIGIN",
+    "THOUGHTS",
     "ai_message",
     "from_langchain",
     "ls_provider",
@@ -55,8 +56,9 @@ __all__ = [
 BLIND = frozenset({"anthropic", "bedrock", "bedrock_converse"})
 """LangChain reads these vendors' tool calls from content blocks only, and sees none beside a plain text.
 
-We keep text plain whoever answers, so a message of theirs with tool calls goes without `model_provider`: LangChain then
-reads `tool_calls`. The vendor's name stays in the `fallback` metadata.
+An answer of theirs with tool calls is made of blocks, as their own integrations give it. Where its text was begun by
+another vendor, as plain strings, it goes without `model_provider`: LangChain then reads `tool_calls`. The vendor's name
+stays in the `fallback` metadata.
 """
 _LS_NAME = {"google": "google_genai", "google-legacy": "google_genai", "azure-openai": "azure"}
 _OUR_NAME = {"google_genai": "google", "google_vertexai": "google-vertexai"}
@@ -241,6 +243,8 @@ _NONE: frozenset[str] = frozenset()
 _GEMINI_SIGNATURES = "__gemini_function_call_thought_signatures__"
 CALL_DATA = "fallback_tool_call_data"
 """In `additional_kwargs`: opaque vendor state of tool calls, by their ids."""
+THOUGHTS = "fallback_thoughts"
+"""In `additional_kwargs`: thinking that came after plain text, with its opaque vendor state."""
 ORIGIN = "fallback_origin"
 """In `response_metadata` of answers with opaque state: who may be shown it again."""
 
@@ -263,8 +267,11 @@ def _assistant(message: AIMessage) -> Message:
     if type(content) is not str or content:
         known = frozenset(call.id for call in calls) if calls else _NONE
         parts.extend(_parts(content, assistant=True, known_calls=known))
+    late = message.additional_kwargs.get(THOUGHTS)
     thoughts = message.additional_kwargs.get("reasoning_content")
-    if isinstance(thoughts, str) and thoughts:
+    if late:
+        parts.extend(Reasoning(thought["text"], thought["data"]) for thought in late)
+    elif isinstance(thoughts, str) and thoughts:
         parts.insert(0, Reasoning(thoughts, {"reasoning_content": thoughts}))
     parts.extend(calls)
     origin = None
