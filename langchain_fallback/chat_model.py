@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, fields, is_dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Self, cast
 from uuid import uuid4
 
-from langchain_core.caches import BaseCache
 from langchain_core.callbacks import (
     AsyncCallbackManager,
     AsyncCallbackManagerForLLMRun,
@@ -38,43 +34,28 @@ from langchain_fallback._convert import (
     CALL_OPTIONS,
     LOOSE,
     RESTARTED,
-    Chunks,
-    attribution,
     bound_tools,
-    ls_provider,
     mended,
     message_of,
     to_request,
 )
+from langchain_fallback._engine import Engine, ModelLike, ProfileOf, built, profile, recipe, shown, split
+from langchain_fallback._names import target_named
 from langchain_fallback._runs import OpenRuns
+from langchain_fallback._written import dumped, plain
 from langchain_fallback.errors import as_langchain
-from langchain_fallback.provider import LangChainProvider
 from langchain_fallback.structured import Method, Shape, spared
-from shared_core.chat.events import Answer, Finished, events_of
-from shared_core.chat.request import ChatRequest, Origin
-from shared_core.errors import ConfigurationError, FallbackError, InvalidRequest, UnknownOption, nearest, redact
+from shared_core.chat.events import events_of
+from shared_core.chat.request import ChatRequest
+from shared_core.errors import ConfigurationError, FallbackError, InvalidRequest, UnknownOption, nearest
 from shared_core.resilience.retry import RetryPolicy
-from shared_core.routing.execution import Execution
-from shared_core.routing.provider import Provider
 from shared_core.routing.target import Target
 
 if TYPE_CHECKING:
+    from shared_core.config import ConfigLike
     from shared_core.router import Router
 
 __all__ = ["FallbackChatModel"]
-
-ModelLike = str | Target | Mapping[str, Any] | BaseChatModel
-"""What `models=` takes: a spec such as 'openai:gpt-5-mini', a `Target`, a mapping of its keywords, a ready model."""
-
-_SECRET = ("key", "token", "secret", "password", "credential", "header", "auth")
-
-
-@lru_cache(maxsize=1)
-def _router_keywords() -> frozenset[str]:
-    """Every keyword of `Router`, from its signature. `seed` is sampling's here, as in every chat model."""
-    from shared_core.router import router_options
-
-    return frozenset(router_options()) - {"seed"}
 
 
 @lru_cache(maxsize=1)
@@ -83,182 +64,6 @@ def _version() -> str:
         return version("llm-fallback")
     except PackageNotFoundError:  # run from a source tree that was never installed
         return "0+unknown"
-
-
-class _Engine:
-    """The router behind a model: built when needed, shared by every copy of the model that is configured alike."""
-
-    def __init__(self, models: Sequence[ModelLike], options: Mapping[str, Any], router: Router | None = None) -> None:
-        self.models = tuple(models)
-        self.options = dict(options)
-        self._router = router
-        self._lock = threading.Lock()
-        self._facts: _Facts | None = None
-        self.seen: tuple[Any, Any, Any] = (None, None, None)
-        """The very objects of the model that were last found to match, so that a call compares nothing."""
-
-    def serves(self, models: Sequence[Any], options: Mapping[str, Any]) -> bool:
-        """Whether a model with these settings may share this router and all it has learnt."""
-        return (
-            len(models) == len(self.models)
-            and all(a is b or (isinstance(a, str) and a == b) for a, b in zip(models, self.models, strict=True))
-            and dict(options) == self.options
-        )
-
-    @property
-    def router(self) -> Router:
-        """The router; built on first use, and again after unpickling."""
-        if self._router is None:
-            with self._lock:
-                if self._router is None:
-                    self._router = _build(self.models, self.options)
-        return self._router
-
-    @property
-    def facts(self) -> _Facts:
-        """What calls need to know about the router's targets."""
-        targets = self.router.targets
-        facts = self._facts
-        if facts is None or facts.targets != targets:
-            facts = self._facts = _Facts(targets, self.router.providers, self.options)
-        return facts
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Engine:
-        return self  # health, breakers and costs are of the targets, and there is one of each of those
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Sockets, locks and threads stay here; the other side builds its own router from the same recipe.
-        return {"models": self.models, "options": self.options}
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        self.__init__(state["models"], state["options"])  # type: ignore[misc]  # the one way to make it whole again
-
-
-class _Facts:
-    """What a call needs to know about the targets, worked out once per set of targets."""
-
-    def __init__(
-        self, targets: tuple[Target, ...], providers: tuple[Provider, ...], options: Mapping[str, Any]
-    ) -> None:
-        self.targets = targets
-        self.providers = frozenset(t.provider_name for t in targets)
-        self.foreign = frozenset(t.name for t in targets if not isinstance(t.provider, LangChainProvider))
-        self.wrapped = len(self.foreign) < len(targets)
-        self._origins = {target.name: provider.origin for target, provider in zip(targets, providers, strict=True)}
-        self._names = {target.name: (ls_provider(target.provider_name), target.model) for target in targets}
-        self.provider, self.model = self._names[targets[0].name]
-        self.identity: dict[str, Any] = {"models": [_identity(t) for t in targets]}
-        if options:
-            self.identity["router"] = _plain(options)
-
-    def origin_of(self, target: str | None) -> Origin | None:
-        """Who may be shown again what is opaque in an answer of `target`."""
-        return None if target is None else self._origins.get(target)
-
-    def chunks(self, journal: Execution, run_manager: object, output_version: str | None) -> Chunks:
-        """What turns one answer's events into chunks. LangChain hands over a run only for content-block events."""
-        request = journal.request
-        return Chunks(
-            self.origin_of,
-            journal=journal,
-            tools=bool(request.tools),
-            blocks=output_version == "v1",
-            protocol=run_manager is not None,
-            served_by=partial(self.served, request),
-        )
-
-    def generation(self, request: ChatRequest, answer: Answer) -> ChatGeneration:
-        """The whole answer, with what tracers are told about it."""
-        message = message_of(answer, self.origin_of)
-        return ChatGeneration(message=message, generation_info=attribution(self.served(request, answer)))
-
-    def served(self, request: ChatRequest, answer: Answer | Finished) -> tuple[str, str] | None:
-        """The vendor and the model that served, where the run has begun with other names; see `_get_ls_params`."""
-        names = self._names.get(answer.target or "")
-        if names is None or (request.model is None and answer.target == self.targets[0].name):
-            return None
-        return names if request.model is None else (names[0], answer.model or names[1])
-
-
-def _build(models: Sequence[ModelLike], options: Mapping[str, Any]) -> Router:
-    from shared_core.router import Router
-
-    given: list[Any] = []
-    names = {name for model in models if (name := _name(model)) is not None}
-    for model in models:
-        if not isinstance(model, BaseChatModel):
-            given.append(model)
-            continue
-        provider = LangChainProvider(model)
-        name = plain = f"{provider.name}:{provider.model}"
-        count = 1
-        while name in names:
-            count += 1
-            name = f"{plain}#{count}"
-        names.add(name)
-        given.append(Target(provider=provider, name=name))
-    return Router(given, **options)
-
-
-def _name(model: ModelLike) -> str | None:
-    """What the router will call a target; None for a ready model, which is named around the others."""
-    match model:
-        case str():
-            return model
-        case Target():
-            return model.name
-        case Mapping():
-            spec = model.get("spec") or model.get("target") or f"{model.get('provider')}:{model.get('model')}"
-            return str(model.get("name") or spec)
-        case _:
-            return None
-
-
-def _shown(router: Router, given: Sequence[Any] | None = None) -> list[Any]:
-    """`models` as the model shows, dumps and pickles them: no mapping, so that no key lies about in one."""
-    shown: list[Any] = []
-    for index, target in enumerate(router.targets):
-        if given is not None and isinstance(given[index], (str, Target, BaseChatModel)):
-            shown.append(given[index])
-        elif isinstance(target.provider, LangChainProvider) and target.spec == target.name:
-            shown.append(target.provider.chat_model)
-        else:
-            shown.append(target)
-    return shown
-
-
-def _plain(value: Any) -> Any:
-    """`value` as something JSON can hold, or None: what cannot be dumped is left out, not shown by its address."""
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if is_dataclass(value) and not isinstance(value, type):
-        return {k: p for k, v in asdict(value).items() if (p := _plain(v)) is not None}
-    if isinstance(value, Mapping):
-        return {
-            str(k): p
-            for k, v in value.items()
-            if not any(word in str(k).lower() for word in _SECRET) and (p := _plain(v)) is not None
-        }
-    if isinstance(value, (list, tuple, set, frozenset)):
-        items = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
-        return [_plain(v) for v in items]
-    return str(value) if type(value).__module__ == "decimal" else None
-
-
-def _dumped(model: Any) -> Any:
-    """One of `models`, without its key."""
-    if not isinstance(model, Target):
-        return model
-    if model.provider is not None:
-        return model.provider.chat_model if isinstance(model.provider, LangChainProvider) else model.name
-    out: dict[str, Any] = {"spec": model.spec}
-    defaults = {f.name: f.default for f in fields(Target)}
-    for name in ("name", "base_url", "price", "capabilities", "timeouts", "retry", "weight", "tier", "enabled"):
-        value = getattr(model, name)
-        if value is not None and value != defaults.get(name) and not (name == "name" and value == model.spec):
-            out[name] = redact(value) if name == "base_url" else _plain(value)
-    out.update(_plain(model.options) or {})
-    return out if len(out) > 1 else model.spec
 
 
 _WATCHED = frozenset({"stream", "ls_structured_output_format", "structured_output_format"})
@@ -301,6 +106,8 @@ class FallbackChatModel(BaseChatModel):
         timeout: seconds for a whole call, all attempts and waits together.
         max_retries: retries per call beyond each target's first try, 0 or more: short for `retry=RetryPolicy(total=…)`.
         streaming: stream on the wire also for `invoke`.
+        profile_of: whose capabilities `profile` tells, which agents and middleware go by: 'all', what every target can
+            do (default), or 'best', what the most capable one can.
 
     Raises:
         ConfigurationError: no models, or an option out of range.
@@ -319,6 +126,7 @@ class FallbackChatModel(BaseChatModel):
     timeout: float | None = None
     max_retries: int | None = None
     streaming: bool = False
+    profile_of: ProfileOf = "all"
     engine: Any = Field(default=None, exclude=True, repr=False)
     """Internal: holds the router. Travels between copies of one model so that they share what it has learnt."""
 
@@ -336,7 +144,7 @@ class FallbackChatModel(BaseChatModel):
             if isinstance(models, (str, Target, Mapping, BaseChatModel))
             else list(models)
         )
-        ours, routers = _splits(type(self), options)
+        ours, routers = split(type(self).model_fields, options)
         routers = {**ours.pop("router_options", {}), **routers}
         if (retries := ours.get("max_retries")) is not None:
             if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
@@ -349,30 +157,31 @@ class FallbackChatModel(BaseChatModel):
             given = [name for name, value in (("models", listed), *effective.items()) if value]
             if given:
                 raise ConfigurationError(f"{given[0]}= belongs to a router of our own; a ready router= has its own")
-            engine = _Engine(_shown(router), {}, router)
+            routers = recipe(router)
+            engine = Engine(shown(router), routers, router)
             listed = list(engine.models)
-        elif not (isinstance(engine, _Engine) and engine.serves(listed, effective)):
+        elif not (isinstance(engine, Engine) and engine.serves(listed, effective)):
             if not listed:
                 raise ConfigurationError("FallbackChatModel needs at least one model: models=[…] or router=")
             if engine is not None:
                 ours.pop("profile", None)  # it described the other models
-            built = _build(listed, effective)
-            listed = _shown(built, listed)
-            engine = _Engine(listed, effective, built)
+            fresh = built(listed, effective)
+            listed = shown(fresh, listed)
+            engine = Engine(listed, effective, fresh)
+        elif ours.get("profile") in (profile(engine.router, "all"), profile(engine.router, "best")):
+            ours.pop("profile")  # a copy's: worked out again, for `profile_of` may differ
         if (timeout := ours.get("timeout")) is not None and not timeout > 0:
             raise ConfigurationError(f"timeout must be a positive number of seconds, not {timeout!r}")
         fields_: dict[str, Any] = {"models": listed, "router_options": routers, "engine": engine, **ours}
         super().__init__(**fields_)
-        if self.profile is None:
-            self.profile = _profile(engine.router)
 
     @field_serializer("models")
     def _models_without_keys(self, models: list[Any]) -> list[Any]:
-        return [_dumped(model) for model in models]
+        return [dumped(model) for model in models]
 
     @field_serializer("router_options")
     def _options_as_data(self, options: dict[str, Any]) -> dict[str, Any]:
-        return cast("dict[str, Any]", _plain(options))
+        return cast("dict[str, Any]", plain(options))
 
     @model_validator(mode="after")
     def _set_langchain_fallback_version(self) -> Self:
@@ -396,6 +205,44 @@ class FallbackChatModel(BaseChatModel):
         ]
         return f"FallbackChatModel({', '.join([repr(names), *set_])})"
 
+    @classmethod
+    def from_models(cls, models: Sequence[ModelLike] | ModelLike, **options: Any) -> Self:
+        """A model over `models`, in order, in the names that users of `init_chat_model` write.
+
+        'google_genai:gemini-2.5-flash', 'azure_openai:…' and 'claude-sonnet-4-5' without a vendor are understood beside
+        our own names and everything else that `models=` takes. A vendor that only LangChain knows is built by
+        `init_chat_model`.
+
+        Raises:
+            ConfigurationError: nobody knows whose model that is, or an option is wrong.
+        """
+        given = [models] if isinstance(models, (str, Target, Mapping, BaseChatModel)) else list(models)
+        return cls([target_named(m) if isinstance(m, str) else m for m in given], **options)
+
+    @classmethod
+    def from_config(cls, source: ConfigLike, **options: Any) -> Self:
+        """A model from a `.toml` or `.json` file, or from a mapping of what would stand in one.
+
+        Its top level holds this class's keywords; `models` lists names (as in `from_models`) and tables of `Target`'s
+        keywords. `${NAME}` and `${NAME:-default}` in any text are read from the environment, so that no key need stand
+        in a file.
+
+        Args:
+            source: the path, or the mapping.
+            **options: go before what the file says.
+
+        Raises:
+            ConfigurationError: the file cannot be read, or an option is wrong.
+            MissingKey: a variable that is not set.
+        """
+        from shared_core.config import read_config
+
+        settings = {**read_config(source), **options}
+        models = settings.pop("models", None)
+        if models is None and "router" not in settings:
+            raise ConfigurationError('the configuration lists no models.\nhint: models = ["openai:gpt-5-mini", …]')
+        return cls(**settings) if models is None else cls.from_models(models, **settings)
+
     # ── the router ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -404,16 +251,16 @@ class FallbackChatModel(BaseChatModel):
         return self._engine.router
 
     @property
-    def _engine(self) -> _Engine:
+    def _engine(self) -> Engine:
         engine = self.engine
         seen = (self.models, self.router_options, self.max_retries)
-        if isinstance(engine, _Engine):
+        if isinstance(engine, Engine):
             known = engine.seen
             if known[0] is seen[0] and known[1] is seen[1] and known[2] == seen[2]:
                 return engine
-        if not (isinstance(engine, _Engine) and engine.serves(self.models, self._effective())):
+        if not (isinstance(engine, Engine) and engine.serves(self.models, self._effective())):
             # Someone assigned to `models` or made a copy with others.
-            self.engine = engine = _Engine(self.models, self._effective())
+            self.engine = engine = Engine(self.models, self._effective())
         engine.seen = seen
         return engine
 
@@ -549,7 +396,7 @@ class FallbackChatModel(BaseChatModel):
 
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: Mapping[str, Any], *, streaming: bool
-    ) -> tuple[_Engine, ChatRequest]:
+    ) -> tuple[Engine, ChatRequest]:
         engine = self._engine
         facts = engine.facts
         defaults = {
@@ -619,6 +466,10 @@ class FallbackChatModel(BaseChatModel):
                     if (chunk := chunks.feed(event)) is not None:
                         yield chunk
             return
+        except GeneratorExit as left:
+            if run_manager is not None:  # a reader of content-block events walked away: nobody else would end its run
+                run_manager.on_llm_error(left, response=LLMResult(generations=[[]]))
+            raise
         except FallbackError as error:
             answer = spared(error, request)
         for event in events_of(answer):
@@ -754,6 +605,9 @@ class FallbackChatModel(BaseChatModel):
             params["ls_stop"] = stops
         return params
 
+    def _resolve_model_profile(self) -> ModelProfile:
+        return profile(self._engine.router, self.profile_of)
+
     def get_num_tokens(self, text: str) -> int:
         """About how many tokens `text` is: four characters each. Nothing is downloaded."""
         if self.custom_get_token_ids is not None:
@@ -775,76 +629,12 @@ class FallbackChatModel(BaseChatModel):
     @property
     def lc_attributes(self) -> dict[str, Any]:
         """What `dumps` writes in place of the fields."""
-        out: dict[str, Any] = {"models": [_dumped(model) for model in self.models]}
+        out: dict[str, Any] = {"models": [dumped(model) for model in self.models]}
         if self.router_options:
-            out["router_options"] = _plain(self.router_options)
+            out["router_options"] = plain(self.router_options)
         return out
 
 
 for _method in (FallbackChatModel._generate, FallbackChatModel._agenerate):
     # LangChain asks for these signatures on every call; worked out once, the answer costs nothing.
     setattr(_method, "__signature__", inspect.signature(_method))  # noqa: B010 - functions declare no such attribute
-
-
-def _splits(cls: type[FallbackChatModel], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The keywords of the model and those of the router.
-
-    Raises:
-        UnknownOption: a keyword of neither.
-    """
-    own = cls.model_fields
-    theirs = _router_keywords()
-    ours: dict[str, Any] = {}
-    routers: dict[str, Any] = {}
-    for name, value in options.items():
-        if name in own and name in theirs:
-            langchains = (
-                value is None
-                or (name == "cache" and isinstance(value, (bool, BaseCache)))
-                or (name == "metadata" and isinstance(value, Mapping))
-                or name not in ("cache", "metadata")
-            )
-            (ours if langchains else routers)[name] = value
-        elif name in own:
-            ours[name] = value
-        elif name in theirs:
-            routers[name] = value
-        else:
-            hint = (
-                "\nhint: a key belongs to one target: Target('openai:gpt-5-mini', api_key=…)"
-                if name == "api_key"
-                else ""
-            )
-            known = [n for n in (*own, *theirs, "router") if n not in ("engine", "router_options")]
-            raise UnknownOption(f"FallbackChatModel has no option {name!r}. {nearest(name, known)}{hint}")
-    return ours, routers
-
-
-def _identity(target: Target) -> str:
-    where = f" at {redact(target.base_url)}" if target.base_url else ""
-    provider = target.provider
-    inner = ""
-    if isinstance(provider, LangChainProvider):
-        with suppress(Exception):  # somebody else's property; without it the name has to do
-            inner = f" {sorted(provider.chat_model._identifying_params.items())}"
-    return f"{target.spec}{where}{inner}"
-
-
-def _profile(router: Router) -> ModelProfile:
-    """What every target can do: a promise that holds whoever answers."""
-    can = router.capabilities()
-    profile = ModelProfile(
-        tool_calling=can.tools,
-        tool_choice="any" in can.tool_choice,
-        structured_output=can.json_schema,
-        image_inputs=can.images,
-        image_url_inputs=can.images and can.image_urls,
-        pdf_inputs=can.pdfs,
-        audio_inputs=can.audio,
-        reasoning_output=can.reasoning,
-    )
-    if can.context_window is not None:
-        profile["max_input_tokens"] = can.context_window
-    if can.max_output is not None:
-        profile["max_output_tokens"] = can.max_output
-    return profile

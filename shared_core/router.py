@@ -13,8 +13,8 @@ import random
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self, get_args
+from types import MappingProxyType, TracebackType
+from typing import Any, Literal, Self, get_args
 
 from shared_core._books import Books
 from shared_core._clock import Clock, SystemClock
@@ -31,7 +31,7 @@ from shared_core.resilience.breaker import BreakerConfig
 from shared_core.resilience.deadline import Timeouts
 from shared_core.resilience.health import HealthReport
 from shared_core.resilience.retry import RetryPolicy
-from shared_core.routing.capabilities import Capabilities
+from shared_core.routing.capabilities import Capabilities, best, shared
 from shared_core.routing.execution import Execution
 from shared_core.routing.flow import Call, FlowPolicy, OnStreamBreak
 from shared_core.routing.planner import Plan, Route, plan
@@ -98,6 +98,13 @@ class Router:
             raise ConfigurationError(
                 f"on_stream_break must be one of {', '.join(get_args(OnStreamBreak))}, not {on_stream_break!r}"
             )
+        given = {
+            "strategy": strategy, "retry": retry, "timeouts": timeouts, "breaker": breaker,
+            "on_stream_break": on_stream_break, "continue_prompt": continue_prompt,
+            "route_around_policy": route_around_policy, "on_event": on_event, "ledger": ledger, "metadata": metadata,
+            "clock": clock, "seed": seed,
+        }  # fmt: skip
+        self._options = MappingProxyType({k: v for k, v in given.items() if v != _DEFAULTS[k]})
         self._clock: Clock = clock or SystemClock()
         self._now = self._clock.monotonic
         self._retry: RetryPolicy = option("retry", RetryPolicy, retry)
@@ -225,27 +232,15 @@ class Router:
         """The journal of the request that ended last in this router, whoever made it; for notebooks and demos."""
         return self._books.last
 
-    def capabilities(self) -> Capabilities:
-        """What every enabled target can take: the honest intersection."""
+    def capabilities(self, of: Literal["all", "best"] = "all") -> Capabilities:
+        """What every enabled target can take (the honest intersection), or what the most capable one can."""
         each = [route.capabilities for route in self._routes if route.target.enabled]
-        windows = [c.context_window for c in each if c.context_window is not None]
-        outputs = [c.max_output for c in each if c.max_output is not None]
-        return Capabilities(
-            tools=all(c.tools for c in each),
-            tool_choice=frozenset.intersection(*(c.tool_choice for c in each)) if each else frozenset(),
-            json_schema=all(c.json_schema for c in each),
-            json_mode=all(c.json_mode for c in each),
-            images=all(c.images for c in each),
-            image_urls=all(c.image_urls for c in each),
-            pdfs=all(c.pdfs for c in each),
-            audio=all(c.audio for c in each),
-            system=all(c.system for c in each),
-            continuation="instructed",
-            streaming=all(c.streaming for c in each),
-            reasoning=any(c.reasoning for c in each),
-            context_window=min(windows, default=None),
-            max_output=min(outputs, default=None),
-        )
+        return best(each) if of == "best" else shared(each)
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """The keywords this router was given beside its targets, where they differ from the defaults."""
+        return self._options
 
     # ── operating ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -383,13 +378,16 @@ class Router:
         return route.provider.name == self._routes[0].provider.name
 
 
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(Router.__init__).parameters.items()
+    if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+}
+
+
 def router_options() -> tuple[str, ...]:
     """The keywords `Router` takes besides its targets, for wrappers that pass them on."""
-    return tuple(
-        name
-        for name, parameter in inspect.signature(Router.__init__).parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    )
+    return tuple(_DEFAULTS)
 
 
 def _load(route: Route) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from shared_core.chat.request import Audio, ChatRequest, File, Image, Text, ToolResult
 from shared_core.errors import ConfigurationError
 
-__all__ = ["Capabilities", "is_plain", "missing"]
+__all__ = ["Capabilities", "best", "is_plain", "missing", "shared"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +61,40 @@ FLAGS = frozenset(f.name for f in fields(Capabilities)) - {
     "max_output",
 }
 """Names that `Constraints.require` accepts."""
+
+
+def shared(each: Sequence[Capabilities]) -> Capabilities:
+    """What every one of them can take: a promise that holds whoever answers."""
+    windows = [c.context_window for c in each if c.context_window is not None]
+    outputs = [c.max_output for c in each if c.max_output is not None]
+    return Capabilities(
+        tools=all(c.tools for c in each),
+        tool_choice=frozenset.intersection(*(c.tool_choice for c in each)) if each else frozenset(),
+        json_schema=all(c.json_schema for c in each),
+        json_mode=all(c.json_mode for c in each),
+        images=all(c.images for c in each),
+        image_urls=all(c.image_urls for c in each),
+        pdfs=all(c.pdfs for c in each),
+        audio=all(c.audio for c in each),
+        system=all(c.system for c in each),
+        continuation="instructed",
+        streaming=all(c.streaming for c in each),
+        reasoning=any(c.reasoning for c in each),
+        context_window=min(windows, default=None),
+        max_output=min(outputs, default=None),
+    )
+
+
+def best(each: Sequence[Capabilities]) -> Capabilities:
+    """The one that can take most: most kinds of things, then the most tokens, then the first."""
+    if not each:
+        return shared(each)
+
+    def worth(c: Capabilities) -> tuple[int, int, int]:
+        kinds = sum(bool(getattr(c, name)) for name in FLAGS) + len(c.tool_choice)
+        return kinds, c.context_window or 0, c.max_output or 0
+
+    return max(each, key=worth)
 
 
 def is_plain(request: ChatRequest) -> bool:

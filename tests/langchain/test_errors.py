@@ -38,7 +38,7 @@ CASES: dict[str, tuple[Any, Any, type[Exception], bool]] = {
     "too long": ("context-overflow", "context-overflow", langchain.ContextOverflowError, False),
     "malformed": (400, 400, langchain.ModelInvalidRequestError, False),
     "key refused, the other down": (401, 503, langchain.ModelError, True),
-    "too long, the other down": ("context-overflow", 503, langchain.ContextOverflowError, True),
+    "too long, the other down": (503, "context-overflow", langchain.ContextOverflowError, True),
     "lost connections": ("reset", "reset", langchain.ModelError, True),
 }
 

@@ -1,0 +1,78 @@
+"""Configuration from a file or a mapping: TOML or JSON, with keys taken from the environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shared_core.errors import ConfigurationError, MissingKey
+
+__all__ = ["ConfigLike", "read_config"]
+
+ConfigLike = str | os.PathLike[str] | Mapping[str, Any]
+"""A path of a `.toml` or `.json` file, or what would stand in one."""
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def read_config(source: ConfigLike) -> dict[str, Any]:
+    """The settings in `source`, with `${NAME}` and `${NAME:-default}` in any text read from the environment.
+
+    A mapping is copied, never changed. Only text inside `${…}` is replaced; there is no way to run anything.
+
+    Raises:
+        ConfigurationError: no such file, another kind of file, a syntax error (with its line), or no table at its top.
+        MissingKey: a variable that is not set and has no default; names where it stands.
+    """
+    if isinstance(source, Mapping):
+        raw: Any = source
+        where = "the configuration"
+    else:
+        path = Path(source)
+        where = str(path)
+        raw = _parsed(path)
+    if not isinstance(raw, Mapping):
+        raise ConfigurationError(f"{where} must hold a table of settings, not {type(raw).__name__}")
+    return {str(key): _filled(value, f"{where}: {key}") for key, value in raw.items()}
+
+
+def _parsed(path: Path) -> Any:
+    if path.suffix not in (".toml", ".json"):
+        raise ConfigurationError(f"{path} is neither a .toml nor a .json file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{path} is not UTF-8: {error}") from error
+    try:
+        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:  # both parsers say the line and the column
+        raise ConfigurationError(f"{path}: {error}") from error
+
+
+def _filled(value: Any, where: str) -> Any:
+    match value:
+        case str():
+            return _VARIABLE.sub(lambda found: _variable(found, where), value)
+        case Mapping():
+            return {key: _filled(inner, f"{where}.{key}") for key, inner in value.items()}
+        case list() | tuple():
+            return [_filled(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
+        case _:
+            return value
+
+
+def _variable(found: re.Match[str], where: str) -> str:
+    name, default = found.groups()
+    value = os.environ.get(name) or default
+    if value is None:
+        raise MissingKey(
+            f"{where} wants ${{{name}}}, which is not set.\nhint: set {name}, or write ${{{name}:-default}}"
+        )
+    return value
