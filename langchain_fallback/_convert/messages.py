@@ -11,6 +11,7 @@ import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
+from urllib.parse import unquote_to_bytes
 
 from langchain_core.messages import (
     AIMessage,
@@ -37,11 +38,14 @@ from shared_core.chat.request import (
     ToolResult,
 )
 from shared_core.errors import InvalidRequest
+from shared_core.history import citations
 
 __all__ = [
     "BLIND",
     "CALL_DATA",
+    "GEMINI_SIGNATURES",
     "ORIGIN",
+    "READABLE",
     "THOUGHTS",
     "ai_message",
     "from_langchain",
@@ -76,10 +80,15 @@ def provider_of(name: str) -> str:
 
 # ── content in ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_OPAQUE = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_content"})
-_CALLS = frozenset(
-    {"tool_use", "tool_call", "tool_call_chunk", "invalid_tool_call", "function_call", "input_json_delta"}
+_THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_content"})
+_TEXTS: Mapping[str, str] = {
+    "text": "text", "input_text": "text", "output_text": "text", "text-plain": "text", "refusal": "refusal",
+}  # fmt: skip
+_CALLS = frozenset({"tool_use", "tool_call", "function_call"})
+_TOLD_ELSEWHERE = frozenset(
+    {"tool_call_chunk", "invalid_tool_call", "input_json_delta", "function_call_signature", "cachePoint"}
 )
+"""Pieces of calls that `tool_calls` and `invalid_tool_calls` hold whole, and marks that are no content."""
 _MEDIA: Mapping[str, type[Image | File | Audio]] = {
     "image": Image,
     "image_url": Image,
@@ -90,7 +99,11 @@ _MEDIA: Mapping[str, type[Image | File | Audio]] = {
     "input_file": File,
     "document": File,
     "media": File,
+    "video": File,
+    "text-plain": File,
 }
+READABLE = frozenset({*_THOUGHTS, *_TEXTS, *_CALLS, *_TOLD_ELSEWHERE, *_MEDIA, "tool_result", "search_result", None})
+"""Types of the blocks that have a neutral form, whoever sends them."""
 
 
 def _unsupported(block: Any) -> InvalidRequest:
@@ -110,17 +123,15 @@ def _from_url(
 ) -> Image | File | Audio:
     if url.startswith("data:"):
         head, _, body = url[5:].partition(",")
-        mime, _, _ = head.partition(";")
-        return kind(
-            data=_decoded(body, f"a data: URL of {mime or 'unknown type'}"),
-            media_type=media_type or mime or None,
-            name=name,
-        )
+        mime, _, flags = head.partition(";")
+        plain = "base64" not in flags.split(";") and mime.startswith("text/")
+        data = unquote_to_bytes(body) if plain else _decoded(body, f"a data: URL of {mime or 'unknown type'}")
+        return kind(data=data, media_type=media_type or mime or None, name=name)
     return kind(url=url, media_type=media_type, name=name)
 
 
 def _media(block: Mapping[str, Any]) -> Image | File | Audio | Text:
-    """An image, audio or file block of LangChain v0, v1, OpenAI, Anthropic or Gemini shape."""
+    """An image, audio, video or file block of LangChain v0, v1, OpenAI, Anthropic or Gemini shape."""
     block_type = block["type"]
     kind = _MEDIA[block_type]
     inner: Any = block.get(block_type) if isinstance(block.get(block_type), (Mapping, str)) else None
@@ -140,8 +151,13 @@ def _media(block: Mapping[str, Any]) -> Image | File | Audio | Text:
     )
     if block_type == "media" and mime:
         kind = Image if mime.startswith("image/") else Audio if mime.startswith("audio/") else File
+    if block_type == "video":
+        mime = mime or "video/mp4"
     if inner_type == "text":
         return Text(str(inner.get("data") or inner.get("text") or ""))
+    if inner_type == "content":  # Anthropic's document made of blocks
+        said = inner.get("content") or ""
+        return Text(said if isinstance(said, str) else "\n\n".join(str(b.get("text") or "") for b in said))
     if inner.get("format") and not mime:  # OpenAI's input_audio
         mime = f"audio/{inner['format']}"
     detail = {"detail": inner.get("detail") or block.get("detail")} if kind is Image else {}
@@ -169,7 +185,8 @@ def _media(block: Mapping[str, Any]) -> Image | File | Audio | Text:
 def _reasoning(block: Mapping[str, Any]) -> Reasoning:
     """A thinking block of any vendor: its text, and the whole of what only its origin understands."""
     if block["type"] == "reasoning" and ("reasoning" in block or "extras" in block):  # LangChain v1, ours included
-        return Reasoning(str(block.get("reasoning") or ""), dict(block.get("extras") or {}))
+        data = {k: v for k, v in block.items() if k in ("id", "encrypted_content", "signature")}
+        return Reasoning(str(block.get("reasoning") or ""), {**data, **(block.get("extras") or {})})
     text = block.get("thinking") or block.get("reasoning") or block.get("text") or ""
     if not text and isinstance(summary := block.get("summary"), Sequence):
         text = "".join(str(s.get("text", "")) for s in summary if isinstance(s, Mapping))
@@ -177,8 +194,56 @@ def _reasoning(block: Mapping[str, Any]) -> Reasoning:
     return Reasoning(text if isinstance(text, str) else "", data)
 
 
+def _call(block: Mapping[str, Any]) -> ToolCall:
+    """A call in a content block: Anthropic's `tool_use`, LangChain's `tool_call`, OpenAI's `function_call`."""
+    if block["type"] == "function_call":
+        arguments = block.get("arguments")
+        call_id = block.get("call_id") or block.get("id")
+    else:
+        arguments = block.get("input") if block["type"] == "tool_use" else block.get("args")
+        call_id = block.get("id")
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments or {}, ensure_ascii=False)
+    return ToolCall(str(call_id or ""), str(block.get("name") or ""), arguments)
+
+
+def _source(citation: Any) -> dict[str, Any] | None:
+    """Where a citation of any vendor points to: its address and title."""
+    if isinstance(citation, str):
+        return {"url": citation}
+    if not isinstance(citation, Mapping):
+        return None
+    inner = citation.get("url_citation") or citation.get("web") or citation.get("value") or citation
+    if not isinstance(inner, Mapping):
+        return None
+    url = inner.get("url") or inner.get("uri")
+    title = inner.get("title") or inner.get("document_title") or inner.get("filename")
+    found = {"url": url, "title": title}
+    return {k: v for k, v in found.items() if isinstance(v, str) and v} or None
+
+
+def _sources(message: AIMessage) -> Reasoning | None:
+    """What the answer cites, from its blocks and its metadata."""
+    found: list[Any] = []
+    if isinstance(message.content, list):
+        for block in message.content:
+            if isinstance(block, dict):
+                found += block.get("annotations") or ()
+                found += block.get("citations") or ()
+    metadata = message.response_metadata
+    if metadata:
+        cited = metadata.get("citations")
+        found += cited if isinstance(cited, (list, tuple)) else ()
+        if isinstance(grounding := metadata.get("grounding_metadata"), Mapping):
+            found += grounding.get("grounding_chunks") or grounding.get("groundingChunks") or ()
+    if not found:
+        return None
+    named = citations([source for one in found if (source := _source(one)) is not None])
+    return None if named is None else Reasoning("", named)
+
+
 def _parts(
-    content: str | list[str | dict[str, Any]], *, assistant: bool, known_calls: frozenset[str]
+    content: str | list[str | dict[str, Any]], *, role: Role, known_calls: frozenset[str] = frozenset()
 ) -> Iterator[Part]:
     if isinstance(content, str):
         if content:
@@ -189,39 +254,51 @@ def _parts(
             if block:
                 yield Text(block)
             continue
-        match block.get("type"):
-            case "text" | "input_text" | "output_text" | "text-plain":
-                if text := block.get("text"):
-                    yield Text(text)
-            case "refusal":
-                if text := block.get("refusal"):
-                    yield Text(text)
-            case kind if kind in _MEDIA:
-                yield _media(block)
-            case kind if kind in _OPAQUE:
-                if assistant:
-                    yield _reasoning(block)
-            case kind if kind in _CALLS:
-                if assistant and kind in ("tool_use", "tool_call") and block.get("id") not in known_calls:
-                    arguments = block.get("input") if kind == "tool_use" else block.get("args")
-                    yield ToolCall(
-                        str(block.get("id") or ""), str(block.get("name") or ""), json.dumps(arguments or {})
-                    )
-            case "tool_result":
-                inner = block.get("content") or ""
-                yield ToolResult(
-                    str(block.get("tool_use_id") or ""),
-                    tuple(_parts(inner, assistant=False, known_calls=frozenset())),
-                    is_error=bool(block.get("is_error")),
-                )
-            case None if "cachePoint" in block or "text" in block:
-                if text := block.get("text"):
-                    yield Text(text)
-            case _:
-                if not assistant:
-                    raise _unsupported(block)
-                # What a vendor's own server tools left in its answer is state of that vendor, like its thinking.
-                yield Reasoning("", dict(block))
+        yield from _block_parts(block, role, known_calls)
+
+
+def _block_parts(block: Mapping[str, Any], role: Role, known_calls: frozenset[str]) -> Iterator[Part]:
+    match block.get("type"):
+        case str(kind) if kind in _TEXTS and (kind != "text-plain" or "text" in block):
+            if text := block.get(_TEXTS[kind]):
+                yield Text(text)
+            extras = block.get("extras")
+            if isinstance(extras, Mapping) and "signature" in extras:  # Gemini signs texts too
+                yield Reasoning("", {"thought_signature": extras["signature"]})
+        case str(kind) if kind in _MEDIA:
+            yield _media(block)
+            if isinstance(context := block.get("context"), str) and context:
+                yield Text(context)
+        case str(kind) if kind in _THOUGHTS:
+            yield _reasoning(block)
+        case str(kind) if kind in _CALLS:
+            call = _call(block)
+            if role != "assistant" or call.id not in known_calls:
+                yield call
+        case str(kind) if kind in _TOLD_ELSEWHERE:
+            return
+        case "tool_result":
+            inner = tuple(_parts(block.get("content") or "", role="tool"))
+            yield ToolResult(str(block.get("tool_use_id") or ""), inner, is_error=bool(block.get("is_error")))
+        case "search_result":
+            said = "\n".join(str(b.get("text") or "") for b in block.get("content") or () if isinstance(b, Mapping))
+            yield Text(f"\n[{block.get('title') or 'search result'}: {block.get('source') or ''}]\n{said}\n")
+        case "non_standard" if isinstance(block.get("value"), Mapping):
+            yield from _block_parts(block["value"], role, known_calls)
+        case None if block.keys() & {"text", "cachePoint"}:
+            if text := block.get("text"):
+                yield Text(text)
+        case _ if role == "assistant":
+            # What a vendor's own server tools left in its answer is state of that vendor, like its thinking.
+            yield Reasoning("", {k: v for k, v in block.items() if k != "index"})
+        case _ if role == "tool":
+            # What a tool returned is data: it can always be told.
+            try:
+                yield Text(json.dumps(block, ensure_ascii=False))
+            except (TypeError, ValueError):
+                raise _unsupported(block) from None
+        case _:
+            raise _unsupported(block)
 
 
 def _cache_hint(message: BaseMessage) -> bool:
@@ -240,7 +317,8 @@ _CHAT_ROLES: Mapping[str, Role] = {
     "developer": "system",
 }
 _NONE: frozenset[str] = frozenset()
-_GEMINI_SIGNATURES = "__gemini_function_call_thought_signatures__"
+GEMINI_SIGNATURES = "__gemini_function_call_thought_signatures__"
+"""In `additional_kwargs`: where langchain-google-genai keeps the signatures of tool calls, by their ids."""
 CALL_DATA = "fallback_tool_call_data"
 """In `additional_kwargs`: opaque vendor state of tool calls, by their ids."""
 THOUGHTS = "fallback_thoughts"
@@ -249,38 +327,90 @@ ORIGIN = "fallback_origin"
 """In `response_metadata` of answers with opaque state: who may be shown it again."""
 
 
-def _assistant(message: AIMessage) -> Message:
-    content = message.content
+def _calls_of(message: AIMessage) -> list[ToolCall]:
+    extra = message.additional_kwargs
     calls: list[ToolCall] = []
     if message.tool_calls or message.invalid_tool_calls:
-        data = message.additional_kwargs.get(CALL_DATA) or {}
-        signatures = message.additional_kwargs.get(_GEMINI_SIGNATURES) or {}
-        for call in message.tool_calls:
+        data = extra.get(CALL_DATA) or {}
+        signatures: Any = extra.get(GEMINI_SIGNATURES) or {}
+        unkeyed = _unkeyed_signatures(message)
+        for place, call in enumerate(message.tool_calls):
             key = call.get("id") or ""
-            own = data.get(key) or ({"thought_signature": signatures[key]} if key in signatures else {})
+            signature = signatures.get(key) or unkeyed.get(place)
+            own = data.get(key) or ({"thought_signature": _as_text(signature)} if signature else {})
             calls.append(ToolCall(key, call["name"], json.dumps(call["args"], ensure_ascii=False), own))
         # A call whose arguments were no JSON is still a call that was made: the result that follows belongs to it.
         calls += [
             ToolCall(c.get("id") or "", c.get("name") or "", c.get("args") or "{}") for c in message.invalid_tool_calls
         ]
+    elif isinstance(old := extra.get("function_call"), Mapping):  # before there were tools; its result names it
+        name = str(old.get("name") or "")
+        calls.append(ToolCall(name, name, str(old.get("arguments") or "{}")))
+    return calls
+
+
+def _unkeyed_signatures(message: AIMessage) -> Mapping[int, Any]:
+    """Signatures that older versions of langchain-google-genai kept as content blocks, by the place of their call."""
+    if not isinstance(message.content, list):
+        return {}
+    found = [b for b in message.content if isinstance(b, dict) and b.get("type") == "function_call_signature"]
+    return {b.get("index", place): b.get("signature") for place, b in enumerate(found)}
+
+
+def _as_text(signature: Any) -> Any:
+    return base64.b64encode(signature).decode("ascii") if isinstance(signature, bytes) else signature
+
+
+def _kept_apart(extra: Mapping[str, Any], *, silent: bool) -> Iterator[Part]:
+    """What integrations keep in `additional_kwargs` instead of in the content."""
+    thought = extra.get("reasoning")
+    if isinstance(thought, Mapping) and thought:  # the Responses API in LangChain's oldest form
+        yield _reasoning({**thought, "type": "reasoning"})
+    details = extra.get("reasoning_details")
+    said = extra.get("reasoning_content")
+    if isinstance(details, list) and details:
+        yield Reasoning(said if isinstance(said, str) else "", {"reasoning_details": details})
+    elif isinstance(said, str) and said:
+        yield Reasoning(said, {"reasoning_content": said})
+    for block in extra.get("tool_outputs") or ():
+        if isinstance(block, Mapping):
+            yield Reasoning("", dict(block))
+    if not silent:
+        return
+    audio = extra.get("audio")
+    for spoken in (extra.get("refusal"), audio.get("transcript") if isinstance(audio, Mapping) else None):
+        if isinstance(spoken, str) and spoken:
+            yield Text(spoken)
+
+
+def _assistant(message: AIMessage) -> Message:
+    content = message.content
+    extra = message.additional_kwargs
+    calls = _calls_of(message)
     parts: list[Part] = []
     if type(content) is not str or content:
         known = frozenset(call.id for call in calls) if calls else _NONE
-        parts.extend(_parts(content, assistant=True, known_calls=known))
-    late = message.additional_kwargs.get(THOUGHTS)
-    thoughts = message.additional_kwargs.get("reasoning_content")
-    if late:
-        parts.extend(Reasoning(thought["text"], thought["data"]) for thought in late)
-    elif isinstance(thoughts, str) and thoughts:
-        parts.insert(0, Reasoning(thoughts, {"reasoning_content": thoughts}))
-    parts.extend(calls)
+        parts.extend(_parts(content, role="assistant", known_calls=known))
+    if extra:
+        silent = not any(isinstance(part, Text) for part in parts)
+        if late := extra.get(THOUGHTS):
+            parts.extend(Reasoning(thought["text"], thought["data"]) for thought in late)
+        else:
+            parts[:0] = _kept_apart(extra, silent=silent)
+    if (sources := _sources(message)) is not None:
+        parts.append(sources)
+    # A call that stands in the content and nowhere else goes where all calls go: to the end.
+    alone = [part for part in parts if isinstance(part, ToolCall)]
+    if alone:
+        parts = [part for part in parts if not isinstance(part, ToolCall)]
+    parts += [*alone, *calls]
     origin = None
     metadata = message.response_metadata
     if (exact := metadata.get(ORIGIN)) is not None:
         return Message("assistant", tuple(parts), message.name, Origin(**exact), _cache_hint(message))
     provider = metadata.get("model_provider") or (metadata.get("fallback") or {}).get("provider")
     if provider:
-        origin = Origin(provider_of(str(provider)), str(metadata.get("model_name") or ""))
+        origin = Origin(provider_of(str(provider)), str(metadata.get("model_name") or metadata.get("model") or ""))
     return Message("assistant", tuple(parts), message.name, origin, _cache_hint(message))
 
 
@@ -289,28 +419,29 @@ def neutral(message: BaseMessage) -> Message:
     if isinstance(message, AIMessage):
         return _assistant(message)
     if isinstance(message, ToolMessage):
-        inner = tuple(_parts(content, assistant=False, known_calls=_NONE))
-        result = ToolResult(message.tool_call_id, inner, message.name, message.status == "error")
+        result = ToolResult(
+            message.tool_call_id, tuple(_parts(content, role="tool")), message.name, message.status == "error"
+        )
         return Message("tool", (result,), cache_hint=_cache_hint(message))
     role: Role
+    name = message.name
     if isinstance(message, HumanMessage):
         role = "user"
     elif isinstance(message, SystemMessage):
         role = "system"
     elif isinstance(message, FunctionMessage):
-        inner = tuple(_parts(content, assistant=False, known_calls=_NONE))
-        return Message("tool", (ToolResult(message.name, inner, message.name),))
-    elif isinstance(message, ChatMessage) and message.role in _CHAT_ROLES:
-        role = _CHAT_ROLES[message.role]
+        return Message("tool", (ToolResult(message.name, tuple(_parts(content, role="tool")), message.name),))
+    elif isinstance(message, ChatMessage):
+        # A role of somebody's own is a speaker: vendors know no other roles, but who spoke can be told.
+        role = _CHAT_ROLES.get(message.role, "user")
+        if message.role not in _CHAT_ROLES:
+            name = name or message.role
     else:
-        kind = f"role {message.role!r}" if isinstance(message, ChatMessage) else type(message).__name__
-        raise InvalidRequest(f"a message of {kind} cannot be sent to a model")
+        raise InvalidRequest(f"a message of {type(message).__name__} cannot be sent to a model")
     if type(content) is str:
-        return Message(
-            role, (Text(content),) if content else (), message.name, None, "cache_control" in message.additional_kwargs
-        )
-    parts = tuple(_parts(content, assistant=role == "assistant", known_calls=_NONE))
-    return Message(role, parts, message.name, None, _cache_hint(message))
+        hinted = "cache_control" in message.additional_kwargs
+        return Message(role, (Text(content),) if content else (), name, None, hinted)
+    return Message(role, tuple(_parts(content, role=role)), name, None, _cache_hint(message))
 
 
 def from_langchain(messages: Sequence[BaseMessage]) -> tuple[Message, ...]:

@@ -16,6 +16,7 @@ from langchain_core.messages import (
     ChatMessage,
     FunctionMessage,
     HumanMessage,
+    RemoveMessage,
     SystemMessage,
     ToolMessage,
 )
@@ -113,7 +114,7 @@ def test_every_dialect_of_content_is_understood(block: Any, part: Any) -> None:
 @pytest.mark.parametrize(
     "block",
     [
-        {"type": "video", "url": "https://x/y.mp4"},
+        {"type": "executable_code", "code": "1"},
         {"type": "image"},
         {"type": "hologram"},
         {"no": "type"},
@@ -138,8 +139,10 @@ def test_every_kind_of_message_has_its_role() -> None:
     assert [m.role for m in neutral] == ["system", "user", "assistant", "system", "user", "tool", "tool"]
     assert neutral[1].name == "Ann"
     assert neutral[6].parts == (ToolResult("1", (Text("t"),), "f", True),)
-    with pytest.raises(InvalidRequest, match="critic"):
-        from_langchain([ChatMessage("x", role="critic")])
+    (critic,) = from_langchain([ChatMessage("x", role="critic")])
+    assert (critic.role, critic.name) == ("user", "critic"), "no vendor knows the role, but who spoke can be told"
+    with pytest.raises(InvalidRequest, match="RemoveMessage"):
+        from_langchain([RemoveMessage("id")])
 
 
 def test_an_assistant_turn_keeps_its_calls_once_and_its_origin() -> None:
