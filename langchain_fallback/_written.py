@@ -59,7 +59,13 @@ def identity(target: Target) -> Any:
     """What tells this target from another, with everything that can change its answers. No secrets."""
     if not isinstance(target.provider, LangChainProvider):
         return dumped(target)
+    model = target.provider.chat_model
+    where = next((str(url) for name in _ADDRESSES if (url := getattr(model, name, None))), None)
     inner = ""
     with suppress(Exception):  # somebody else's property; without it the name has to do
-        inner = f" {sorted(target.provider.chat_model._identifying_params.items())}"
-    return f"{target.name}{inner}"
+        inner = f" {sorted(model._identifying_params.items())}"
+    return f"{target.name}{f' at {redact(where)}' if where else ''}{inner}"
+
+
+_ADDRESSES = ("openai_api_base", "azure_endpoint", "anthropic_api_url", "base_url", "endpoint")
+"""Attributes in which chat models keep the address they call."""

@@ -582,7 +582,7 @@ class FallbackChatModel(BaseChatModel):
     def _identifying_params(self) -> Mapping[str, Any]:
         """What tells this model from another: its targets, their order, and how they are asked. No secrets."""
         out = dict(self._engine.facts.identity)
-        for name in ("temperature", "max_tokens", "top_p", "seed", "stop"):
+        for name in ("temperature", "max_tokens", "top_p", "seed", "stop", "timeout", "max_retries"):
             if (value := getattr(self, name)) is not None:
                 out[name] = value
         return out
