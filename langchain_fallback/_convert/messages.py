@@ -222,8 +222,13 @@ def _source(citation: Any) -> dict[str, Any] | None:
     return {k: v for k, v in found.items() if isinstance(v, str) and v} or None
 
 
+_CITING = frozenset({"citations", "grounding_metadata"})
+
+
 def _sources(message: AIMessage) -> Reasoning | None:
     """What the answer cites, from its blocks and its metadata."""
+    if type(message.content) is str and not (message.response_metadata.keys() & _CITING):
+        return None
     found: list[Any] = []
     if isinstance(message.content, list):
         for block in message.content:
@@ -330,7 +335,12 @@ ORIGIN = "fallback_origin"
 def _calls_of(message: AIMessage) -> list[ToolCall]:
     extra = message.additional_kwargs
     calls: list[ToolCall] = []
-    if message.tool_calls or message.invalid_tool_calls:
+    if not extra and type(message.content) is str:  # nothing but the calls themselves
+        calls = [
+            ToolCall(c.get("id") or "", c["name"], json.dumps(c["args"], ensure_ascii=False))
+            for c in message.tool_calls
+        ]
+    elif message.tool_calls:
         data = extra.get(CALL_DATA) or {}
         signatures: Any = extra.get(GEMINI_SIGNATURES) or {}
         unkeyed = _unkeyed_signatures(message)
@@ -339,13 +349,13 @@ def _calls_of(message: AIMessage) -> list[ToolCall]:
             signature = signatures.get(key) or unkeyed.get(place)
             own = data.get(key) or ({"thought_signature": _as_text(signature)} if signature else {})
             calls.append(ToolCall(key, call["name"], json.dumps(call["args"], ensure_ascii=False), own))
-        # A call whose arguments were no JSON is still a call that was made: the result that follows belongs to it.
-        calls += [
-            ToolCall(c.get("id") or "", c.get("name") or "", c.get("args") or "{}") for c in message.invalid_tool_calls
-        ]
-    elif isinstance(old := extra.get("function_call"), Mapping):  # before there were tools; its result names it
-        name = str(old.get("name") or "")
+    elif not message.invalid_tool_calls and isinstance(old := extra.get("function_call"), Mapping):
+        name = str(old.get("name") or "")  # before there were tools; its result names it
         calls.append(ToolCall(name, name, str(old.get("arguments") or "{}")))
+    # A call whose arguments were no JSON is still a call that was made: the result that follows belongs to it.
+    calls += [
+        ToolCall(c.get("id") or "", c.get("name") or "", c.get("args") or "{}") for c in message.invalid_tool_calls
+    ]
     return calls
 
 
