@@ -74,8 +74,8 @@ class Instant(BaseChatModel):
         if self.down:
             raise ConnectionError("down")
         for _ in range(CHUNKS - 1):
-            yield ChatGenerationChunk(message=AIMessageChunk("word "))
-        yield ChatGenerationChunk(message=AIMessageChunk("word", chunk_position="last"))
+            yield ChatGenerationChunk(message=AIMessageChunk(content="word "))
+        yield ChatGenerationChunk(message=AIMessageChunk(content="word", chunk_position="last"))
 
     async def _astream(
         self,
@@ -123,7 +123,7 @@ def measure(rounds: int, number: int) -> list[Row]:
         theirs: Any = theirs_
         for bound in (False, True):
             if bound:
-                name += ", tools bound"  # noqa: PLW2901  # the same pair, asked with tools
+                name += ", tools bound"  # the same pair, asked with tools
                 ours, theirs = ours.bind_tools([get_weather]), theirs.bind_tools([get_weather])
             mine, other = per_call_us(
                 partial(ours.invoke, "Hello"), partial(theirs.invoke, "Hello"), rounds=rounds, number=number // 5

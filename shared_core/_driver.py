@@ -145,7 +145,7 @@ class Driver:
             self._books.neutral(execution, pending, self._chance(), self.routes)
 
     def _guard(self, call: Call) -> Guard:
-        return Guard(
+        guard = Guard(
             self._now,
             streaming=call.request.streaming,
             first_s=call.first_s,
@@ -153,6 +153,8 @@ class Driver:
             connect_s=call.connect_s,
             deadline=call.deadline,
         )
+        call.attempt.notes = guard.notes  # the provider writes, the journal shows
+        return guard
 
     def _call(self, call: Call, relay: Relay) -> Generator[ChatEvent, None, ProviderError | None]:
         """Make one attempt; yields what reaches the caller, returns the error it ended with."""

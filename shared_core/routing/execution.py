@@ -42,6 +42,8 @@ class Attempt:
     response_id: str | None = None
     origin: Origin | None = None
     """The scope within which opaque blocks of this attempt's answer may be replayed."""
+    notes: list[str] = field(default_factory=list)
+    """What of the conversation did not travel to this target as it was, in words."""
     delivered: int = 0
     """Characters of this attempt that reached the caller."""
 
@@ -72,6 +74,8 @@ class Attempt:
             facts["reask"] = True
         if self.seam:
             facts["continued_by"] = self.seam
+        if self.notes:
+            facts["history"] = list(self.notes)
         if self.usage is not None:
             facts["usage"] = {
                 "input_tokens": self.usage.input_tokens,
