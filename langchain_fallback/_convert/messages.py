@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import unquote_to_bytes
 
 from langchain_core.messages import (
@@ -38,15 +38,16 @@ from shared_core.chat.request import (
     ToolResult,
 )
 from shared_core.errors import InvalidRequest
-from shared_core.history import citations
+from shared_core.history import citations, opaque_kind
 
 __all__ = [
     "BLIND",
     "CALL_DATA",
     "GEMINI_SIGNATURES",
     "ORIGIN",
-    "READABLE",
+    "SPOKEN",
     "THOUGHTS",
+    "Family",
     "ai_message",
     "from_langchain",
     "ls_provider",
@@ -102,8 +103,8 @@ _MEDIA: Mapping[str, type[Image | File | Audio]] = {
     "video": File,
     "text-plain": File,
 }
-READABLE = frozenset({*_THOUGHTS, *_TEXTS, *_CALLS, *_TOLD_ELSEWHERE, *_MEDIA, "tool_result", "search_result", None})
-"""Types of the blocks that have a neutral form, whoever sends them."""
+SPOKEN = frozenset({*_TEXTS, *_TOLD_ELSEWHERE, *_CALLS}) - {"text-plain"}
+"""Types of the blocks that are no more than text, or stand elsewhere in the message."""
 
 
 def _unsupported(block: Any) -> InvalidRequest:
@@ -465,9 +466,14 @@ def from_langchain(messages: Sequence[BaseMessage]) -> tuple[Message, ...]:
 
 # ── content out ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+Family = Literal["openai", "responses", "anthropic", "google"]
+"""Integrations whose own forms we know; 'responses' is ChatOpenAI over the Responses API."""
 
-def _block(part: Image | File | Audio) -> dict[str, Any]:
-    kind = "image" if isinstance(part, Image) else "audio" if isinstance(part, Audio) else "file"
+
+def _standard_block(part: Image | File | Audio) -> dict[str, Any]:
+    """LangChain's own form, which every integration is meant to understand."""
+    video = isinstance(part, File) and (part.media_type or "").startswith("video/")
+    kind = "image" if isinstance(part, Image) else "audio" if isinstance(part, Audio) else "video" if video else "file"
     block: dict[str, Any] = {"type": kind}
     if part.data is not None:
         block["base64"] = part.base64
@@ -482,59 +488,156 @@ def _block(part: Image | File | Audio) -> dict[str, Any]:
     return block
 
 
-def _content(parts: Sequence[Part]) -> str | list[str | dict[str, Any]]:
-    if all(isinstance(part, Text) for part in parts):
+def _openai_block(part: Image | File | Audio, *, responses: bool) -> dict[str, Any]:
+    if part.file_id is not None:
+        if responses and isinstance(part, Image):
+            return {"type": "input_image", "file_id": part.file_id, "detail": part.detail or "auto"}
+        return {"type": "file", "file": {"file_id": part.file_id}}
+    url = part.url or f"data:{part.media_type};base64,{part.base64}"
+    if isinstance(part, Image):
+        return {"type": "image_url", "image_url": {"url": url, **({"detail": part.detail} if part.detail else {})}}
+    if isinstance(part, Audio):
+        form = "mp3" if "mp" in (part.media_type or "") else "wav"
+        return {"type": "input_audio", "input_audio": {"data": part.base64, "format": form}}
+    if part.url is not None:
+        return {"type": "input_file", "file_url": part.url}
+    return {"type": "file", "file": {"filename": part.name or "document.pdf", "file_data": url}}
+
+
+def _anthropic_block(part: Image | File | Audio) -> dict[str, Any]:
+    source: dict[str, Any]
+    if part.file_id is not None:
+        source = {"type": "file", "file_id": part.file_id}
+    elif part.url is not None:
+        source = {"type": "url", "url": part.url}
+    elif part.data is not None and (part.media_type or "").startswith("text/"):
+        source = {"type": "text", "media_type": "text/plain", "data": part.data.decode("utf-8", "replace")}
+    else:
+        source = {"type": "base64", "media_type": part.media_type, "data": part.base64}
+    if isinstance(part, Image):
+        return {"type": "image", "source": source}
+    return {"type": "document", "source": source, **({"title": part.name} if part.name else {})}
+
+
+def _google_block(part: Image | File | Audio) -> dict[str, Any]:
+    if part.data is not None:
+        return {"type": "media", "data": part.data, "mime_type": part.media_type}
+    handle = part.file_id or part.url or ""
+    if handle.startswith("files/"):
+        handle = f"https://generativelanguage.googleapis.com/v1beta/{handle}"
+    if part.file_id is None and not handle.startswith(("gs://", "https://generativelanguage.googleapis.com/")):
+        return _standard_block(part)  # the integration fetches it
+    return {"type": "media", "file_uri": handle, **({"mime_type": part.media_type} if part.media_type else {})}
+
+
+def _block(part: Image | File | Audio, family: Family | None) -> dict[str, Any]:
+    if family == "openai" or family == "responses":
+        return _openai_block(part, responses=family == "responses")
+    if family == "anthropic":
+        return _anthropic_block(part)
+    return _google_block(part) if family == "google" else _standard_block(part)
+
+
+def _opaque_block(part: Reasoning, family: Family | None) -> dict[str, Any] | None:
+    """A thought of the model that is about to read it, as its integration keeps it."""
+    data = dict(part.data)
+    kind = opaque_kind(data)
+    if kind == "citations":
+        return None
+    if kind != "thought":
+        return data
+    if family == "responses":
+        summary = data.pop("summary", None)
+        if summary is None:
+            summary = [{"type": "summary_text", "text": part.text}] if part.text else []
+        return {**data, "type": "reasoning", "summary": summary}
+    signature = data.get("signature") or data.get("thought_signature")
+    if family in ("anthropic", "google") and signature:
+        return {"type": "thinking", "thinking": part.text or data.get("thinking") or "", "signature": signature}
+    if family == "anthropic" and "data" in data:
+        return {"type": "redacted_thinking", "data": data["data"]}
+    return {"type": "reasoning", "reasoning": part.text, "extras": data}
+
+
+def _content(
+    parts: Sequence[Part], family: Family | None = None, *, marked: bool = False
+) -> str | list[str | dict[str, Any]]:
+    """`parts` as content. `marked`: a prefix worth caching ends here."""
+    if not marked and all(isinstance(part, Text) for part in parts):
         return "".join(part.text for part in parts if isinstance(part, Text))
     blocks: list[str | dict[str, Any]] = []
     for part in parts:
         if isinstance(part, Text):
             blocks.append({"type": "text", "text": part.text})
         elif isinstance(part, (Image, File, Audio)):
-            blocks.append(_block(part))
+            blocks.append(_block(part, family))
+        elif isinstance(part, Reasoning) and (block := _opaque_block(part, family)) is not None:
+            blocks.append(block)
+    if marked and blocks:
+        last = blocks[-1]
+        if isinstance(last, dict) and "thinking" not in last["type"]:  # thoughts take no mark
+            last["cache_control"] = {"type": "ephemeral"}
     return blocks
 
 
-def to_langchain(messages: Sequence[Message], origin: Origin | None = None) -> list[BaseMessage]:
-    """LangChain's form of neutral messages, for a target of `origin`: thinking of other origins stays behind."""
+def _result_out(result: ToolResult, family: Family | None, *, marked: bool) -> ToolMessage:
+    content = _content(result.content, family, marked=marked)
+    if family == "google" and isinstance(content, str):
+        # Left alone, the class would read "42" as a number, and forget that a result is an error.
+        content = json.dumps({"error" if result.is_error else "output": content}, ensure_ascii=False)
+    return ToolMessage(
+        content=content,
+        tool_call_id=result.call_id,
+        name=result.name,
+        status="error" if result.is_error else "success",
+    )
+
+
+def to_langchain(
+    messages: Sequence[Message], origin: Origin | None = None, family: Family | None = None
+) -> list[BaseMessage]:
+    """LangChain's form of neutral messages, for a target of `origin`: thinking of other origins stays behind.
+
+    With a `family`, in the words of that integration; else in LangChain's own.
+    """
     out: list[BaseMessage] = []
     for message in messages:
         results = [part for part in message.parts if isinstance(part, ToolResult)]
         rest = [part for part in message.parts if not isinstance(part, ToolResult)]
+        marked = message.cache_hint and family == "anthropic"
         out.extend(
-            ToolMessage(
-                content=_content(result.content),
-                tool_call_id=result.call_id,
-                name=result.name,
-                status="error" if result.is_error else "success",
-            )
-            for result in results
+            _result_out(result, family, marked=marked and not rest and result is results[-1]) for result in results
         )
         if results and not rest:
             continue
         if message.role == "assistant":
-            out.append(_assistant_out(message, origin))
+            out.append(_assistant_out(message, origin, family, marked=marked))
         elif message.role == "system":
-            out.append(SystemMessage(content=_content(rest), name=message.name))
+            out.append(SystemMessage(content=_content(rest, family, marked=marked), name=message.name))
         else:
-            out.append(HumanMessage(content=_content(rest), name=message.name))
+            out.append(HumanMessage(content=_content(rest, family, marked=marked), name=message.name))
     return out
 
 
-def _assistant_out(message: Message, origin: Origin | None) -> AIMessage:
+def _assistant_out(message: Message, origin: Origin | None, family: Family | None, *, marked: bool) -> AIMessage:
     own = origin is not None and message.origin is not None and message.origin.provider == origin.provider
-    thoughts = [part for part in message.parts if isinstance(part, Reasoning)] if own else []
-    spoken = [part for part in message.parts if not isinstance(part, (Reasoning, ToolCall))]
-    content = _content(spoken)
+    said: list[Part] = [
+        p for p in message.parts if not isinstance(p, ToolCall) and (own or not isinstance(p, Reasoning))
+    ]
+    content = _content(said, family, marked=marked)
     metadata: dict[str, Any] = {}
-    if thoughts:
-        texts: list[Any] = (
-            [{"type": "text", "text": content}] if isinstance(content, str) and content else list(content)
-        )
-        content = [{"type": "reasoning", "reasoning": t.text, "extras": dict(t.data)} for t in thoughts] + texts
-        metadata["output_version"] = "v1"
-    if message.origin is not None:
+    fields: dict[str, Any] = {}
+    if own and message.origin is not None:
         metadata["model_provider"] = ls_provider(message.origin.provider)
-    return ai_message(AIMessage, content, message.tool_calls, name=message.name, response_metadata=metadata)
+        if family is None and any(isinstance(p, Reasoning) for p in said):
+            metadata["output_version"] = "v1"
+        if family == "google" and (signed := {c.id: s for c in message.tool_calls if (s := _signature(c))}):
+            fields["additional_kwargs"] = {GEMINI_SIGNATURES: signed}
+    return ai_message(AIMessage, content, message.tool_calls, name=message.name, response_metadata=metadata, **fields)
+
+
+def _signature(call: ToolCall) -> Any:
+    return call.data.get("thought_signature") or call.data.get("signature")
 
 
 def ai_message(cls: type[AIMessage], content: Any, calls: Sequence[ToolCall], **fields: Any) -> AIMessage:

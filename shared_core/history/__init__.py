@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from shared_core.history.changes import Change, ChangeKind, summary
 from shared_core.history.opaque import CITATIONS, OpaqueKind, citations, opaque_kind
-from shared_core.history.prepare import prepare, with_stubs
+from shared_core.history.prepare import is_own, prepare, with_stubs
 from shared_core.history.rules import (
     ANTHROPIC,
     COMPATIBLE,
@@ -19,6 +19,7 @@ from shared_core.history.rules import (
     OPENAI_RESPONSES,
     OPENROUTER,
     HistoryRules,
+    MediaKind,
 )
 from shared_core.history.tools import wire_name
 
@@ -36,8 +37,10 @@ __all__ = [
     "Change",
     "ChangeKind",
     "HistoryRules",
+    "MediaKind",
     "OpaqueKind",
     "citations",
+    "is_own",
     "opaque_kind",
     "prepare",
     "summary",

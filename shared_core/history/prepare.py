@@ -26,7 +26,7 @@ from shared_core.history.opaque import opaque_kind, told
 from shared_core.history.rules import HistoryRules
 from shared_core.history.tools import PairedCall, pair, wire_name
 
-__all__ = ["prepare", "with_stubs"]
+__all__ = ["is_own", "prepare", "with_stubs"]
 
 # What we say where a vendor's rules want a turn and nobody said one.
 CONTINUE = "Continue."
@@ -127,7 +127,7 @@ def _cleaned(
         if (plain := _plain(message)) is not None:
             yield plain
         else:
-            ours = _wrote(message.origin, origin)
+            ours = is_own(message.origin, origin)
             replayed = ours and rules.reasoning and (rules.reasoning_in == "any turn" or calls or called)
             yield _rewritten(index, message, rules, noted, ours=ours, replayed=replayed)
         called = calls
@@ -145,8 +145,11 @@ def _plain(message: Message) -> Message | None:
     return message
 
 
-def _wrote(wrote: Origin | None, reads: Origin) -> bool:
-    """Whether what `wrote` left is `reads`'s own. An alias and the release that answered for it are one model."""
+def is_own(wrote: Origin | None, reads: Origin) -> bool:
+    """Whether opaque blocks that `wrote` left may go to `reads`: same vendor, endpoint and model.
+
+    An alias and the release that answered for it ('claude-sonnet-4-5', 'claude-sonnet-4-5-20250929') are one model.
+    """
     if wrote is None or wrote.provider != reads.provider or wrote.endpoint != reads.endpoint:
         return False
     long, short = sorted((wrote.model, reads.model), key=len, reverse=True)
@@ -182,16 +185,17 @@ def _rewritten(
             case Text():
                 parts.append(part)
     parts += tail
+    kept = message.parts if _same(parts, message.parts) else tuple(parts)
     name = message.name
     if name is not None and not (rules.user_name_pattern and re.fullmatch(rules.user_name_pattern, name)):
         if message.role == "user" and name.strip():
-            parts = _prefixed(parts, f"{name}: ")
+            kept = tuple(_prefixed(parts, f"{name}: "))
         elif name.strip():
             noted.append(Change("name", index, name))
         name = None
-    if name == message.name and _same(parts, message.parts):
+    if name == message.name and kept is message.parts:
         return message
-    return replace(message, parts=tuple(parts), name=name)
+    return replace(message, parts=kept, name=name)
 
 
 def _instead(index: int, block: Reasoning, rules: HistoryRules, noted: list[Change]) -> list[Part]:
@@ -385,7 +389,7 @@ def _system_placed(messages: list[Message], rules: HistoryRules, noted: list[Cha
     if not top:
         return rest
     first = top[0]
-    if len(top) > 1 or len(first.parts) > 1 or first.name is not None:
+    if len(top) > 1 or len(first.parts) > 1:
         hint = any(m.cache_hint for m in top)
         first = Message("system", (Text("\n\n".join(m.text for m in top)),), cache_hint=hint)
     if rules.system == "leading":
