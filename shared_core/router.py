@@ -358,7 +358,12 @@ class Router:
         return (
             execution,
             chosen,
-            Relay(streaming=request.streaming, request=execution.id.replace("-", "_"), check=request.check),
+            Relay(
+                streaming=request.streaming,
+                request=execution.id.replace("-", "_"),
+                check=request.check,
+                one_call=request.parallel_tool_calls is False,
+            ),
         )
 
     def _prepare(self, call: Call) -> ChatRequest:

@@ -43,6 +43,7 @@ class Relay:
         "_held",
         "_last",
         "_marker",
+        "_one_call",
         "_pieces",
         "_prefix",
         "_seam",
@@ -54,12 +55,16 @@ class Relay:
         "open",
     )
 
-    def __init__(self, *, streaming: bool, request: str = "", check: AnswerCheck | None = None) -> None:
+    def __init__(
+        self, *, streaming: bool, request: str = "", check: AnswerCheck | None = None, one_call: bool = False
+    ) -> None:
         """`request` is the request's id, which makes tool-call ids that a provider left out unique.
 
-        With a `check` nothing is let through before the whole answer has passed it.
+        With a `check` nothing is let through before the whole answer has passed it. With `one_call` the first tool call
+        is let through and no other: not every vendor can be told to make one at a time.
         """
         self._check = check
+        self._one_call = one_call
         self._whole = not streaming or check is not None
         self._prefix = f"call_{request}" if request else "call"
         self._pieces: list[str] = []
@@ -134,7 +139,7 @@ class Relay:
         """
         if self._check is None or finished.reason in ("refusal", "content_filter"):
             return None
-        answer = collect([*self._held, *self._calls.calls(), finished])
+        answer = collect([*self._held, *self._made(), finished])
         fault = self._check(answer)
         if fault is None:
             return None
@@ -208,5 +213,8 @@ class Relay:
             self.open = True
         if self._calls:
             self.committed = True
-            out += self._calls.calls()
+            out += self._made()
         return out
+
+    def _made(self) -> Sequence[ToolCall]:
+        return self._calls.calls()[: 1 if self._one_call else None]

@@ -171,3 +171,12 @@ def test_a_bug_in_the_check_surfaces_as_the_bug_it_is(bench, face):
     got = face(b.router, REQUEST.replace(check=broken))
     assert isinstance(got.error, TypeError)
     assert b.calls == [1, 0]
+
+
+def test_one_call_at_a_time_holds_also_where_the_vendor_cannot_be_told(bench, face):
+    tools = (ToolSpec("f"), ToolSpec("g"))
+    two = [ToolCallDelta(0, "c1", "f", "{}"), ToolCallDelta(1, "c2", "g", "{}"), Finished("tool_calls")]
+    b = bench(two)
+    for parallel, made in ((False, ["f"]), (True, ["f", "g"]), (None, ["f", "g"])):
+        request = ChatRequest((user("Hello"),), tools=tools, parallel_tool_calls=parallel)
+        assert [c.name for c in face(b.router, request).calls] == made
