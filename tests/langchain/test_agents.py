@@ -125,6 +125,32 @@ async def test_a_bare_schema_beside_tools_reaches_a_gemini_that_cannot_do_both_n
     }
 
 
+SEARCHES = {
+    "anthropic": {"type": "web_search_20250305", "name": "web_search"},
+    "google": {"google_search": {}},
+}
+GOOGLE = pytest.mark.skipif(len(MIXTURES) < 5, reason="the newest SDKs leave LangChain's Google class out")
+
+
+@pytest.mark.parametrize(("home", "mixture"), [
+    ("anthropic", "ChatOpenAI, ChatAnthropic"), ("anthropic", "gpt, ChatAnthropic"),
+    pytest.param("anthropic", "ChatGoogle, ChatAnthropic", marks=GOOGLE),
+    pytest.param("google", "ChatAnthropic, ChatGoogle", marks=GOOGLE),
+    pytest.param("google", "ChatOpenAI, ChatGoogle", marks=GOOGLE),
+], ids=named)  # fmt: skip
+async def test_a_tool_of_a_vendors_servers_goes_to_that_vendor_and_to_nobody_else(
+    server: FaultServer, home: str, mixture: str
+) -> None:
+    world, tools = World(server, mixture), Tools()
+    agent = agent_of(world.model, [*tools.functions(), SEARCHES[home]])
+    assert (await agent.ainvoke(task()))["messages"][-1].text == SAID
+    assert {seen.wire for seen in server.requests} == {home}
+    server.script(world.backup, 503)
+    with pytest.raises(AllTargetsFailed):
+        agent.invoke(task())
+    assert {seen.wire for seen in server.requests} == {home}
+
+
 async def test_a_tool_without_arguments_beside_a_schema_reaches_ChatOpenAI(server: FaultServer) -> None:
     world, ran = World(server, "ChatOpenAI, ChatAnthropic"), []
 
