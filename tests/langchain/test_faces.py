@@ -193,7 +193,8 @@ async def test_restart_marks_the_reset_and_the_metadata_say_so(server: FaultServ
         chunks = await chunks_of(model, face)
         for chunk in chunks:
             if chunk.response_metadata.get("fallback_restarted"):
-                assert chunk.response_metadata["fallback_restarted"]["discard"] == len(shown)
+                (mark,) = chunk.response_metadata["fallback_restarted"]
+                assert mark["discard"] == len(shown)
                 shown = ""
             shown += chunk.text
         assert shown == CANONICAL
