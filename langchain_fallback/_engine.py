@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,13 +12,14 @@ from langchain_core.caches import BaseCache
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
 from langchain_core.outputs import ChatGeneration
+from pydantic import SecretStr
 
 from langchain_fallback._convert import Chunks, attribution, ls_provider, message_of
 from langchain_fallback._written import identity, plain
 from langchain_fallback.provider import LangChainProvider
 from shared_core.chat.events import Answer, Finished
 from shared_core.chat.request import ChatRequest, Origin
-from shared_core.errors import UnknownOption, nearest
+from shared_core.errors import ConfigurationError, UnknownOption, nearest
 from shared_core.routing.execution import Execution
 from shared_core.routing.provider import Provider
 from shared_core.routing.target import Target
@@ -25,7 +27,7 @@ from shared_core.routing.target import Target
 if TYPE_CHECKING:
     from shared_core.router import Router
 
-__all__ = ["Engine", "ModelLike", "ProfileOf", "built", "profile", "recipe", "shown", "split"]
+__all__ = ["Engine", "ModelLike", "ProfileOf", "built", "keyed", "profile", "recipe", "shown", "split"]
 
 ModelLike = str | Target | Mapping[str, Any] | BaseChatModel
 """What `models=` takes: a spec such as 'openai:gpt-5-mini', a `Target`, a mapping of its keywords, a ready model."""
@@ -191,6 +193,29 @@ def shown(router: Router, given: Sequence[Any] | None = None) -> list[Any]:
     return shown
 
 
+def keyed(models: Sequence[ModelLike], api_key: str | SecretStr) -> list[ModelLike]:
+    """`models`, those that are given by name with `api_key` for their key, where they are all of one vendor.
+
+    A key is never shown to a vendor it may not be of: with several vendors it is used for none, and a warning says so.
+    """
+    key = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
+    if not key.strip():
+        raise ConfigurationError("api_key must be a key, as text")
+    vendors = {model.partition(":")[0] for model in models if isinstance(model, str)}
+    hosted = vendors - {"llamacpp"}
+    if len(hosted) > 1:
+        warnings.warn(
+            f"api_key= is one vendor's, and these models are of {len(hosted)} ({', '.join(sorted(hosted))}): it is not "
+            "used. hint: Target('openai:gpt-5-mini', api_key=…), or the vendors' environment variables",
+            stacklevel=4,
+        )
+        return list(models)
+    return [
+        Target(model, api_key=key) if isinstance(model, str) and not model.startswith("llamacpp:") else model
+        for model in models
+    ]
+
+
 def split(own: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The keywords of the model and those of the router.
 
@@ -214,13 +239,8 @@ def split(own: Mapping[str, Any], options: Mapping[str, Any]) -> tuple[dict[str,
         elif name in theirs:
             routers[name] = value
         else:
-            hint = (
-                "\nhint: a key belongs to one target: Target('openai:gpt-5-mini', api_key=…)"
-                if name == "api_key"
-                else ""
-            )
             known = [n for n in (*own, *theirs, "router") if n not in ("engine", "router_options")]
-            raise UnknownOption(f"FallbackChatModel has no option {name!r}. {nearest(name, known)}{hint}")
+            raise UnknownOption(f"FallbackChatModel has no option {name!r}. {nearest(name, known)}")
     return ours, routers
 
 

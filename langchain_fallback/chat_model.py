@@ -39,7 +39,7 @@ from langchain_fallback._convert import (
     message_of,
     to_request,
 )
-from langchain_fallback._engine import Engine, ModelLike, ProfileOf, built, profile, recipe, shown, split
+from langchain_fallback._engine import Engine, ModelLike, ProfileOf, built, keyed, profile, recipe, shown, split
 from langchain_fallback._names import target_named
 from langchain_fallback._runs import OpenRuns
 from langchain_fallback._written import dumped, plain
@@ -103,6 +103,8 @@ class FallbackChatModel(BaseChatModel):
         router: a ready router in place of `models` and of all its keywords; may be shared with other models.
         temperature, max_tokens, top_p, seed, stop: sampling, where a call does not say otherwise. A ready chat model
             keeps its own settings where these are left out.
+        api_key: the key of the models given by name, where these are all of one vendor. Left out, each vendor's usual
+            environment variable; for several vendors give each `Target` its own.
         timeout: seconds for a whole call, all attempts and waits together.
         max_retries: retries per call beyond each target's first try, 0 or more: short for `retry=RetryPolicy(total=…)`.
         streaming: stream on the wire also for `invoke`.
@@ -144,6 +146,8 @@ class FallbackChatModel(BaseChatModel):
             if isinstance(models, (str, Target, Mapping, BaseChatModel))
             else list(models)
         )
+        if (key := options.pop("api_key", None)) is not None:
+            listed = keyed(listed, key)
         ours, routers = split(type(self).model_fields, options)
         routers = {**ours.pop("router_options", {}), **routers}
         if (retries := ours.get("max_retries")) is not None:

@@ -207,3 +207,18 @@ def test_a_vendors_keyword_goes_to_whom_it_concerns_and_hurts_nobody_else(
     first, *_, last = server.requests
     assert (first.wire, last.wire) == ("openai", "anthropic")
     assert (name in first.body, name in str(last.body)) == (openai, anthropic)
+
+
+def test_one_vendors_key_is_given_once_and_never_shown(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    model = FallbackChatModel(["openai:gpt-5-mini", "openai:gpt-4.1"], api_key=KEY)
+    assert [t.api_key for t in model.router.targets] == [KEY, KEY]
+    assert KEY not in repr(model) + dumps(model) + str(model.asdict()) + str(pickle.dumps(model))
+
+
+def test_a_key_is_never_shown_to_a_vendor_it_may_not_be_of() -> None:
+    with pytest.warns(UserWarning, match="of 2 .anthropic, openai.: it is not used"):
+        model = FallbackChatModel([f"openai:{GPT}", f"anthropic:{CLAUDE}"], api_key="sk-somebodys-0123456789")
+    assert {t.api_key for t in model.router.targets} == {None}
+    with pytest.raises(ConfigurationError, match="as text"):
+        FallbackChatModel(f"openai:{GPT}", api_key="")

@@ -57,11 +57,6 @@ def test_an_unknown_keyword_names_the_nearest(wrong: str, right: str) -> None:
         FallbackChatModel(models=[fake()], **{wrong: 1})
 
 
-def test_a_key_for_everybody_is_refused_with_a_hint() -> None:
-    with pytest.raises(UnknownOption, match="api_key=…"):
-        FallbackChatModel(models=[fake()], api_key=KEY)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
