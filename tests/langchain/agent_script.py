@@ -119,7 +119,7 @@ QUICK = Timeouts(connect=2.0, first_token=0.25, reasoning_first_token=0.25, idle
 """Limits for a silent primary. What answers on loopback does so in a few milliseconds, on a busy machine in more."""
 
 
-def _troubles(state: str, streamed: bool, script: Callable[[SeenRequest], Answer]) -> Any:
+def _troubles(state: str, streamed: bool, script: Callable[[SeenRequest], Any]) -> Any:
     """What the primary's script says in `state`. What cannot befall a whole answer has a nearest relation there."""
     match state:
         case "well":
@@ -147,7 +147,7 @@ class World:
     state: str = WELL
     face: str = "invoke"
     options: dict[str, Any] = field(default_factory=dict)
-    script: Callable[[SeenRequest], Answer] | None = None
+    script: Callable[[SeenRequest], Any] | None = None
 
     def __post_init__(self) -> None:
         kinds = self.mixture.split(", ")
