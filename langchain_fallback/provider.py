@@ -10,16 +10,28 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, closing, nullcontext, suppress
 from typing import Any, cast
 
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, SystemMessage, message_chunk_to_message
+from langchain_core.messages import (
+    AIMessage,
+    AIMessageChunk,
+    BaseMessage,
+    HumanMessage,
+    SystemMessage,
+    ToolMessage,
+    is_data_content_block,
+    message_chunk_to_message,
+)
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, to_langchain, usage_of
+from langchain_fallback._convert.messages import neutral
+from langchain_fallback._convert.tools import _server_side
 from shared_core.chat.events import (
     ChatEvent,
     Finished,
@@ -30,7 +42,8 @@ from shared_core.chat.events import (
     ToolCallDelta,
 )
 from shared_core.chat.request import ChatRequest, Origin, ToolCall
-from shared_core.errors import ErrorKind, ProviderError
+from shared_core.errors import ErrorKind, InvalidRequest, ProviderError
+from shared_core.history import OPENAI, prepare
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
 
@@ -47,10 +60,31 @@ _REASONS: Mapping[str, FinishReason] = {
     **dict.fromkeys(("content_filter", "safety", "blocklist", "prohibited_content", "recitation"), "content_filter"),
     "refusal": "refusal",
 }
+_DATED = re.compile(r"_20\d{6}$")
+"""How Anthropic names the tools of its servers: 'web_search_20250305'."""
 _REASON_KEYS = ("finish_reason", "stop_reason", "done_reason", "stopReason")
 
 _INTEGRITY = ("langchain_openai", "langchain_anthropic", "langchain_google_genai")
 """Integrations that always say how an answer ended. They report a truncated stream as a whole answer; we do not."""
+
+_MEDIA = frozenset(
+    {"image", "image_url", "input_image", "audio", "input_audio", "file", "input_file", "document", "media"}
+)
+"""Content blocks with a picture, a sound or a document in them, in any vendor's form."""
+_UNDERSTOOD: Mapping[str, frozenset[str]] = {
+    "openai": frozenset({"image", "image_url", "input_image", "input_audio", "file", "input_file"}),
+    "anthropic": frozenset({"image", "image_url", "document"}),
+    "google": frozenset({"image_url", "media"}),
+}
+"""By integration: the blocks it takes beside LangChain's own. Others get what they are given: we know too little."""
+
+_ANSWER = "answer_in_schema"
+"""The tool that Claude is made to call for an answer in JSON; its arguments are the answer's text."""
+_FROM_ANSWER = re.compile(r"_?(?:convert_responses_chunk|construct_lc_result|create_chat_result)\w*")
+"""Where ChatOpenAI reads an answer: what it raises there the server said."""
+_SAID = re.compile(
+    r"(?:ResponseError\(code='(?P<kind>\w+)', message=)?(?:(?P<code>[a-z]\w+): )?(?P<message>.*)", re.DOTALL
+)
 
 
 def _facts(model: BaseChatModel) -> tuple[str, str]:
@@ -109,8 +143,12 @@ class LangChainProvider:
         self._capabilities = capabilities or _capabilities(model)
         self._inner: BaseChatModel | None = None
         families = {base.__module__.partition(".")[0] for base in type(model).__mro__}
+        self._openai = "langchain_openai" in families
         self._google = "langchain_google_genai" in families
         self._anthropic = "langchain_anthropic" in families
+        self._understood = _UNDERSTOOD.get(
+            "openai" if self._openai else "google" if self._google else "anthropic" if self._anthropic else ""
+        )
         self._openai = "langchain_openai" in families
         self._sure_of_end = not families.isdisjoint(_INTEGRITY)
         self._streams = type(model)._stream is not BaseChatModel._stream
@@ -152,14 +190,14 @@ class LangChainProvider:
     def stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:
         """Answer, sync."""
         try:
-            inner, messages, kwargs = self._call(request)
+            inner, messages, kwargs, answer = self._call(request)
             if inner.rate_limiter is not None:
                 inner.rate_limiter.acquire(blocking=True)
             stop = kwargs.pop("stop", None)
             if not self._to_stream(inner, request, kwargs, native=self._streams):
-                yield from self._whole(inner._generate(messages, stop=stop, **kwargs))
+                yield from self._whole(inner._generate(messages, stop=stop, **kwargs), answer)
                 return
-            reader = _Reader(self)
+            reader = _Reader(self, answer)
             chunks = inner._stream(messages, stop=stop, **self._streaming(kwargs))
             with _closing(chunks):
                 for chunk in chunks:
@@ -174,15 +212,15 @@ class LangChainProvider:
     async def astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
         """Answer, async."""
         try:
-            inner, messages, kwargs = self._call(request)
+            inner, messages, kwargs, answer = self._call(request)
             if inner.rate_limiter is not None:
                 await inner.rate_limiter.aacquire(blocking=True)
             stop = kwargs.pop("stop", None)
             if not self._to_stream(inner, request, kwargs, native=self._astreams):
-                for event in self._whole(await inner._agenerate(messages, stop=stop, **kwargs)):
+                for event in self._whole(await inner._agenerate(messages, stop=stop, **kwargs), answer):
                     yield event
                 return
-            reader = _Reader(self)
+            reader = _Reader(self, answer)
             chunks = inner._astream(messages, stop=stop, **self._streaming(kwargs))
             async with _aclosing(chunks):
                 async for chunk in chunks:
@@ -196,14 +234,17 @@ class LangChainProvider:
                 raise
             raise problem from error
 
-    def _call(self, request: ChatRequest) -> tuple[BaseChatModel, list[BaseMessage], dict[str, Any]]:
-        """The model, messages and keywords for one request, in the model's own dialect."""
+    def _call(self, request: ChatRequest) -> tuple[BaseChatModel, list[BaseMessage], dict[str, Any], str | None]:
+        """The model, messages and keywords for one request, in the model's own dialect.
+
+        The last is the tool whose arguments are the answer, where JSON has to be had that way.
+        """
         inner = self._inner
         if inner is None:
             inner = self._inner = _without_retries(self.chat_model)
         native = request.native if request.native is not None and request.native.framework == FRAMEWORK else None
         if native is not None:
-            messages = [self._sanitised(message) for message in native.messages]
+            messages = self._told(inner, request, native.messages)
             messages += to_langchain(native.added, self.origin)
             options: Mapping[str, Any] = native.options
         else:
@@ -224,11 +265,15 @@ class LangChainProvider:
             kwargs["max_retries"] = 1  # attempts in all; its client is asked per call
         if request.tools or options.get("tools"):
             kwargs.update(self._tools(inner, request, options))
+        answer: str | None = None
         if request.output is not None:
-            if self._anthropic and not request.output.schema:
-                messages = _asked_for_json(messages)  # it has no JSON mode; a schema it can hold to
-            else:
+            if not self._anthropic or (request.output.schema and self._has_schemas(inner)):
                 kwargs["response_format"] = _response_format(request)
+            elif self._thinks(inner, request):
+                messages = _asked_for_json(messages, request.output.schema)
+            else:
+                answer = _ANSWER
+                kwargs |= _with_answer_tool(kwargs, request.output.schema)
         if request.model is not None and request.model != self.model:
             if self._google:
                 inner = inner.model_copy(update={"model": request.model})
@@ -238,7 +283,19 @@ class LangChainProvider:
             kwargs.update(request.extra.get(self.name) or {})
             if self._google:
                 kwargs.update(kwargs.pop("thinking_config", {}))
-        return inner, messages, kwargs
+        return inner, messages, kwargs, answer
+
+    def _has_schemas(self, inner: BaseChatModel) -> bool:
+        """Whether this Claude holds to a JSON schema by itself."""
+        from shared_core.providers.models import facts
+
+        told = (inner.profile or {}).get("structured_output")
+        return facts("anthropic", self.model).json_schema if told is None else bool(told)
+
+    def _thinks(self, inner: BaseChatModel, request: ChatRequest) -> bool:
+        """Whether this Claude is told to think; then no tool can be forced on it."""
+        thinking = request.extra.get(self.name, {}).get("thinking") or getattr(inner, "thinking", None) or {}
+        return thinking.get("type") in ("enabled", "adaptive")
 
     def _tools(self, inner: BaseChatModel, request: ChatRequest, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """The keywords that `bind_tools` of this model would bind. Kept with the tools: they are compiled once."""
@@ -254,6 +311,10 @@ class LangChainProvider:
             }
             for t in request.tools
         ]
+        family = "openai" if self._openai else "anthropic" if self._anthropic else "google" if self._google else None
+        if family is not None and (others := {home for t in tools if (home := _home(t))} - {family}):
+            # Given it all the same, one integration breaks, and another takes it for a function of the caller's.
+            raise ProviderError.of(ErrorKind.INCAPABLE, f"a tool among these runs on the servers of {min(others)}")
         strict = self._openai and request.output is not None and not getattr(inner, "use_responses_api", False)
         key = (id(self), request.tool_choice, request.parallel_tool_calls, strict)
         if isinstance(tools, BoundTools) and (kept := tools.compiled.get(key)) is not None:
@@ -263,11 +324,13 @@ class LangChainProvider:
         choice: Any = request.tool_choice
         if choice == "none" and self._anthropic:
             choice = {"type": "none"}  # a bare name would be taken for a tool's
+        # Copies: ChatGoogleGenerativeAI takes schemas apart where they lie, and the next target needs them whole.
+        given = [copy.deepcopy(tool) if isinstance(tool, dict) else tool for tool in tools]
         asked: dict[str, Any] = {} if choice is None else {"tool_choice": choice}
         if request.parallel_tool_calls is not None and "parallel_tool_calls" in _parameters(type(inner)):
             asked["parallel_tool_calls"] = request.parallel_tool_calls
         try:
-            bound = inner.bind_tools(list(tools), **asked)
+            bound = inner.bind_tools(given, **asked)
         except NotImplementedError as error:
             raise ProviderError.of(
                 ErrorKind.INCAPABLE, f"{type(self.chat_model).__name__} cannot bind tools"
@@ -289,6 +352,24 @@ class LangChainProvider:
             kwargs["stream_usage"] = True  # off by default behind a `base_url`, and then nobody knows what was spent
         return kwargs
 
+    def _told(self, inner: BaseChatModel, request: ChatRequest, given: Sequence[BaseMessage]) -> list[BaseMessage]:
+        """The conversation as this integration understands it; the caller's messages stay as they are."""
+        if (
+            self._openai
+            and any(isinstance(m, ToolMessage) and _has_media(m.content) for m in given)
+            and not _by_responses(inner)
+        ):
+            # Chat Completions takes text alone in a tool's result: what else is in it follows as the user's.
+            neutral_ones = request.messages[: len(given)]
+            return to_langchain(prepare(neutral_ones, origin=self.origin, rules=OPENAI), self.origin)
+        told: list[BaseMessage] = []
+        for message in given:
+            if self._understood and not self._anthropic and _is_anthropics(message):
+                told += to_langchain([neutral(message)], self.origin)
+            else:
+                told.append(self._sanitised(message))
+        return told
+
     def _sanitised(self, message: BaseMessage) -> BaseMessage:
         """`message`, or a copy without what another vendor left in it. Text, media and tool calls always stay."""
         content = message.content
@@ -300,24 +381,32 @@ class LangChainProvider:
         if marked:
             changes["additional_kwargs"] = {k: v for k, v in extra.items() if k != "cache_control"}
         if isinstance(content, list):
-            provider = message.response_metadata.get("model_provider")
-            foreign = (
-                isinstance(message, AIMessage) and provider is not None and provider_of(str(provider)) != self.name
-            )
-            kept = [self._block(b) for b in content if not (foreign and _is_opaque(b))]
+            dropped: frozenset[str] = frozenset()
+            if isinstance(message, AIMessage):
+                provider = message.response_metadata.get("model_provider")
+                if provider is None:  # nobody's name on it, and a shape that ChatAnthropic has
+                    dropped = frozenset() if self._anthropic or not self._understood else _CLAUDES_THOUGHTS
+                elif provider_of(str(provider)) != self.name:
+                    dropped = _THOUGHTS
+            kept = [self._block(b) for b in content if not (isinstance(b, dict) and b.get("type") in dropped)]
             if len(kept) != len(content) or any(a is not b for a, b in zip(kept, content, strict=True)):
                 changes["content"] = kept if kept or not message.content else ""
         return message.model_copy(update=changes) if changes else message
 
     def _block(self, block: Any) -> Any:
-        if isinstance(block, dict) and not self._anthropic and "cache_control" in block:
-            return {k: v for k, v in block.items() if k != "cache_control"}
+        if not isinstance(block, dict):
+            return block
+        if not self._anthropic and "cache_control" in block:
+            block = {k: v for k, v in block.items() if k != "cache_control"}
+        kind = block.get("type")
+        if self._understood and kind in _MEDIA - self._understood and not is_data_content_block(block):
+            return _standard(block)
         return block
 
     # ── what came back ───────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _whole(self, result: ChatResult) -> Iterator[ChatEvent]:
-        """The events of a whole answer."""
+    def _whole(self, result: ChatResult, answer: str | None) -> Iterator[ChatEvent]:
+        """The events of a whole answer. Arguments of the tool `answer` are its text."""
         if not result.generations:
             raise ProviderError.of(ErrorKind.MALFORMED, "the model returned no generations")
         generation = result.generations[0]
@@ -328,8 +417,13 @@ class LangChainProvider:
         if metadata != message.response_metadata:
             message = message.model_copy(update={"response_metadata": metadata})
         yield from _content_events(message)
+        if answer is not None and (
+            said := "".join(_dumped(c["args"]) for c in message.tool_calls if c["name"] == answer)
+        ):
+            yield TextDelta(said)
+            message = _as_text(message, answer, said)
         for call in message.tool_calls:
-            yield ToolCall(call.get("id") or "", call["name"], json.dumps(call["args"], ensure_ascii=False))
+            yield ToolCall(call.get("id") or "", call["name"], _dumped(call["args"]))
         for bad in message.invalid_tool_calls:
             yield ToolCall(bad.get("id") or "", bad.get("name") or "", bad.get("args") or "{}")
         yield self._finished(message)
@@ -338,8 +432,9 @@ class LangChainProvider:
         metadata = message.response_metadata
         raw = next((str(metadata[k]) for k in _REASON_KEYS if metadata.get(k)), None)
         reason: FinishReason = "stop" if raw is None else _REASONS.get(raw.lower(), "other")
-        if reason == "stop" and message.tool_calls:  # Gemini has no word of its own for it
-            reason = "tool_calls"
+        calls = bool(message.tool_calls or message.invalid_tool_calls)
+        if reason in ("stop", "tool_calls"):  # Gemini has no word of its own for it; a call may have been the answer
+            reason = "tool_calls" if calls else "stop"
         return Finished(
             reason=reason,
             raw_reason=raw,
@@ -351,10 +446,12 @@ class LangChainProvider:
 
     def _problem(self, error: Exception) -> ProviderError | None:
         """What a failure of the model means; None for a bug, which surfaces as the bug it is."""
-        from shared_core.providers.classify import classify_error, is_bug
+        from shared_core.providers.classify import classify_body, classify_error, is_bug
 
         if isinstance(error, ProviderError):
             return error
+        if self._openai and type(error) is ValueError and _of_the_answer(error):
+            return classify_body(self.name, None, _told_by(error))
         problem = classify_error(error, provider=self.name)
         if problem is None and is_bug(error):
             if loop := next((e for e in _causes(error) if "loop" in str(e) and isinstance(e, RuntimeError)), None):
@@ -383,10 +480,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 class _Reader:
     """Reads the chunks of one streamed answer as events, and at the end knows whether it was whole."""
 
-    __slots__ = ("_chunks", "_indices", "_provider", "_rich", "_texts")
+    __slots__ = ("_answer", "_answering", "_chunks", "_indices", "_provider", "_rich", "_said", "_texts")
 
-    def __init__(self, provider: LangChainProvider) -> None:
+    def __init__(self, provider: LangChainProvider, answer: str | None) -> None:
         self._provider = provider
+        self._answer = answer
+        """The tool whose arguments are the answer's text."""
+        self._answering: set[Any] = set()
+        """The indices of its calls."""
+        self._said = ""
         self._chunks: list[ChatGenerationChunk] = []
         self._rich: list[ChatGenerationChunk] = []
         """Those that are more than a piece of text: with the texts joined, they are the whole answer."""
@@ -424,6 +526,12 @@ class _Reader:
         if isinstance(message, AIMessageChunk):
             for part in message.tool_call_chunks:
                 index = part.get("index")
+                if self._answer is not None and (part.get("name") == self._answer or index in self._answering):
+                    self._answering.add(index)
+                    if text := part.get("args"):
+                        self._said += text
+                        events.append(TextDelta(text))
+                    continue
                 # A fragment without an index is a call of its own; LangChain never merges those.
                 key = ("index", index) if index is not None else ("alone", len(self._indices))
                 at = self._indices.setdefault(key, len(self._indices))
@@ -452,6 +560,8 @@ class _Reader:
         if not isinstance(message, AIMessage):
             message = AIMessage(content=message.content)
         message.response_metadata = metadata
+        if self._answer is not None and self._said:
+            message = _as_text(message, self._answer, self._said)
         yield self._provider._finished(message)
 
 
@@ -484,8 +594,75 @@ def _content_events(message: BaseMessage) -> Iterator[ChatEvent]:
                 yield ReasoningDelta(str(text), data)
 
 
+_CLAUDES_THOUGHTS = frozenset({"thinking", "redacted_thinking"})
+_THOUGHTS = _CLAUDES_THOUGHTS | {"reasoning"}
+
+
 def _is_opaque(block: Any) -> bool:
-    return isinstance(block, dict) and block.get("type") in ("thinking", "redacted_thinking", "reasoning")
+    return isinstance(block, dict) and block.get("type") in _THOUGHTS
+
+
+def _has_media(content: Any) -> bool:
+    return isinstance(content, list) and any(isinstance(b, dict) and b.get("type") in _MEDIA for b in content)
+
+
+def _by_responses(model: BaseChatModel) -> bool:
+    """Whether ChatOpenAI uses the Responses API whatever the request: there, results of tools may hold media."""
+    decides = getattr(model, "_use_responses_api", None)
+    return bool(decides is not None and decides({}))
+
+
+def _is_anthropics(message: BaseMessage) -> bool:
+    """Whether tool calls or results stand in the content, in Anthropic's form, and nowhere else."""
+    if isinstance(message.content, str):
+        return False
+    kinds = {block.get("type") for block in message.content if isinstance(block, dict)}
+    return "tool_result" in kinds or ("tool_use" in kinds and not getattr(message, "tool_calls", None))
+
+
+def _standard(block: dict[str, Any]) -> dict[str, Any]:
+    """A block of media in LangChain's own form, which every integration understands, whichever vendor's form it has."""
+    try:
+        (message,) = to_langchain([neutral(HumanMessage([block]))])
+    except InvalidRequest:
+        return block  # the integration has the last word
+    content = message.content
+    return {"type": "text", "text": content} if isinstance(content, str) else cast("dict[str, Any]", content[0])
+
+
+def _dumped(arguments: Any) -> str:
+    return json.dumps(arguments, ensure_ascii=False)
+
+
+def _as_text(message: AIMessage, tool: str, said: str) -> AIMessage:
+    """`message` with the calls of `tool` as the text that they were."""
+    return message.model_copy(
+        update={
+            "content": message.text + said,
+            "tool_calls": [c for c in message.tool_calls if c["name"] != tool],
+            "invalid_tool_calls": [c for c in message.invalid_tool_calls if c["name"] != tool],
+        }
+    )
+
+
+def _of_the_answer(error: Exception) -> bool:
+    """Whether ChatOpenAI raised this when it read what the server said, and not before it sent anything."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and _FROM_ANSWER.fullmatch(trace.tb_frame.f_code.co_name) is not None
+
+
+def _told_by(error: Exception) -> dict[str, Any]:
+    """The server's error in a bare `ValueError` of ChatOpenAI: an object, a mapping, or nothing but text."""
+    told = error.args[0] if error.args else ""
+    if isinstance(told, Mapping):
+        return {"error": dict(told)}
+    if (message := getattr(told, "message", None)) is not None:
+        return {"error": {"code": getattr(told, "code", None), "message": message}}
+    found = _SAID.fullmatch(str(told))
+    assert found is not None  # its last group takes anything
+    return {"error": {"code": found["kind"] or found["code"], "message": found["message"]}}
 
 
 def _text(value: Any) -> str | None:
@@ -503,6 +680,16 @@ def _response_format(request: ChatRequest) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": schema}
 
 
+def _home(tool: Any) -> str | None:
+    """On whose servers `tool` runs; None for a function of the caller's."""
+    if not _server_side(tool):
+        return None
+    kind = tool.get("type")
+    if not isinstance(kind, str):
+        return "google"  # {"google_search": {}}
+    return "anthropic" if _DATED.search(kind) or kind == "mcp_toolset" else "openai"
+
+
 def _strict(tool: Any) -> Any:
     """`tool`, in OpenAI's form, held to its schema; where it says for itself whether it is, it stays as it is."""
     function = tool.get("function")
@@ -514,18 +701,35 @@ def _strict(tool: Any) -> Any:
 JSON_PROMPT = "Answer with one JSON object and nothing else: no prose, no code fence."
 
 
-def _asked_for_json(messages: list[BaseMessage]) -> list[BaseMessage]:
+def _asked_for_json(messages: list[BaseMessage], schema: Mapping[str, Any]) -> list[BaseMessage]:
+    asked = f"{JSON_PROMPT} It must fit this JSON schema: {_dumped(schema)}" if schema else JSON_PROMPT
     first = messages[0]
     if isinstance(first, SystemMessage) and isinstance(first.content, str):
-        return [SystemMessage(content=f"{first.content}\n\n{JSON_PROMPT}", name=first.name), *messages[1:]]
-    return [SystemMessage(content=JSON_PROMPT), *messages]
+        return [SystemMessage(content=f"{first.content}\n\n{asked}", name=first.name), *messages[1:]]
+    return [SystemMessage(content=asked), *messages]
+
+
+def _with_answer_tool(kwargs: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Keywords that make ChatAnthropic answer by calling a tool of that schema, or call one of the others first."""
+    tool = {
+        "name": _ANSWER,
+        "description": "Give the final answer in this shape.",
+        "input_schema": dict(schema) or {"type": "object", "additionalProperties": True},
+    }
+    tools = list(kwargs.get("tools") or ())
+    choice = {"type": "any"} if tools else {"type": "tool", "name": _ANSWER}
+    before = kwargs.get("tool_choice")
+    if isinstance(before, dict) and "disable_parallel_tool_use" in before:
+        choice |= {"disable_parallel_tool_use": before["disable_parallel_tool_use"]}
+    return {"tools": [*tools, tool], "tool_choice": choice}
 
 
 def _capabilities(model: BaseChatModel) -> Capabilities:
     """What the model's `profile` says; without one, what LangChain itself assumes of a chat model."""
     profile: Mapping[str, Any] = model.profile or {}
     tools = type(model).bind_tools is not BaseChatModel.bind_tools
-    schema = bool(profile.get("structured_output", tools))
+    # Of Claude an answer in a schema can always be had, by a tool.
+    schema = tools if _is_claude(model) else bool(profile.get("structured_output", tools))
     return Capabilities(
         tools=tools and bool(profile.get("tool_calling", True)),
         json_schema=schema,
@@ -539,6 +743,10 @@ def _capabilities(model: BaseChatModel) -> Capabilities:
         context_window=profile.get("max_input_tokens") or None,
         max_output=profile.get("max_output_tokens") or None,
     )
+
+
+def _is_claude(model: BaseChatModel) -> bool:
+    return any(base.__module__.partition(".")[0] == "langchain_anthropic" for base in type(model).__mro__)
 
 
 _SIGNATURES: dict[type, frozenset[str]] = {}
