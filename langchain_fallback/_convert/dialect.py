@@ -7,14 +7,15 @@ content that its integration passes on unharmed. What obeys both travels as the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from langchain_fallback._convert.messages import SPOKEN, Family, to_langchain
-from shared_core.chat.request import ChatRequest, Message, Origin, Reasoning, Text, ToolResult
+from langchain_fallback._convert.messages import ORIGIN, SPOKEN, THOUGHTFUL, Family, to_langchain
+from shared_core.chat.request import ChatRequest, Message, Origin, Text, ToolResult
 from shared_core.history import (
     ANTHROPIC,
     COMPATIBLE,
@@ -22,15 +23,15 @@ from shared_core.history import (
     MISTRAL,
     OPENAI,
     OPENAI_RESPONSES,
+    UNDECLARED,
     Change,
     HistoryRules,
     MediaKind,
     is_own,
-    opaque_kind,
     prepare,
 )
 
-__all__ = ["Dialect", "dialect_of", "spoken", "thoughtless"]
+__all__ = ["Dialect", "dialect_of", "spoken", "stubs", "thoughtless"]
 
 _VISIBLE: frozenset[MediaKind] = frozenset({"image", "file"})
 
@@ -82,7 +83,7 @@ def spoken(
     Args:
         request: its messages are the neutral form of `given`, one for one, and of whatever was put behind them.
         given: LangChain's own messages, as the caller made them; none when the request comes from elsewhere.
-        origin: the model that is about to read.
+        origin: the model that is about to read. What its integration wrote without naming an address counts as its own.
         dialect: what it takes.
         changes: what could not be carried over as it was is appended here.
 
@@ -90,6 +91,8 @@ def spoken(
         ProviderError: kind INCAPABLE; a part can neither be sent nor told.
     """
     neutral = request.messages
+    if origin.endpoint is not None:
+        neutral = (*map(_placed, neutral, given, repeat(origin)), *neutral[len(given) :])
     if dialect.family is None and not _foreign(neutral, origin):
         return [*map(_unmarked, given), *to_langchain(neutral[len(given) :], origin)]
     if any(map(_unreadable, given, neutral)):
@@ -110,18 +113,35 @@ def spoken(
     return out
 
 
-def thoughtless(messages: Sequence[Message], origin: Origin) -> bool:
-    """Whether the model is to go on with a turn that another one began: then nobody knows what was thought.
+def thoughtless(messages: Sequence[BaseMessage]) -> bool:
+    """Whether the model is to go on with a turn that begins with no thought of its own: another model began it.
 
-    Anthropic refuses such a turn from a model that is told to think.
+    Anthropic refuses that of a model that is told to think. `messages` are as `spoken` gave them.
     """
     last = messages[-1] if messages else None
-    if last is None or not (last.role == "assistant" or any(isinstance(p, ToolResult) for p in last.parts)):
+    if not isinstance(last, (AIMessage, ToolMessage)):
         return False
-    before = next((m for m in reversed(messages) if m.role == "assistant"), None)
-    if before is None or not is_own(before.origin, origin):
+    before = next((m for m in reversed(messages) if isinstance(m, AIMessage)), None)
+    if before is None or isinstance(before.content, str):
         return True
-    return not any(isinstance(p, Reasoning) and p.data and opaque_kind(p.data) == "thought" for p in before.parts)
+    return not any(isinstance(block, dict) and block.get("type") in THOUGHTFUL for block in before.content)
+
+
+def stubs(messages: Sequence[BaseMessage], declared: Iterable[str]) -> list[dict[str, Any]]:
+    """Anthropic's declarations of the tools that the conversation calls and nobody declares any more: it wants them."""
+    called = dict.fromkeys(call["name"] for m in messages if isinstance(m, AIMessage) for call in m.tool_calls)
+    return [
+        {"name": name, "description": UNDECLARED, "input_schema": {"type": "object", "properties": {}}}
+        for name in called
+        if name not in set(declared)
+    ]
+
+
+def _placed(message: Message, native: BaseMessage, origin: Origin) -> Message:
+    """`message`, which its integration signed without an address, as the reader's own if vendor and model agree."""
+    if message.origin is None or ORIGIN in native.response_metadata:
+        return message
+    return replace(message, origin=origin) if is_own(message.origin, replace(origin, endpoint=None)) else message
 
 
 def _foreign(messages: Sequence[Message], origin: Origin) -> bool:

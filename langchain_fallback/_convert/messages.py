@@ -46,6 +46,7 @@ __all__ = [
     "GEMINI_SIGNATURES",
     "ORIGIN",
     "SPOKEN",
+    "THOUGHTFUL",
     "THOUGHTS",
     "Family",
     "ai_message",
@@ -81,7 +82,8 @@ def provider_of(name: str) -> str:
 
 # ── content in ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_THOUGHTS = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_content"})
+THOUGHTFUL = frozenset({"thinking", "redacted_thinking", "reasoning", "reasoning_content"})
+"""Types of the blocks that hold a model's thinking."""
 _TEXTS: Mapping[str, str] = {
     "text": "text", "input_text": "text", "output_text": "text", "text-plain": "text", "refusal": "refusal",
 }  # fmt: skip
@@ -275,7 +277,7 @@ def _block_parts(block: Mapping[str, Any], role: Role, known_calls: frozenset[st
             yield _media(block)
             if isinstance(context := block.get("context"), str) and context:
                 yield Text(context)
-        case str(kind) if kind in _THOUGHTS:
+        case str(kind) if kind in THOUGHTFUL:
             yield _reasoning(block)
         case str(kind) if kind in _CALLS:
             call = _call(block)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from shared_core.history.changes import Change, ChangeKind, summary
 from shared_core.history.opaque import CITATIONS, OpaqueKind, citations, opaque_kind
-from shared_core.history.prepare import is_own, prepare, with_stubs
+from shared_core.history.prepare import UNDECLARED, is_own, prepare, with_stubs
 from shared_core.history.rules import (
     ANTHROPIC,
     COMPATIBLE,
@@ -34,6 +34,7 @@ __all__ = [
     "OPENAI",
     "OPENAI_RESPONSES",
     "OPENROUTER",
+    "UNDECLARED",
     "Change",
     "ChangeKind",
     "HistoryRules",

@@ -26,7 +26,7 @@ from shared_core.history.opaque import opaque_kind, told
 from shared_core.history.rules import HistoryRules
 from shared_core.history.tools import PairedCall, pair, wire_name
 
-__all__ = ["is_own", "prepare", "with_stubs"]
+__all__ = ["UNDECLARED", "is_own", "prepare", "with_stubs"]
 
 # What we say where a vendor's rules want a turn and nobody said one.
 CONTINUE = "Continue."
@@ -34,9 +34,12 @@ OPENING = "(The conversation starts with your message.)"
 NOTED = "Noted."
 EMPTY = "(empty message)"
 FAILED = "Error"
+UNDECLARED = "No longer available: do not call it."
 
 _FAILURE = re.compile(r"Model call failed after \d+ attempts? with \w+: .*", re.DOTALL)
 """What LangChain's retry middleware writes into the history as if the model had said it."""
+_THOUGHT = re.compile(r"\s*<think>.*?</think>\s*", re.DOTALL)
+"""How open models' thinking looks where nobody took it out of the answer."""
 _SNAPSHOT = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2}|\d{3,4})")
 """What vendors put behind a model's name for the release that answered."""
 
@@ -107,7 +110,7 @@ def with_stubs(tools: Sequence[ToolSpec], messages: Sequence[Message], rules: Hi
         for message in messages:
             for call in message.tool_calls:
                 if call.name not in declared:
-                    declared[call.name] = ToolSpec(call.name, "No longer available: do not call it.")
+                    declared[call.name] = ToolSpec(call.name, UNDECLARED)
     return tuple(declared.values())
 
 
@@ -123,6 +126,7 @@ def _cleaned(
         if message.role != "assistant":
             yield _plain(message) or _rewritten(index, message, rules, noted, ours=False, replayed=False)
             continue
+        message = _without_tags(index, message, noted)
         calls = any(isinstance(p, ToolCall) for p in message.parts)
         if (plain := _plain(message)) is not None:
             yield plain
@@ -131,6 +135,16 @@ def _cleaned(
             replayed = ours and rules.reasoning and (rules.reasoning_in == "any turn" or calls or called)
             yield _rewritten(index, message, rules, noted, ours=ours, replayed=replayed)
         called = calls
+
+
+def _without_tags(index: int, message: Message, noted: list[Change]) -> Message:
+    """Without a thought that stands in the text, between `<think>` and `</think>` at its beginning."""
+    first = message.parts[0] if message.parts else None
+    if not isinstance(first, Text) or "<think>" not in first.text or not (found := _THOUGHT.match(first.text)):
+        return message
+    noted.append(Change("reasoning", index))
+    rest = first.text[found.end() :]
+    return replace(message, parts=(*((Text(rest),) if rest else ()), *message.parts[1:]))
 
 
 def _plain(message: Message) -> Message | None:
