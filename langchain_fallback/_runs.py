@@ -56,7 +56,5 @@ class OpenRuns(BaseCallbackHandler):
         await asyncio.shield(asyncio.ensure_future(self._close(error)))
 
     async def _close(self, error: asyncio.CancelledError) -> None:
-        for _ in range(2):  # LangChain may be about to end one in a task of its own, which begins in a turn of the loop
-            await asyncio.sleep(0)
         for run in list(self._open.values()):
             await run.on_llm_error(error, response=LLMResult(generations=[[]]))

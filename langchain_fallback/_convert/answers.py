@@ -463,7 +463,7 @@ class Chunks:
             origin=self._origin_of(event.target) if self._opaque else None,
         )
         provider = metadata.get("model_provider")
-        if self._blocks or (self._plain is False and provider not in BLIND):
+        if self._blocks:
             metadata["output_version"] = "v1"
         else:
             metadata.pop("output_version", None)  # a wrapped model's; our content is not

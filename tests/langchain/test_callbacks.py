@@ -449,6 +449,7 @@ async def test_a_call_nobody_answers_is_one_error(
 
 
 async def test_a_caller_who_leaves_is_no_error(server: FaultServer, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="llm_fallback")
     server.default = Answer("word " * 400, every_s=0.002)
     model = FallbackChatModel(models=[native(server, GPT)])
     chunks = model.stream("Hello")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -219,13 +218,26 @@ def test_text_begun_by_one_vendor_with_calls_by_another_is_read_whole(server: Fa
         model.router.reset()
 
 
-def test_blocks_begun_by_one_vendor_and_finished_by_another_are_read_whole(server: FaultServer) -> None:
+@pytest.mark.parametrize("backup", [GPT, GEMINI])
+def test_blocks_begun_by_one_vendor_and_finished_by_another_are_read_whole(server: FaultServer, backup: str) -> None:
     server.script(CLAUDE, cut(after_words=2, answer="Let me look."))
-    server.script(GPT, Answer("Let me look.", tool_calls=CALLS, continue_from=True))
-    model = bound(FallbackChatModel(models=[native(server, CLAUDE), native(server, GPT)], max_retries=0), "call")
-    message = summed(list(model.stream("Hello")))
-    assert [b["type"] for b in message.content_blocks] == ["text", "tool_call", "tool_call"]
-    assert message.response_metadata["model_provider"] == "openai"
+    chain = FallbackChatModel(models=[native(server, CLAUDE), native(server, backup)], max_retries=0)
+    for calls in (CALLS, []):
+        server.script(backup, Answer("Let me look.", tool_calls=calls, continue_from=True))
+        message = summed(list(bound(chain, "call").stream("Hello")))
+        assert [b["type"] for b in message.content_blocks] == ["text", *["tool_call"] * len(calls)]
+        assert message.content_blocks[0]["text"] == message.text
+        assert message.text.startswith("Let me")
+        assert message.response_metadata["model_provider"] == PROVIDERS[backup]
+        chain.router.reset()
+
+
+def test_each_chunk_of_a_call_can_be_read_by_itself(server: FaultServer) -> None:
+    server.default = SAID["text and calls"]
+    for name in PROVIDERS:
+        chunks = list(bound(FallbackChatModel(models=[native(server, name)]), "call").stream("Hello"))
+        read = [block["type"] for chunk in chunks for block in chunk.content_blocks if block["type"] != "text"]
+        assert read == ["tool_call_chunk"] * 2
 
 
 def test_a_refusal_is_where_readers_of_chat_openai_look_for_it() -> None:
@@ -596,23 +608,3 @@ async def test_message_history_is_kept_across_vendors(server: FaultServer, model
     said = json.dumps(server.requests[-1].body["messages"], ensure_ascii=False)
     assert '"one"' in said
     assert CANONICAL[:20] in said
-
-
-def test_block_chunks_cost_no_more_than_langchains_own() -> None:
-    from langchain_core.outputs import ChatGenerationChunk
-
-    from langchain_fallback._convert.mould import block_chunk
-
-    def best(make: Any) -> float:
-        times = []
-        for _ in range(5):
-            begun = time.perf_counter()
-            for _ in range(200):
-                make()
-            times.append(time.perf_counter() - begun)
-        return min(times)
-
-    block = {"type": "text", "text": "word", "index": 0}
-    ours = best(lambda: block_chunk(dict(block), {}))
-    theirs = best(lambda: ChatGenerationChunk(message=AIMessageChunk(content=[dict(block)])))
-    assert ours < theirs
