@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, closing, nullcontext, suppress
+from dataclasses import replace
 from typing import Any, cast
 
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -20,18 +21,16 @@ from langchain_core.messages import (
     AIMessage,
     AIMessageChunk,
     BaseMessage,
-    HumanMessage,
     SystemMessage,
-    ToolMessage,
-    is_data_content_block,
     message_chunk_to_message,
 )
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
-from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, to_langchain, usage_of
-from langchain_fallback._convert.messages import neutral
+from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, usage_of
+from langchain_fallback._convert.dialect import dialect_of, spoken, stubs, thoughtless
 from langchain_fallback._convert.tools import _server_side
+from shared_core.chat.answer_tool import ANSWER_TOOL, with_answer_tool
 from shared_core.chat.events import (
     ChatEvent,
     Finished,
@@ -42,8 +41,8 @@ from shared_core.chat.events import (
     ToolCallDelta,
 )
 from shared_core.chat.request import ChatRequest, Origin, ToolCall
-from shared_core.errors import ErrorKind, InvalidRequest, ProviderError
-from shared_core.history import OPENAI, prepare
+from shared_core.errors import ErrorKind, ProviderError, redact
+from shared_core.history import Change, summary
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
 
@@ -67,19 +66,6 @@ _REASON_KEYS = ("finish_reason", "stop_reason", "done_reason", "stopReason")
 _INTEGRITY = ("langchain_openai", "langchain_anthropic", "langchain_google_genai")
 """Integrations that always say how an answer ended. They report a truncated stream as a whole answer; we do not."""
 
-_MEDIA = frozenset(
-    {"image", "image_url", "input_image", "audio", "input_audio", "file", "input_file", "document", "media"}
-)
-"""Content blocks with a picture, a sound or a document in them, in any vendor's form."""
-_UNDERSTOOD: Mapping[str, frozenset[str]] = {
-    "openai": frozenset({"image", "image_url", "input_image", "input_audio", "file", "input_file"}),
-    "anthropic": frozenset({"image", "image_url", "document"}),
-    "google": frozenset({"image_url", "media"}),
-}
-"""By integration: the blocks it takes beside LangChain's own. Others get what they are given: we know too little."""
-
-_ANSWER = "answer_in_schema"
-"""The tool that Claude is made to call for an answer in JSON; its arguments are the answer's text."""
 _FROM_ANSWER = re.compile(r"_?(?:convert_responses_chunk|construct_lc_result|create_chat_result)\w*")
 """Where ChatOpenAI reads an answer: what it raises there the server said."""
 _SAID = re.compile(
@@ -97,6 +83,20 @@ def _facts(model: BaseChatModel) -> tuple[str, str]:
         value = name or getattr(model, attribute, None)
         name = value if isinstance(value, str) and value else None
     return provider_of(str(params.get("ls_provider") or "langchain")), str(name or type(model).__name__)
+
+
+_AT_HOME = frozenset(
+    {"https://api.openai.com/v1", "https://api.anthropic.com", "https://generativelanguage.googleapis.com"}
+)
+
+
+def _endpoint(model: BaseChatModel) -> str | None:
+    """Where the model is asked, if not at its vendor's own address: part of the scope of its opaque blocks."""
+    for name in ("openai_api_base", "azure_endpoint", "anthropic_api_url", "base_url"):
+        url = getattr(model, name, None)
+        if isinstance(url, str) and url and url.rstrip("/") not in _AT_HOME:
+            return redact(url.rstrip("/"))
+    return None
 
 
 def _without_retries(model: BaseChatModel) -> BaseChatModel:
@@ -146,9 +146,9 @@ class LangChainProvider:
         self._openai = "langchain_openai" in families
         self._google = "langchain_google_genai" in families
         self._anthropic = "langchain_anthropic" in families
-        self._understood = _UNDERSTOOD.get(
-            "openai" if self._openai else "google" if self._google else "anthropic" if self._anthropic else ""
-        )
+        self._origin = Origin(self.name, self.model, _endpoint(model))
+        self._dialect = dialect_of(model)
+        self._over_responses = dialect_of(model, responses=True)
         self._openai = "langchain_openai" in families
         self._sure_of_end = not families.isdisjoint(_INTEGRITY)
         self._streams = type(model)._stream is not BaseChatModel._stream
@@ -177,7 +177,7 @@ class LangChainProvider:
     @property
     def origin(self) -> Origin:
         """The scope of its opaque blocks: the integration itself decides which of them to replay."""
-        return Origin(self.name, self.model)
+        return self._origin
 
     def close(self) -> None:
         """Nothing: the model belongs to the caller."""
@@ -190,7 +190,10 @@ class LangChainProvider:
     def stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:
         """Answer, sync."""
         try:
-            inner, messages, kwargs, answer = self._call(request)
+            changes: list[Change] = []
+            inner, messages, kwargs, answer = self._call(request, changes)
+            if changes:
+                guard.notes.extend(summary(changes))
             if inner.rate_limiter is not None:
                 inner.rate_limiter.acquire(blocking=True)
             stop = kwargs.pop("stop", None)
@@ -212,7 +215,10 @@ class LangChainProvider:
     async def astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
         """Answer, async."""
         try:
-            inner, messages, kwargs, answer = self._call(request)
+            changes: list[Change] = []
+            inner, messages, kwargs, answer = self._call(request, changes)
+            if changes:
+                guard.notes.extend(summary(changes))
             if inner.rate_limiter is not None:
                 await inner.rate_limiter.aacquire(blocking=True)
             stop = kwargs.pop("stop", None)
@@ -234,22 +240,19 @@ class LangChainProvider:
                 raise
             raise problem from error
 
-    def _call(self, request: ChatRequest) -> tuple[BaseChatModel, list[BaseMessage], dict[str, Any], str | None]:
+    def _call(
+        self, request: ChatRequest, changes: list[Change] | None = None
+    ) -> tuple[BaseChatModel, list[BaseMessage], dict[str, Any], str | None]:
         """The model, messages and keywords for one request, in the model's own dialect.
 
-        The last is the tool whose arguments are the answer, where JSON has to be had that way.
+        The last is the tool whose arguments are the answer, where JSON has to be had that way. What of the conversation
+        did not travel as it was goes to `changes`.
         """
         inner = self._inner
         if inner is None:
             inner = self._inner = _without_retries(self.chat_model)
         native = request.native if request.native is not None and request.native.framework == FRAMEWORK else None
-        if native is not None:
-            messages = self._told(inner, request, native.messages)
-            messages += to_langchain(native.added, self.origin)
-            options: Mapping[str, Any] = native.options
-        else:
-            messages = to_langchain(request.messages, self.origin)
-            options = {}
+        options: Mapping[str, Any] = {} if native is None else native.options
         kwargs: dict[str, Any] = {}
         if request.temperature is not None:
             kwargs["temperature"] = request.temperature
@@ -265,25 +268,54 @@ class LangChainProvider:
             kwargs["max_retries"] = 1  # attempts in all; its client is asked per call
         if request.tools or options.get("tools"):
             kwargs.update(self._tools(inner, request, options))
+        own: Mapping[str, Any] = request.extra.get(self.name) or {}
+        messages = spoken(
+            request,
+            () if native is None else native.messages,
+            origin=self.origin if request.model is None else replace(self.origin, model=request.model),
+            dialect=self._over_responses if self._openai and _by_responses(inner, {**kwargs, **own}) else self._dialect,
+            changes=changes,
+        )
         answer: str | None = None
         if request.output is not None:
-            if not self._anthropic or (request.output.schema and self._has_schemas(inner)):
+            if self._google and "tools" in kwargs and _is_gemini_before_3(inner):
+                answer = ANSWER_TOOL
+                kwargs |= self._tools(inner, with_answer_tool(request), {})
+            elif not self._anthropic or (request.output.schema and self._has_schemas(inner)):
                 kwargs["response_format"] = _response_format(request)
             elif self._thinks(inner, request):
                 messages = _asked_for_json(messages, request.output.schema)
             else:
-                answer = _ANSWER
+                answer = ANSWER_TOOL
                 kwargs |= _with_answer_tool(kwargs, request.output.schema)
         if request.model is not None and request.model != self.model:
             if self._google:
                 inner = inner.model_copy(update={"model": request.model})
             else:
                 kwargs["model"] = request.model
-        if request.extra:
-            kwargs.update(request.extra.get(self.name) or {})
+        if own:
+            kwargs.update(own)
             if self._google:
                 kwargs.update(kwargs.pop("thinking_config", {}))
+        if self._anthropic:
+            inner = self._fit_to_history(inner, messages, kwargs)
         return inner, messages, kwargs, answer
+
+    def _fit_to_history(
+        self, inner: BaseChatModel, messages: Sequence[BaseMessage], kwargs: dict[str, Any]
+    ) -> BaseChatModel:
+        """What Claude asks of a request for the sake of its history: tools it called, thoughts in a running turn."""
+        tools = kwargs.get("tools") or []
+        if missing := stubs(messages, [str(tool.get("name")) for tool in tools if isinstance(tool, dict)]):
+            kwargs["tools"] = [*tools, *missing]
+            if not tools:
+                kwargs["tool_choice"] = {"type": "none"}
+        thinking = kwargs.get("thinking") or getattr(inner, "thinking", None) or {}
+        if thinking.get("type") == "enabled" and thoughtless(messages):
+            # Another model began the turn: this one request goes without. Claude that adapts its thinking minds not.
+            kwargs.pop("thinking", None)
+            inner = inner.model_copy(update={"thinking": None})
+        return inner
 
     def _has_schemas(self, inner: BaseChatModel) -> bool:
         """Whether this Claude holds to a JSON schema by itself."""
@@ -351,57 +383,6 @@ class LangChainProvider:
         if self._asks_usage:
             kwargs["stream_usage"] = True  # off by default behind a `base_url`, and then nobody knows what was spent
         return kwargs
-
-    def _told(self, inner: BaseChatModel, request: ChatRequest, given: Sequence[BaseMessage]) -> list[BaseMessage]:
-        """The conversation as this integration understands it; the caller's messages stay as they are."""
-        if (
-            self._openai
-            and any(isinstance(m, ToolMessage) and _has_media(m.content) for m in given)
-            and not _by_responses(inner)
-        ):
-            # Chat Completions takes text alone in a tool's result: what else is in it follows as the user's.
-            neutral_ones = request.messages[: len(given)]
-            return to_langchain(prepare(neutral_ones, origin=self.origin, rules=OPENAI), self.origin)
-        told: list[BaseMessage] = []
-        for message in given:
-            if self._understood and not self._anthropic and _is_anthropics(message):
-                told += to_langchain([neutral(message)], self.origin)
-            else:
-                told.append(self._sanitised(message))
-        return told
-
-    def _sanitised(self, message: BaseMessage) -> BaseMessage:
-        """`message`, or a copy without what another vendor left in it. Text, media and tool calls always stay."""
-        content = message.content
-        extra = message.additional_kwargs
-        marked = not self._anthropic and "cache_control" in extra
-        if isinstance(content, str) and not marked:
-            return message
-        changes: dict[str, Any] = {}
-        if marked:
-            changes["additional_kwargs"] = {k: v for k, v in extra.items() if k != "cache_control"}
-        if isinstance(content, list):
-            dropped: frozenset[str] = frozenset()
-            if isinstance(message, AIMessage):
-                provider = message.response_metadata.get("model_provider")
-                if provider is None:  # nobody's name on it, and a shape that ChatAnthropic has
-                    dropped = frozenset() if self._anthropic or not self._understood else _CLAUDES_THOUGHTS
-                elif provider_of(str(provider)) != self.name:
-                    dropped = _THOUGHTS
-            kept = [self._block(b) for b in content if not (isinstance(b, dict) and b.get("type") in dropped)]
-            if len(kept) != len(content) or any(a is not b for a, b in zip(kept, content, strict=True)):
-                changes["content"] = kept if kept or not message.content else ""
-        return message.model_copy(update=changes) if changes else message
-
-    def _block(self, block: Any) -> Any:
-        if not isinstance(block, dict):
-            return block
-        if not self._anthropic and "cache_control" in block:
-            block = {k: v for k, v in block.items() if k != "cache_control"}
-        kind = block.get("type")
-        if self._understood and kind in _MEDIA - self._understood and not is_data_content_block(block):
-            return _standard(block)
-        return block
 
     # ── what came back ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -594,40 +575,14 @@ def _content_events(message: BaseMessage) -> Iterator[ChatEvent]:
                 yield ReasoningDelta(str(text), data)
 
 
-_CLAUDES_THOUGHTS = frozenset({"thinking", "redacted_thinking"})
-_THOUGHTS = _CLAUDES_THOUGHTS | {"reasoning"}
-
-
 def _is_opaque(block: Any) -> bool:
-    return isinstance(block, dict) and block.get("type") in _THOUGHTS
+    return isinstance(block, dict) and block.get("type") in ("thinking", "redacted_thinking", "reasoning")
 
 
-def _has_media(content: Any) -> bool:
-    return isinstance(content, list) and any(isinstance(b, dict) and b.get("type") in _MEDIA for b in content)
-
-
-def _by_responses(model: BaseChatModel) -> bool:
-    """Whether ChatOpenAI uses the Responses API whatever the request: there, results of tools may hold media."""
+def _by_responses(model: BaseChatModel, kwargs: Mapping[str, Any]) -> bool:
+    """Whether ChatOpenAI answers this call by the Responses API."""
     decides = getattr(model, "_use_responses_api", None)
-    return bool(decides is not None and decides({}))
-
-
-def _is_anthropics(message: BaseMessage) -> bool:
-    """Whether tool calls or results stand in the content, in Anthropic's form, and nowhere else."""
-    if isinstance(message.content, str):
-        return False
-    kinds = {block.get("type") for block in message.content if isinstance(block, dict)}
-    return "tool_result" in kinds or ("tool_use" in kinds and not getattr(message, "tool_calls", None))
-
-
-def _standard(block: dict[str, Any]) -> dict[str, Any]:
-    """A block of media in LangChain's own form, which every integration understands, whichever vendor's form it has."""
-    try:
-        (message,) = to_langchain([neutral(HumanMessage([block]))])
-    except InvalidRequest:
-        return block  # the integration has the last word
-    content = message.content
-    return {"type": "text", "text": content} if isinstance(content, str) else cast("dict[str, Any]", content[0])
+    return bool(decides is not None and decides({**getattr(model, "model_kwargs", {}), **kwargs}))
 
 
 def _dumped(arguments: Any) -> str:
@@ -712,12 +667,12 @@ def _asked_for_json(messages: list[BaseMessage], schema: Mapping[str, Any]) -> l
 def _with_answer_tool(kwargs: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords that make ChatAnthropic answer by calling a tool of that schema, or call one of the others first."""
     tool = {
-        "name": _ANSWER,
+        "name": ANSWER_TOOL,
         "description": "Give the final answer in this shape.",
         "input_schema": dict(schema) or {"type": "object", "additionalProperties": True},
     }
     tools = list(kwargs.get("tools") or ())
-    choice = {"type": "any"} if tools else {"type": "tool", "name": _ANSWER}
+    choice = {"type": "any"} if tools else {"type": "tool", "name": ANSWER_TOOL}
     before = kwargs.get("tool_choice")
     if isinstance(before, dict) and "disable_parallel_tool_use" in before:
         choice |= {"disable_parallel_tool_use": before["disable_parallel_tool_use"]}
@@ -743,6 +698,11 @@ def _capabilities(model: BaseChatModel) -> Capabilities:
         context_window=profile.get("max_input_tokens") or None,
         max_output=profile.get("max_output_tokens") or None,
     )
+
+
+def _is_gemini_before_3(model: BaseChatModel) -> bool:
+    found = re.search(r"gemini-(\d+)", str(getattr(model, "model", "")))
+    return found is not None and int(found[1]) < 3
 
 
 def _is_claude(model: BaseChatModel) -> bool:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from shared_core.chat.answer_tool import ANSWER_TOOL
 from shared_core.chat.events import (
     ChatEvent,
     Finished,
@@ -48,8 +49,6 @@ _MAX_TOKENS = 8_192
 _WHOLE_MAX_TOKENS = 21_333
 """For a whole answer without a limit of its own: what the SDK's own arithmetic still expects within ten minutes."""
 _EARLIEST_MAX_TOKENS = 4_096
-_ANSWER = "answer_in_schema"
-"""The tool that a model without native JSON schemas is made to call; its arguments are the answer's text."""
 
 _SDK_PARAMETERS = frozenset(
     {
@@ -139,7 +138,7 @@ class AnthropicProvider(SdkProvider):
         if request.continues and self._continues(facts("anthropic", request.model or self.model).prefill):
             last = request.messages[-1].text
             stripped = last[len(last.rstrip()) :]
-        answer_tool = _ANSWER if self._forces_schema(request) else None
+        answer_tool = ANSWER_TOOL if self._forces_schema(request) else None
         names = {self._wire_name(t.name): t.name for t in request.tools}
         # After tool results Claude may have nothing to add; at any other time an empty answer is no answer.
         may_be_empty = bool(request.messages) and any(isinstance(p, ToolResult) for p in request.messages[-1].parts)
@@ -232,10 +231,10 @@ class AnthropicProvider(SdkProvider):
             else:
                 schema = dict(request.output.schema) or {"type": "object", "additionalProperties": True}
                 wire.append(
-                    {"name": _ANSWER, "description": "Give the final answer in this shape.", "input_schema": schema}
+                    {"name": ANSWER_TOOL, "description": "Give the final answer in this shape.", "input_schema": schema}
                 )
                 # With other tools on offer the model must stay free to call them first.
-                choice = {"type": "any"} if request.tools else {"type": "tool", "name": _ANSWER}
+                choice = {"type": "any"} if request.tools else {"type": "tool", "name": ANSWER_TOOL}
         if not wire:
             return
         if request.parallel_tool_calls is False and (choice or {}).get("type") != "none":

@@ -255,6 +255,8 @@ TEXTS: tuple[TextRow, ...] = (
         r"decoder prompt .{0,60}longer than the maximum model length",  # vLLM
         statuses=(400, 413, 422, 500),
     ),
+    # Gemini before 3: a schema or tools, not both. Another target may take both.
+    _text(K.INCAPABLE, r"function calling with a response mime type", statuses=(400,)),
     # A request larger than a whole minute's tokens never fits, however long one waits.
     _text(K.TOO_LARGE, r"request too large for", r"(?:body|payload) (?:is )?too large", statuses=(400, 413, 429)),
     _text(

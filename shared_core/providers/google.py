@@ -12,6 +12,7 @@ import codecs
 import functools
 import hashlib
 import json
+import mimetypes
 import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from encodings import utf_8
 from typing import Any
 
+from shared_core.chat.answer_tool import ANSWER_TOOL, with_answer_tool
 from shared_core.chat.events import (
     ChatEvent,
     Finished,
@@ -99,7 +101,7 @@ def capabilities_of(model: str) -> Capabilities:
     generation = _generation(name)
     old = generation is not None and generation < 2.5
     return Capabilities(
-        image_urls=False,
+        image_urls=not old and name.startswith("gemini"),  # public addresses, since January 2026
         pdfs=True,
         audio=True,
         reasoning=not old and "lite" not in name,
@@ -117,6 +119,8 @@ def rules_of(model: str, capabilities: Capabilities, *, signatures: bool = True)
         rules = replace(rules, tool_turns="text")
     if signatures and _since_3(model):
         rules = replace(rules, result_media=frozenset({"image", "file"}))
+    if capabilities.image_urls:
+        rules = replace(rules, urls=frozenset({"image", "file"}))
     return rules
 
 
@@ -130,10 +134,14 @@ def refuse(request: ChatRequest, model: str) -> None:
     Raises:
         ProviderError: kind INCAPABLE.
     """
-    if request.tools and request.tool_choice != "none" and request.output is not None and not _since_3(model):
-        raise _incapable(f"{model} cannot answer in JSON and call tools in one request")
     if len(request.stop) > _STOPS:
         raise _incapable(f"Gemini takes {_STOPS} stop sequences, not {len(request.stop)}")
+
+
+def one_or_the_other(request: ChatRequest, model: str) -> ChatRequest:
+    """`request`, its schema as one more tool where the model takes a schema or tools but not both (before Gemini 3)."""
+    both = request.tools and request.tool_choice != "none" and request.output is not None
+    return with_answer_tool(request) if both and not _since_3(model) else request
 
 
 def _incapable(message: str) -> ProviderError:
@@ -223,6 +231,7 @@ class GoogleProvider(SdkProvider):
         types = self._module().types
         model = request.model or self.model
         refuse(request, model)
+        request = one_or_the_other(request, model)
         rules = rules_of(model, self._capabilities(model))
         messages = prepare(
             request.messages,
@@ -345,6 +354,8 @@ def blob(part: Image | File | Audio) -> tuple[bytes | None, str | None, str | No
     if uri is not None and uri.startswith("files/"):
         uri = _FILES + uri
     mime = {"audio/mpeg": "audio/mp3", "audio/x-wav": "audio/wav"}.get(part.media_type or "", part.media_type)
+    if mime is None and part.url is not None:
+        mime = mimetypes.guess_type(part.url.partition("?")[0])[0]
     return part.data, uri, mime
 
 
@@ -433,6 +444,9 @@ class GeminiFold:
         text = getattr(part, "text", None) or ""
         call = getattr(part, "function_call", None)
         if call is not None and call.name:
+            if call.name == ANSWER_TOOL and ANSWER_TOOL not in self._names.values():
+                yield TextDelta(json.dumps(call.args or {}, ensure_ascii=False))
+                return
             if self._parallel is False and self._calls:
                 return  # Gemini has no switch for it: the caller asked for one call and gets one
             yield ToolCallDelta(

@@ -43,7 +43,16 @@ from shared_core.errors import ErrorKind, ProviderError
 from shared_core.history import Change, HistoryRules, prepare, wire_name, with_stubs
 from shared_core.providers.base import Fold, SdkProvider, malformed, response_facts
 from shared_core.providers.classify import classify_body
-from shared_core.providers.google import GeminiFold, blob, capabilities_of, refuse, rules_of, told, wanted
+from shared_core.providers.google import (
+    GeminiFold,
+    blob,
+    capabilities_of,
+    one_or_the_other,
+    refuse,
+    rules_of,
+    told,
+    wanted,
+)
 from shared_core.providers.registry import key_for
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
@@ -113,6 +122,7 @@ class GoogleLegacyProvider(SdkProvider):
         glm = self._module()
         model = request.model or self.model
         refuse(request, model)
+        request = one_or_the_other(request, model)
         rules = self._rules(request)
         messages = prepare(
             request.messages,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import pickle
 import re
 from collections.abc import Iterator
@@ -253,15 +254,49 @@ def test_pictures_documents_and_sound_go_inline(server: FaultServer, name: str):
 
 
 @both
+def test_what_is_public_goes_by_its_address(server: FaultServer, name: str):
+    """Gemini fetches it, and wants to be told what it is. Models before 2.5 do not: see the next test."""
+    media: list[Part] = [Image(url="https://example.org/x.png?y=1"), File(url="https://example.org/z.pdf"),
+                         Image(url="https://example.org/w", media_type="image/webp")]  # fmt: skip
+    body = sent(server, name, ChatRequest((user([Text("look"), *media]),)))
+    files = [p["fileData"] for p in body["contents"][0]["parts"][1:]]
+    assert [(f["fileUri"], f["mimeType"]) for f in files] == [
+        ("https://example.org/x.png?y=1", "image/png"),
+        ("https://example.org/z.pdf", "application/pdf"),
+        ("https://example.org/w", "image/webp"),
+    ]
+    old = make(server, name, model="gemini-2.0-flash")
+    assert fail(old, ChatRequest((user(media[0]),))).kind is ErrorKind.INCAPABLE
+
+
+@both
+def test_a_schema_beside_tools_is_one_more_tool_before_gemini_3(server: FaultServer, name: str):
+    """Those models take one or the other. The call of that tool is the answer; a call of another one is a call."""
+    schema = OutputSchema({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]})
+    request = ask(tools=(WEATHER,), output=schema)
+    server.script("gemini-2.5-flash", [
+        Answer("", tool_calls=[Said("answer_in_schema", {"city": "Bern"})]),
+        Answer("", tool_calls=[Said(WEATHER.name, {"city": "Bern"})]),
+    ])  # fmt: skip
+    answered = get(server, name, request)
+    assert (json.loads(answered.text), answered.tool_calls, answered.finish_reason) == ({"city": "Bern"}, (), "stop")
+    body = server.requests[-1].body
+    assert [f["name"] for f in body["tools"][0]["functionDeclarations"]] == [WEATHER.name, "answer_in_schema"]
+    assert body["toolConfig"]["functionCallingConfig"]["mode"] in ("ANY", 2)  # the old SDK writes the number
+    assert "responseMimeType" not in body.get("generationConfig", {})
+    called = get(server, name, request)
+    assert [c.name for c in called.tool_calls] == [WEATHER.name]
+    assert called.text == ""
+
+
+@both
 @pytest.mark.parametrize(
     "request_",
     [
-        ChatRequest((user(Image(url="https://example.org/x.png")),)),
         ChatRequest((user(File(file_id="file-of-openai")),)),
         ask(stop=tuple("abcdef")),
-        ask(tools=(WEATHER,), output=OutputSchema()),
     ],
-    ids=["image URL", "foreign file", "six stops", "JSON and tools"],
+    ids=["foreign file", "six stops"],
 )
 def test_what_gemini_cannot_do_is_said_before_anything_is_sent(server: FaultServer, name: str, request_: ChatRequest):
     error = fail(make(server, name), request_)
