@@ -229,7 +229,13 @@ class OutputSchema:
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """Hard limits on who may answer, obeyed on every hop, cache included. Failing closed: unknown means no."""
+    """Hard limits on who may answer, obeyed on every hop, cache included. Failing closed: unknown means no.
+
+    Names may be given in any collection, such as the list that a configuration file holds.
+
+    Raises:
+        InvalidRequest: one text where a collection of names belongs.
+    """
 
     local_only: bool = False
     """Only targets that run on this machine."""
@@ -241,6 +247,15 @@ class Constraints:
     """US dollars per million tokens, dearest of input and output; a target of unknown price is excluded."""
     require: frozenset[str] = frozenset()
     """Capabilities that must be there: names of `Capabilities` fields such as 'tools', 'images', 'json_schema'."""
+
+    def __post_init__(self) -> None:
+        for name in ("allow", "deny", "require"):
+            value = getattr(self, name)
+            if type(value) is frozenset or value is None:
+                continue
+            if isinstance(value, str):
+                raise InvalidRequest(f"constraints: {name} takes a collection of names, not one text: [{value!r}]")
+            object.__setattr__(self, name, frozenset(value))
 
 
 ANYONE = Constraints()

@@ -20,6 +20,7 @@ from shared_core import (
     user,
 )
 from shared_core.chat.request import Audio
+from shared_core.errors import InvalidRequest
 from shared_core.testing import ScriptedProvider, VirtualClock
 
 HI = ChatRequest((user("Hello"),))
@@ -111,6 +112,7 @@ def test_nobody_can_serve_it_and_the_error_says_why_for_each():
         (Constraints(local_only=True), "b", "constraint: local only"),
         (Constraints(deny=frozenset({"a"})), "b", "constraint: denied"),
         (Constraints(deny=frozenset({"vendor-a"})), "b", "constraint: denied"),
+        (Constraints(deny=["vendor-a"]), "b", "constraint: denied"),
         (Constraints(allow=frozenset({"b"})), "b", "constraint: not on the allow list"),
         (Constraints(allow=frozenset({"vendor-b"})), "b", "constraint: not on the allow list"),
         (Constraints(max_price=1.0), "b", "constraint: costs $2 per million tokens, the maximum is $1"),
@@ -125,6 +127,11 @@ def test_hard_constraints_keep_targets_out(constraints, planned, reason):
     plan = r.explain(HI.replace(constraints=constraints))
     assert plan.targets == (planned,)
     assert plan.excluded == (("a", reason),)
+
+
+def test_one_text_is_no_collection_of_names():
+    with pytest.raises(InvalidRequest, match=r"deny takes a collection of names, not one text: \['vendor-a'\]"):
+        Constraints(deny="vendor-a")
 
 
 def test_an_unknown_price_fails_closed_under_a_maximum():
