@@ -29,7 +29,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, usage_of
 from langchain_fallback._convert.dialect import dialect_of, spoken, stubs, thoughtless
-from langchain_fallback._convert.tools import _server_side
+from langchain_fallback._convert.tools import finds_tools, runs_on_servers
 from shared_core.chat.answer_tool import ANSWER_TOOL, with_answer_tool
 from shared_core.chat.events import (
     ChatEvent,
@@ -343,21 +343,18 @@ class LangChainProvider:
             }
             for t in request.tools
         ]
-        family = "openai" if self._openai else "anthropic" if self._anthropic else "google" if self._google else None
-        if family is not None and (others := {home for t in tools if (home := _home(t))} - {family}):
-            # Given it all the same, one integration breaks, and another takes it for a function of the caller's.
-            raise ProviderError.of(ErrorKind.INCAPABLE, f"a tool among these runs on the servers of {min(others)}")
         strict = self._openai and request.output is not None and not getattr(inner, "use_responses_api", False)
         key = (id(self), request.tool_choice, request.parallel_tool_calls, strict)
         if isinstance(tools, BoundTools) and (kept := tools.compiled.get(key)) is not None:
             return cast("Mapping[str, Any]", kept[1])
+        own = self._own_tools(tools)
         if strict:  # its SDK parses such an answer itself, and refuses to beside a tool that is not strict
-            tools = [_strict(tool) for tool in tools]
+            own = [_strict(tool) for tool in own]
         choice: Any = request.tool_choice
         if choice == "none" and self._anthropic:
             choice = {"type": "none"}  # a bare name would be taken for a tool's
         # Copies: ChatGoogleGenerativeAI takes schemas apart where they lie, and the next target needs them whole.
-        given = [copy.deepcopy(tool) if isinstance(tool, dict) else tool for tool in tools]
+        given = [copy.deepcopy(tool) if isinstance(tool, dict) else tool for tool in own]
         asked: dict[str, Any] = {} if choice is None else {"tool_choice": choice}
         if request.parallel_tool_calls is not None and "parallel_tool_calls" in _parameters(type(inner)):
             asked["parallel_tool_calls"] = request.parallel_tool_calls
@@ -373,6 +370,25 @@ class LangChainProvider:
         if isinstance(tools, BoundTools):
             tools.compiled[key] = (self, kwargs)  # with the provider itself, so that its id stays its own
         return kwargs
+
+    def _own_tools(self, tools: Sequence[Any]) -> list[Any]:
+        """`tools` without what is of other vendors' servers.
+
+        Raises:
+            ProviderError: kind INCAPABLE; one of them does what no function of the caller's does.
+        """
+        family = "openai" if self._openai else "anthropic" if self._anthropic else "google" if self._google else None
+        own = []
+        for index, tool in enumerate(tools):
+            home = _home(tool)
+            if family is None or home in (None, family):
+                # What a tool says to Claude alone (where to cache, what to load later) its OpenAI form cannot hold.
+                full = tools.full(index) if self._anthropic and isinstance(tools, BoundTools) else None
+                own.append(tool if full is None else full)
+            elif not finds_tools(tool):
+                # Given it all the same, one integration breaks, and another takes it for a function of the caller's.
+                raise ProviderError.of(ErrorKind.INCAPABLE, f"a tool among these runs on the servers of {home}")
+        return own
 
     def _to_stream(
         self, inner: BaseChatModel, request: ChatRequest, kwargs: Mapping[str, Any], *, native: bool
@@ -637,7 +653,7 @@ def _response_format(request: ChatRequest) -> dict[str, Any]:
 
 def _home(tool: Any) -> str | None:
     """On whose servers `tool` runs; None for a function of the caller's."""
-    if not _server_side(tool):
+    if not runs_on_servers(tool):
         return None
     kind = tool.get("type")
     if not isinstance(kind, str):

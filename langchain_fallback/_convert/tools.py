@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from langchain_core.tools import BaseTool
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
 from shared_core.chat.request import (
@@ -17,8 +18,10 @@ from shared_core.errors import InvalidRequest
 __all__ = [
     "BoundTools",
     "bound_tools",
+    "finds_tools",
     "neutral_choice",
     "output_schema",
+    "runs_on_servers",
     "specs_of",
 ]
 
@@ -26,18 +29,30 @@ __all__ = [
 class BoundTools(list[dict[str, Any]]):
     """Tools in OpenAI's form, as bound to a model. The list never changes, so what is compiled from it can be kept."""
 
-    __slots__ = ("check", "compiled", "specs")
+    __slots__ = ("_full", "check", "compiled", "specs")
+
+    _full: Mapping[int, Any]
 
     check: AnswerCheck | None
     """What an answer with one of these tools must pass."""
     specs: tuple[ToolSpec, ...] | None
     compiled: dict[Any, Any]
 
-    def __init__(self, tools: Sequence[dict[str, Any]], check: AnswerCheck | None = None) -> None:
+    def __init__(
+        self,
+        tools: Sequence[dict[str, Any]],
+        check: AnswerCheck | None = None,
+        full: Mapping[int, Any] | None = None,
+    ) -> None:
         super().__init__(tools)
+        self._full = full or {}
         self.check = check
         self.specs = None
         self.compiled = {}
+
+    def full(self, index: int) -> Any | None:
+        """The tool as the caller gave it, where it carries `extras` that its OpenAI form has no room for."""
+        return self._full.get(index)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return BoundTools, (list(self), self.check)
@@ -45,14 +60,20 @@ class BoundTools(list[dict[str, Any]]):
 
 def bound_tools(tools: Sequence[Any], *, strict: bool | None = None, check: AnswerCheck | None = None) -> BoundTools:
     """`tools` (functions, models, `BaseTool`s, schemas of any dialect) in the form every target is compiled from."""
-    return BoundTools([_openai_form(one, strict) for one in tools], check)
+    full = {index: one for index, one in enumerate(tools) if isinstance(one, BaseTool) and one.extras}
+    return BoundTools([_openai_form(one, strict) for one in tools], check, full)
 
 
 def _openai_form(tool: Any, strict: bool | None = None) -> dict[str, Any]:
-    return cast("dict[str, Any]", tool) if _server_side(tool) else convert_to_openai_tool(tool, strict=strict)
+    return cast("dict[str, Any]", tool) if runs_on_servers(tool) else convert_to_openai_tool(tool, strict=strict)
 
 
-def _server_side(tool: Any) -> bool:
+def finds_tools(tool: Any) -> bool:
+    """Whether `tool` only helps a vendor find the others among many. Who has no such thing is told of all of them."""
+    return isinstance(tool, Mapping) and str(tool.get("type") or "").startswith("tool_search")
+
+
+def runs_on_servers(tool: Any) -> bool:
     """Whether `tool` is a vendor's own (web search, code execution): a dict that describes no function of ours."""
     if not isinstance(tool, Mapping) or not tool.keys().isdisjoint({"function", "parameters", "input_schema"}):
         return False
@@ -78,12 +99,17 @@ def _spec(tool: Mapping[str, Any], strict: bool | None) -> ToolSpec | None:
 def specs_of(tools: Sequence[Any], strict: bool | None) -> tuple[tuple[ToolSpec, ...], bool]:
     """The tools everyone can be told about, and whether there are others."""
     if isinstance(tools, BoundTools) and tools.specs is not None and strict is None:
-        return tools.specs, len(tools.specs) != len(tools)
+        return tools.specs, _others(tools, tools.specs)
     converted = tools if isinstance(tools, BoundTools) else [_openai_form(tool) for tool in tools]
     specs = tuple(spec for tool in converted if (spec := _spec(tool, strict)) is not None)
     if isinstance(tools, BoundTools) and strict is None:
         tools.specs = specs
-    return specs, len(specs) != len(converted)
+    return specs, _others(converted, specs)
+
+
+def _others(converted: Sequence[Any], specs: Sequence[ToolSpec]) -> bool:
+    """Whether there are tools besides `specs` that only their vendor has."""
+    return len(specs) != len(converted) and len(specs) != sum(not finds_tools(tool) for tool in converted)
 
 
 def neutral_choice(choice: Any) -> str | None:

@@ -222,3 +222,34 @@ def test_tool_results_that_failed_say_so_to_every_vendor(server: FaultServer) ->
         if sent.wire == "anthropic":
             assert "'is_error': True" in str(sent.body)
         assert "no such city" in str(sent.body)
+
+
+def test_what_only_helps_a_vendor_find_tools_keeps_nobody_out(server: FaultServer) -> None:
+    """Without it the others are told of all tools, which is what a search among them would come to."""
+    search = {"type": "tool_search_tool_regex_20251119", "name": "tool_search_tool_regex"}
+    for mixture in MIXTURES:
+        model = FallbackChatModel(models=models_of(server, mixture), max_retries=0).bind_tools([get_weather, search])
+        for state in ("ok", 503):
+            primary, backup = names_of(mixture)
+            server.script(primary, state)
+            server.script(backup, "ok")
+            model.invoke("Hello")
+            sent = server.requests[-1]
+            names = [t.get("name") or t["function"]["name"] for t in sent.body["tools"]]
+            assert names[0] == "get_weather"
+            assert ("tool_search_tool_regex" in names) == (sent.wire == "anthropic" and "ChatAnthropic" in mixture)
+
+
+def test_what_a_tool_says_to_claude_alone_reaches_claude(server: FaultServer) -> None:
+    @tool(extras={"cache_control": {"type": "ephemeral"}})
+    def get_tides(place: str) -> str:
+        """Get the tides."""
+        return "high"
+
+    model = FallbackChatModel(models=models_of(server, "ChatAnthropic, ChatOpenAI"), max_retries=0)
+    bound = model.bind_tools([get_tides])
+    bound.invoke("Hello")
+    assert server.requests[-1].body["tools"][0]["cache_control"] == {"type": "ephemeral"}
+    server.script(names_of("ChatAnthropic, ChatOpenAI")[0], 503)
+    bound.invoke("Hello")
+    assert "cache_control" not in str(server.requests[-1].body)
