@@ -217,8 +217,11 @@ class _Home:
 
     def _at_home(self, native: BaseMessage, message: Message) -> bool:
         if isinstance(native, AIMessage):
+            if native.additional_kwargs.get("refusal"):
+                return False  # the integration would leave it there
             # Ours, and nothing in it was refused: the integration knows what to send of it.
-            return is_own(message.origin, self._origin) or _is_bare(native, self._family)
+            ours = is_own(message.origin, self._origin) and _sends_back(native, self._family)
+            return ours or _is_bare(native, self._family)
         if type(native) not in (HumanMessage, SystemMessage, ToolMessage):
             return False
         return native.additional_kwargs.keys() <= _KEPT.get(self._family, _NONE) and _is_plain(native, self._family)
@@ -227,6 +230,19 @@ class _Home:
 _NONE: frozenset[str] = frozenset()
 _KEPT: Mapping[Family | None, frozenset[str]] = dict.fromkeys(("openai", "responses"), frozenset({"__openai_role__"}))
 """What in `additional_kwargs` an integration reads of a user's or a system message."""
+
+
+_COMPLETED = frozenset({"text", "tool_call", "invalid_tool_call", "tool_use", "function_call"})
+
+
+def _sends_back(native: BaseMessage, family: Family | None) -> bool:
+    """Whether the integration can send back what it made itself."""
+    if isinstance(native.content, str):
+        return True
+    kinds = {block.get("type") for block in native.content if isinstance(block, dict)}
+    if family == "openai":  # and not by the vendor's other API
+        return kinds <= _COMPLETED
+    return not (family == "google" and "server_tool_result" in kinds)
 
 
 def _is_bare(native: BaseMessage, family: Family | None) -> bool:

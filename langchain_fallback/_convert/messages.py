@@ -497,7 +497,8 @@ def _openai_block(part: Image | File | Audio, *, responses: bool) -> dict[str, A
         return {"type": "file", "file": {"file_id": part.file_id}}
     url = part.url or f"data:{part.media_type};base64,{part.base64}"
     if isinstance(part, Image):
-        return {"type": "image_url", "image_url": {"url": url, **({"detail": part.detail} if part.detail else {})}}
+        detail = part.detail or ("auto" if responses else None)
+        return {"type": "image_url", "image_url": {"url": url, **({"detail": detail} if detail else {})}}
     if isinstance(part, Audio):
         form = "mp3" if "mp" in (part.media_type or "") else "wav"
         return {"type": "input_audio", "input_audio": {"data": part.base64, "format": form}}
@@ -547,6 +548,9 @@ def _opaque_block(part: Reasoning, family: Family | None) -> dict[str, Any] | No
     if kind == "citations":
         return None
     if kind != "thought":
+        if family == "google" and isinstance(extras := data.get("extras"), Mapping):
+            # What its v1 blocks say of how code ended, langchain-google-genai cannot read back.
+            data["extras"] = {k: v for k, v in extras.items() if k != "outcome"}
         return data
     if family == "responses":
         summary = data.pop("summary", None)
