@@ -64,15 +64,21 @@ class Program:
     own: bool
 
     def run(self, model: FallbackChatModel) -> str:
-        """What it prints, with `model` as the page's model.
+        """What it prints, with `model` as the page's model. Closes that, and those it makes itself.
 
         Raises:
             Exception: whatever the program raises.
         """
         # Without this module's `from __future__`, which would turn the annotations of its classes into strings.
         code = compile("\n" * (self.line - 1) + self.source, str(PAGE), "exec", dont_inherit=True)
-        with contextlib.redirect_stdout(io.StringIO()) as printed:
-            exec(code, {"__name__": "program", "model": model})  # our own page, as its reader runs it
+        session: dict[str, Any] = {"__name__": "program", "model": model}
+        try:
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(code, session)
+        finally:
+            for value in session.values():
+                if isinstance(value, FallbackChatModel):
+                    value.close()
         return printed.getvalue()
 
 
@@ -292,7 +298,7 @@ def small_model(seen: SeenRequest, *, stubborn: bool = False) -> Answer | Fault:
     if wanted is not None:
         return Answer(json.dumps(fill(wanted), ensure_ascii=False), usage=usage, continue_from=resumed)
     said = _said(asked.system, turns[: start + 1], question, results, _media(seen.body))
-    return Answer(said, usage=usage, continue_from=resumed)
+    return Answer(said, usage=usage, continue_from=resumed, overlap_words=6 if resumed else 0)
 
 
 def _calls(asked: Read, question: str, since: Sequence[Turn], fill: Callable[[Any], Any]) -> list[ToolCall]:
