@@ -586,6 +586,15 @@ def test_delays_compose(server):
     assert time.monotonic() - started >= 0.03
 
 
+def test_a_stream_that_is_cut_begins_at_its_answers_own_pace(server):
+    """The waits before the first word and between words are those of the answer that would have been given."""
+    server.script("m", cut(after_words=2, answer=Answer("a b c", delay_s=0.02, every_s=0.01)))
+    started = time.monotonic()
+    with pytest.raises((ConnectionError, http.client.IncompleteRead)):
+        post(server, streamed=True)
+    assert time.monotonic() - started >= 0.03
+
+
 # ── before any request ───────────────────────────────────────────────────────────────────────────────────────────────
 
 

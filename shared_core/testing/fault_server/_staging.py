@@ -149,17 +149,7 @@ def _answer(turn: Turn, answer: Answer, extra: Mapping[str, str] | None = None) 
     if not turn.ask.streamed:
         acts = _whole(turn, dump(turn.wire.whole(turn.ask, spoken, turn.number, int(turn.now))).encode(), extra)
         return [Pause(answer.delay_s), *acts] if answer.delay_s else acts
-    acts = [_stream_head(turn, extra)]
-    waited = not answer.delay_s
-    for frame in _frames(turn, spoken):
-        content = frame.kind in {"reasoning", "text", "tool"}
-        if not waited and (content or frame.kind == "finish"):
-            acts.append(Pause(answer.delay_s))
-            waited = True
-        elif answer.every_s and content:
-            acts.append(Pause(answer.every_s))
-        acts.append(Send(chunk(frame.data)))
-    return [*acts, Send(LAST_CHUNK), Done()]
+    return [_stream_head(turn, extra), *_paced(answer, _frames(turn, spoken)), Send(LAST_CHUNK), Done()]
 
 
 def _frames(turn: Turn, spoken: Spoken) -> list[Frame]:
@@ -194,6 +184,27 @@ def _partial(turn: Turn, fault: Fault, words: int | None = _WORDS) -> list[Frame
             break
         taken.append(frame)
     return taken
+
+
+def _begun(turn: Turn, fault: Fault) -> list[Act]:
+    """A stream's head and its events up to the n-th word of the text, at the answer's own pace."""
+    answer = _fault_answer(turn, fault)
+    return [_stream_head(turn), *_paced(answer, _partial(turn, dataclasses.replace(fault, answer=answer)))]
+
+
+def _paced(answer: Answer, frames: list[Frame]) -> list[Act]:
+    """The events, with the waits of `answer` before its first content and between its pieces."""
+    acts: list[Act] = []
+    waited = not answer.delay_s
+    for frame in frames:
+        content = frame.kind in {"reasoning", "text", "tool"}
+        if not waited and (content or frame.kind == "finish"):
+            acts.append(Pause(answer.delay_s))
+            waited = True
+        elif answer.every_s and content:
+            acts.append(Pause(answer.every_s))
+        acts.append(Send(chunk(frame.data)))
+    return acts
 
 
 def _chunks(frames: list[Frame]) -> list[Act]:
@@ -442,7 +453,7 @@ def _ping_drip(turn: Turn, fault: Fault) -> list[Act]:
 def _cut(turn: Turn, fault: Fault) -> list[Act]:
     if not turn.ask.streamed:
         return [_half(turn, fault), *_ending(fault)]
-    return [_stream_head(turn), *_chunks(_partial(turn, fault)), *_ending(fault)]
+    return [*_begun(turn, fault), *_ending(fault)]
 
 
 def _cut_eof(turn: Turn, fault: Fault) -> list[Act]:
@@ -456,7 +467,7 @@ def _cut_eof(turn: Turn, fault: Fault) -> list[Act]:
 def _stall(turn: Turn, fault: Fault) -> list[Act]:
     if not turn.ask.streamed:
         return [_half(turn, fault), Hang()]
-    return [_stream_head(turn), *_chunks(_partial(turn, fault)), Hang()]
+    return [*_begun(turn, fault), Hang()]
 
 
 def _cut_tool(turn: Turn, fault: Fault) -> list[Act]:
