@@ -44,6 +44,11 @@ def test_a_notebook_runs_in_a_fresh_kernel_and_comes_out_as_it_is_committed(path
     if path.stem == "01_quickstart":
         assert "'100% of the requests got the right answer'" in list(texts(fresh))
         assert list(texts(fresh)).count("True") == 1, "the continued stream is the whole text"
+    if path.stem == "02_langchain":
+        said = list(texts(fresh))
+        assert said.count("True") == 2, "three answers of the chain, and the continued stream"
+        assert "['Bern', 'Oslo']" in said, "each tool ran once"
+        assert "(Order(drink='tea', cups=12), Order(drink='tea', cups=12))" in said
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
