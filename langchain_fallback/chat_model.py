@@ -209,6 +209,9 @@ class FallbackChatModel(BaseChatModel):
         ]
         return f"FallbackChatModel({', '.join([repr(names), *set_])})"
 
+    def __str__(self) -> str:
+        return repr(self)
+
     @classmethod
     def from_models(cls, models: Sequence[ModelLike] | ModelLike, **options: Any) -> Self:
         """A model over `models`, in order, in the names that users of `init_chat_model` write.
