@@ -389,6 +389,8 @@ def _said(system: str, turns: Sequence[Turn], question: str, results: Sequence[s
     if "my name" in question:
         names = re.findall(r"my name is (\w+)", " ".join(turn.text for turn in turns), re.IGNORECASE)
         return f"Your name is {names[-1]}." if names else "You have not told me."
+    if cities := [city for city in _CITIES if city in question]:
+        return f"I have not looked at {' or '.join(cities)}."
     about = [text for what, text in _ABOUT.items() if what in question.lower()]
     if about:
         return " ".join(about)
