@@ -14,8 +14,8 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from langchain_fallback._convert.messages import ORIGIN, SPOKEN, THOUGHTFUL, Family, to_langchain
-from shared_core.chat.request import ChatRequest, Message, Origin, Text, ToolResult
+from langchain_fallback._convert.messages import CITING, ORIGIN, SPOKEN, THOUGHTFUL, Family, to_langchain
+from shared_core.chat.request import ChatRequest, Message, Origin, Text, ToolCall, ToolResult
 from shared_core.history import (
     ANTHROPIC,
     COMPATIBLE,
@@ -47,8 +47,10 @@ class Dialect:
 
 # The integrations join results to the turns they belong to themselves: one message each keeps the caller's objects.
 _OPENAI = Dialect(OPENAI, "openai")
-_RESPONSES = Dialect(replace(OPENAI_RESPONSES, media=_VISIBLE, result_media=_VISIBLE, server_blocks=True), "responses")
-_ANTHROPIC = Dialect(replace(ANTHROPIC, results="each", server_blocks=True), "anthropic")
+_RESPONSES = Dialect(
+    replace(OPENAI_RESPONSES, media=_VISIBLE, result_media=_VISIBLE, server_blocks=True, citations=True), "responses"
+)
+_ANTHROPIC = Dialect(replace(ANTHROPIC, results="each", server_blocks=True, citations=True), "anthropic")
 _GOOGLE = Dialect(
     # It fetches what is given by URL, and says who was asked in the way of its vendor.
     replace(GOOGLE, results="each", server_blocks=True, urls=frozenset({"image", "file", "audio", "video"})),
@@ -216,15 +218,20 @@ class _Home:
         return at if isinstance(before, ToolResult) and before.is_error == result.is_error else None
 
     def _at_home(self, native: BaseMessage, message: Message) -> bool:
+        if self._family == "openai" and native.name != message.name:
+            return False
         if isinstance(native, AIMessage):
-            if native.additional_kwargs.get("refusal"):
+            if native.additional_kwargs.get("refusal") or native.response_metadata.keys() & CITING:
                 return False  # the integration would leave it there
             # Ours, and nothing in it was refused: the integration knows what to send of it.
-            ours = is_own(message.origin, self._origin) and _sends_back(native, self._family)
-            return ours or _is_bare(native, self._family)
+            if is_own(message.origin, self._origin):
+                return _sends_back(native, self._family)
+            return _is_bare(native, self._family) and _is_all(native, message)
         if type(native) not in (HumanMessage, SystemMessage, ToolMessage):
             return False
-        return native.additional_kwargs.keys() <= _KEPT.get(self._family, _NONE) and _is_plain(native, self._family)
+        if native.additional_kwargs.keys() - _KEPT.get(self._family, _NONE):
+            return False
+        return _is_plain(native, self._family) and _is_all(native, message)
 
 
 _NONE: frozenset[str] = frozenset()
@@ -239,10 +246,30 @@ def _sends_back(native: BaseMessage, family: Family | None) -> bool:
     """Whether the integration can send back what it made itself."""
     if isinstance(native.content, str):
         return True
-    kinds = {block.get("type") for block in native.content if isinstance(block, dict)}
+    kinds = {block.get("type") for block in _dicts(native)}
     if family == "openai":  # and not by the vendor's other API
         return kinds <= _COMPLETED
+    if family == "anthropic":  # one that was redacted stands among our own blocks as it does not among its
+        return not any(block.get("type") == "reasoning" and not _signed(block) for block in _dicts(native))
     return not (family == "google" and "server_tool_result" in kinds)
+
+
+def _dicts(native: BaseMessage) -> list[dict[str, Any]]:
+    return [block for block in native.content if isinstance(block, dict)]
+
+
+def _signed(block: Mapping[str, Any]) -> bool:
+    extras = block.get("extras")
+    return isinstance(extras, Mapping) and bool(extras.get("signature"))
+
+
+def _is_all(native: BaseMessage, message: Message) -> bool:
+    """Whether no block was left out: a blank one has no neutral form, and not every vendor takes it."""
+    if isinstance(native.content, str):
+        return True
+    first = message.parts[0] if message.parts else None
+    read = first.content if isinstance(first, ToolResult) else message.parts
+    return len(native.content) == sum(not isinstance(part, ToolCall) for part in read)
 
 
 def _is_bare(native: BaseMessage, family: Family | None) -> bool:

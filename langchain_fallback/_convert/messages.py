@@ -38,11 +38,12 @@ from shared_core.chat.request import (
     ToolResult,
 )
 from shared_core.errors import InvalidRequest
-from shared_core.history import citations, opaque_kind
+from shared_core.history import citations, opaque_kind, told
 
 __all__ = [
     "BLIND",
     "CALL_DATA",
+    "CITING",
     "GEMINI_SIGNATURES",
     "ORIGIN",
     "SPOKEN",
@@ -225,12 +226,13 @@ def _source(citation: Any) -> dict[str, Any] | None:
     return {k: v for k, v in found.items() if isinstance(v, str) and v} or None
 
 
-_CITING = frozenset({"citations", "grounding_metadata"})
+CITING = frozenset({"citations", "grounding_metadata"})
+"""In `response_metadata`: where sources stand that are not in the content."""
 
 
 def _sources(message: AIMessage) -> Reasoning | None:
     """What the answer cites, from its blocks and its metadata."""
-    if type(message.content) is str and not (message.response_metadata.keys() & _CITING):
+    if type(message.content) is str and not (message.response_metadata.keys() & CITING):
         return None
     found: list[Any] = []
     if isinstance(message.content, list):
@@ -546,7 +548,8 @@ def _opaque_block(part: Reasoning, family: Family | None) -> dict[str, Any] | No
     data = dict(part.data)
     kind = opaque_kind(data)
     if kind == "citations":
-        return None
+        (links,) = told(data) or (Text(""),)
+        return {"type": "text", "text": links.text} if isinstance(links, Text) and links.text else None
     if kind != "thought":
         if family == "google" and isinstance(extras := data.get("extras"), Mapping):
             # What its v1 blocks say of how code ended, langchain-google-genai cannot read back.
@@ -560,8 +563,11 @@ def _opaque_block(part: Reasoning, family: Family | None) -> dict[str, Any] | No
     signature = data.get("signature") or data.get("thought_signature")
     if family in ("anthropic", "google") and signature:
         return {"type": "thinking", "thinking": part.text or data.get("thinking") or "", "signature": signature}
-    if family == "anthropic" and "data" in data:
-        return {"type": "redacted_thinking", "data": data["data"]}
+    if data.get("type") == "redacted_thinking" or (family == "anthropic" and "data" in data):
+        redacted = {"type": "redacted_thinking", "data": data["data"]}
+        return redacted if family is not None else {"type": "non_standard", "value": redacted}
+    if family == "anthropic":
+        return None  # unsigned, it would be refused
     return {"type": "reasoning", "reasoning": part.text, "extras": data}
 
 
@@ -625,11 +631,16 @@ def to_langchain(
     return out
 
 
+_V1_ALONE = frozenset({"server_tool_call", "server_tool_result", "web_search_call", "web_search_result"})
+
+
 def _assistant_out(message: Message, origin: Origin | None, family: Family | None, *, marked: bool) -> AIMessage:
     own = origin is not None and message.origin is not None and message.origin.provider == origin.provider
     said: list[Part] = [
         p for p in message.parts if not isinstance(p, ToolCall) and (own or not isinstance(p, Reasoning))
     ]
+    if family == "anthropic" and any(isinstance(p, Reasoning) and p.data.get("type") in _V1_ALONE for p in said):
+        family = None  # its integration reads such blocks among others of their kind
     content = _content(said, family, marked=marked)
     metadata: dict[str, Any] = {}
     fields: dict[str, Any] = {}

@@ -6,7 +6,7 @@ Pure: no clock, no I/O, no vendor SDK. The rules per vendor are data (`HistoryRu
 from __future__ import annotations
 
 from shared_core.history.changes import Change, ChangeKind, summary
-from shared_core.history.opaque import CITATIONS, OpaqueKind, citations, opaque_kind
+from shared_core.history.opaque import CITATIONS, OpaqueKind, citations, opaque_kind, told
 from shared_core.history.prepare import UNDECLARED, is_own, prepare, with_stubs
 from shared_core.history.rules import (
     ANTHROPIC,
@@ -45,6 +45,7 @@ __all__ = [
     "opaque_kind",
     "prepare",
     "summary",
+    "told",
     "wire_name",
     "with_stubs",
 ]

@@ -180,9 +180,10 @@ def _rewritten(
             case Reasoning():
                 # Without its opaque block a thought cannot be proved to be the model's own, so it is not replayed.
                 kind = opaque_kind(part.data)
-                if replayed and part.data and (rules.server_blocks or kind == "thought"):
+                kept = kind == "thought" or (rules.citations if kind == "citations" else rules.server_blocks)
+                if replayed and part.data and kept:
                     parts.append(part)
-                elif part.data and not (ours and kind in ("thought", "citations")):
+                elif part.data and not (ours and kind == "thought"):
                     tail += _instead(index, part, rules, noted)
             case ToolCall():
                 if message.role != "assistant":
@@ -199,17 +200,17 @@ def _rewritten(
             case Text():
                 parts.append(part)
     parts += tail
-    kept = message.parts if _same(parts, message.parts) else tuple(parts)
+    whole = message.parts if _same(parts, message.parts) else tuple(parts)
     name = message.name
     if name is not None and not (rules.user_name_pattern and re.fullmatch(rules.user_name_pattern, name)):
         if message.role == "user" and name.strip():
-            kept = tuple(_prefixed(parts, f"{name}: "))
+            whole = tuple(_prefixed(parts, f"{name}: "))
         elif name.strip():
             noted.append(Change("name", index, name))
         name = None
-    if name == message.name and kept is message.parts:
+    if name == message.name and whole is message.parts:
         return message
-    return replace(message, parts=kept, name=name)
+    return replace(message, parts=whole, name=name)
 
 
 def _instead(index: int, block: Reasoning, rules: HistoryRules, noted: list[Change]) -> list[Part]:
@@ -413,13 +414,20 @@ def _system_placed(messages: list[Message], rules: HistoryRules, noted: list[Cha
     return [replace(first, role="user"), *rest]
 
 
+def _says(part: Part) -> bool:
+    """Whether a part is something said, not just thought."""
+    if isinstance(part, Reasoning):
+        return opaque_kind(part.data) == "picture"
+    return not isinstance(part, Text) or part.text != ""
+
+
 def _nonempty(message: Message, rules: HistoryRules) -> Message | None:
     """Without blank texts where the target refuses them; None for an assistant turn that says nothing at all."""
     parts = message.parts
     if not rules.empty_text and any(type(p) is Text and not p.text.strip() for p in parts):
         parts = tuple(p for p in parts if not isinstance(p, Text) or p.text.strip())
     if message.role == "assistant":
-        if all(isinstance(p, Reasoning) or (isinstance(p, Text) and not p.text) for p in parts):
+        if not any(_says(p) for p in parts):
             return None
     elif message.role == "user" and not parts:
         parts = (Text("" if rules.empty_text else EMPTY),)

@@ -85,7 +85,9 @@ class HistoryRules:
     reasoning_in: Literal["any turn", "tool loops"] = "any turn"
     """Which turns' thoughts are replayed: all, or those that call a tool or follow upon one that did."""
     server_blocks: bool = False
-    """Also replays what the vendor's server-side tools left (searches, code runs, sources), to the same origin."""
+    """Also replays what the vendor's server-side tools left (searches, code runs), to the same origin."""
+    citations: bool = False
+    """What is replayed holds the sources of an answer. Elsewhere they are told as links."""
     cache_hints: int = 0
     """How many `cache_hint`s are kept, the last ones."""
 

@@ -13,14 +13,15 @@ from langchain_core.messages import AIMessage, BaseMessage
 
 from shared_core.chat.request import ChatRequest
 from shared_core.errors import ErrorKind, ProviderError
-from shared_core.history import Change
+from shared_core.history import Change, prepare
 from tests.history import wires
 from tests.history.histories import PDF
 from tests.history.origins import PNG
+from tests.history.random_histories import NOTES
 from tests.history.targets import To, request_of
 
 MARK = re.compile("«[^»]*»")
-_PNG64, _PDF64 = base64.b64encode(PNG).decode().rstrip("="), base64.b64encode(PDF).decode().rstrip("=")
+_FILES = [base64.b64encode(data).decode().rstrip("=") for data in (PNG, PDF, NOTES)] + [NOTES.decode()]
 
 _EXPLAINS = {"orphan result", "older result", "failure notice"}
 """The changes that leave something out which a user, a tool or the model said aloud."""
@@ -40,7 +41,7 @@ def said(body: Any) -> str:
 
 
 def _given(message: BaseMessage) -> str:
-    """What stands in a message for a reader: its text, the arguments of its calls, what a refusal or a voice said."""
+    """What stands in a message for a reader: its text, the arguments of its calls, what a refusal said."""
     parts: list[Any] = [message.name, message.content if isinstance(message.content, str) else message.text]
     if isinstance(message, AIMessage):
         parts += [c["args"] for c in message.tool_calls] + [c["args"] for c in message.invalid_tool_calls]
@@ -51,69 +52,71 @@ def _given(message: BaseMessage) -> str:
     return json.dumps(parts, ensure_ascii=False, default=str)
 
 
-def _files(message: BaseMessage) -> int:
-    text = said(message.content)
-    return text.count(_PNG64) + text.count(_PDF64)
+def files_in(text: str) -> int:
+    """How often one of the files of these tests stands in `text`, as bytes or as the words that it holds."""
+    return sum(text.count(one) for one in _FILES)
 
 
-def check(history: Sequence[BaseMessage], to: To, *, typed: bool = True) -> dict[str, Any] | None:
+def check(history: Sequence[BaseMessage], to: To) -> dict[str, Any] | None:
     """The body for `history` at `to`, with everything checked that must hold; None where the target is incapable."""
     before = copy.deepcopy(list(history))
-    request = request_of(history)
+    body = look(history, request_of(history), to, typed=True, twice=True)
+    assert list(history) == before, "the caller's messages were changed"
+    return body
+
+
+def look(
+    history: Sequence[BaseMessage], request: ChatRequest, to: To, *, typed: bool, twice: bool
+) -> dict[str, Any] | None:
+    """The body for one conversation at one target: valid, whole, and the same whenever it is made."""
     changes: list[Change] = []
-    body: dict[str, Any] | None
     try:
         body = to.make(request, changes)
     except ProviderError as error:
         if error.kind is not ErrorKind.INCAPABLE:
             raise
-        body = None
-    assert list(history) == before, "the caller's messages were changed"
-    if body is None:
-        assert _has_files(history), "only a file makes a target incapable"
+        assert any(_has_files(m) for m in history), "only a file makes a target incapable"
         return None
     to.obeys(body)
     if typed and to.typed is not None:
         wires.typed(to.typed, body)
     _nothing_is_lost(history, body, changes, to)
-    again: list[Change] = []
-    assert said(to.make(request, again)) == said(body), "the same history gave another body"
-    assert again == changes
+    if twice:
+        again: list[Change] = []
+        assert said(to.make(request, again)) == said(body), "the same history gave another body"
+        assert again == changes
+    _idempotent(request, to)
     return body
 
 
-def _has_files(history: Sequence[BaseMessage]) -> bool:
-    return any(_files(m) or '"url"' in said(m.content) or "file_id" in said(m.content) for m in history)
+def _idempotent(request: ChatRequest, to: To) -> None:
+    """What has been translated for a target is not changed by translating it again."""
+    once = prepare(request.messages, origin=to.origin, rules=to.rules)
+    assert prepare(once, origin=to.origin, rules=to.rules) == once
+
+
+def _has_files(message: BaseMessage) -> bool:
+    return files_in(said(message.content)) > 0
 
 
 def _nothing_is_lost(history: Sequence[BaseMessage], body: Any, changes: Sequence[Change], to: To) -> None:
     """What anybody said is in the body, or a change of that very message says that it was left out."""
     text = said(body)
     explained = {change.message for change in changes if change.kind in _EXPLAINS}
-    unnamed = {change.message for change in changes if change.kind == "name"}
+    named = {change.message for change in changes if change.kind == "name"}
+    thought = {change.message for change in changes if change.kind == "reasoning"}
     files = 0
     for at, message in enumerate(history):
-        given = _given(message)
-        if at not in explained:
-            for mark in MARK.findall(given):
-                if "secret" in mark:  # a thought that a model of no vendor left in its text
-                    assert at in {c.message for c in changes if c.kind == "reasoning"}
-                    assert mark not in text, f"{mark} is a foreign thought"
-                    continue
+        if at in explained:
+            continue
+        for mark in MARK.findall(_given(message)):
+            if "secret" in mark:  # a thought that stands in the text, between tags
+                assert at in thought
+            else:
                 assert mark in text, f"{mark} of message {at} is lost at {to.name}; changes: {changes}"
-            files += _files(message)
-        if message.name and at not in explained | unnamed and message.type in ("human", "ai"):
-            assert message.name in text, f"the speaker {message.name!r} of message {at} is lost"
-    found = text.count(_PNG64) + text.count(_PDF64)
-    assert found >= files or to.name == "ChatOpenAI, Responses", f"{files} files were given, {found} arrive"
-
-
-def thoughts_in(body: Any) -> bool:
-    """Whether a thought of any vendor is shown."""
-    return "«secret»" in said(body)
-
-
-def whole(request: ChatRequest, to: To) -> tuple[dict[str, Any], list[Change]]:
-    """The body and what was changed on the way."""
-    changes: list[Change] = []
-    return to.make(request, changes), changes
+        files += files_in(said(message.content))
+        if message.name and at not in named and message.type in ("human", "ai"):
+            assert message.name in text or not message.text.strip(), f"who spoke in message {at} is lost"
+    # The Responses API knows a picture it has drawn by its id.
+    found = files_in(text) + text.count('"image_generation_call"')
+    assert found >= files, f"{files} files were given, {found} arrive"

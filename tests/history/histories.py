@@ -8,10 +8,7 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, ChatMessage, HumanMessage, SystemMessage, ToolMessage
 
-from tests.history.origins import PNG, Call, Said
-
-Turn = Callable[[Said], AIMessage]
-"""One assistant turn in a vendor's form."""
+from tests.history.origins import PNG, Call, Said, Turn
 
 PDF = b"%PDF-1.7 a document"
 _PNG64, _PDF64 = base64.b64encode(PNG).decode(), base64.b64encode(PDF).decode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -51,6 +51,9 @@ class Said:
     picture: bool = False
     refusal: bool = False
 
+
+Turn = Callable[[Said], AIMessage]
+"""One assistant turn in a vendor's form."""
 
 MODELS = {
     "openai": "gpt-5-mini-2025-08-07",
@@ -242,7 +245,7 @@ _OPAQUE: dict[str, dict[str, Any]] = {
 }
 
 
-def ours(vendor: str, origin: Origin) -> Any:
+def ours(vendor: str, origin: Origin) -> Turn:
     """How a `FallbackChatModel` leaves an answer of `vendor`, given by the target of `origin`."""
 
     def turn(said: Said) -> AIMessage:
@@ -261,7 +264,7 @@ def ours(vendor: str, origin: Origin) -> Any:
     return turn
 
 
-ORIGINS = {
+ORIGINS: dict[str, Turn] = {
     "openai": openai,
     "responses": responses,
     "anthropic": anthropic,
@@ -270,3 +273,24 @@ ORIGINS = {
     "deepseek": deepseek,
 }
 """Name of the vendor: how its integration leaves an answer."""
+
+_SCOPES = {
+    "openai": Origin("openai", "gpt-5-mini"),
+    "responses": Origin("openai", "gpt-5-mini"),
+    "anthropic": Origin("anthropic", "claude-sonnet-4-5"),
+    "google": Origin("google", "gemini-2.5-flash"),
+    "llamacpp": Origin("llamacpp", MODELS["llamacpp"]),
+    "deepseek": Origin("deepseek", "deepseek-reasoner"),
+}
+
+
+def _in_blocks(turn: Turn) -> Turn:
+    return lambda said: v1(turn(said))
+
+
+FORMS: dict[str, Turn] = {
+    **ORIGINS,
+    **{f"{name}, v1": _in_blocks(turn) for name, turn in ORIGINS.items() if name not in ("llamacpp", "deepseek")},
+    **{f"{name}, ours": ours(name, scope) for name, scope in _SCOPES.items() if name != "responses"},
+}
+"""How an assistant turn looks: as the vendor's own integration leaves it, in LangChain's v1 blocks, or as we do."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from langchain_core.messages import BaseMessage
 import shared_core
 from langchain_fallback import LangChainProvider
 from langchain_fallback._convert import FRAMEWORK, from_langchain
-from shared_core.chat.request import ChatRequest, Message, Native, Origin
-from shared_core.history import Change
+from langchain_fallback._convert.dialect import dialect_of
+from shared_core.chat.request import ChatRequest, Native, Origin
+from shared_core.history import ANTHROPIC, LLAMA_CPP, Change, HistoryRules
 from shared_core.providers import build
+from shared_core.providers.google import rules_of
 from shared_core.routing.target import Target
 from tests.history import wires
 from tests.history.origins import KEY, chat_anthropic, chat_openai
@@ -32,6 +34,7 @@ class To:
     make: Callable[[ChatRequest, list[Change]], dict[str, Any]]
     obeys: Callable[[wires.Body], None]
     origin: Origin
+    rules: HistoryRules
     typed: str | None = None
     """Whose SDK's types the body must fit besides."""
     vendor: str | None = None
@@ -54,7 +57,16 @@ def _native(spec: str, rules: Callable[[wires.Body], None], **more: Any) -> To:
         body: dict[str, Any] = provider(spec)._arguments(request, changes)
         return _plain_google(body) if "contents" in body else body
 
-    return To(spec, make, rules, provider(spec).origin, **more)
+    return To(spec, make, rules, provider(spec).origin, _rules_of(provider(spec)), **more)
+
+
+def _rules_of(made: Any) -> HistoryRules:
+    if made.name == "anthropic":
+        return ANTHROPIC
+    if made.name.startswith("google"):
+        return rules_of(made.model, made.capabilities, signatures=made.name == "google")
+    rules: HistoryRules = made._rules
+    return rules
 
 
 def _plain_google(call: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +92,7 @@ def _legacy_google() -> To:
         system = as_dict(call.system_instruction, **options) if call.system_instruction else None
         return {"system": system, "contents": contents}
 
-    return To(spec, make, wires.google, provider(spec).origin)
+    return To(spec, make, wires.google, provider(spec).origin, _rules_of(provider(spec)))
 
 
 def _local() -> To:
@@ -90,7 +102,8 @@ def _local() -> To:
         job = provider(spec)._job(request, provider(spec).model, changes)
         return {"messages": job["messages"]}
 
-    return To("llamacpp", make, wires.llamacpp, provider(spec).origin, text_only=True)
+    rules = replace(LLAMA_CPP, media=frozenset())
+    return To("llamacpp", make, wires.llamacpp, provider(spec).origin, rules, text_only=True)
 
 
 def _wrapped(name: str, model: Any, rules: Callable[[wires.Body], None], **more: Any) -> To:
@@ -104,7 +117,8 @@ def _wrapped(name: str, model: Any, rules: Callable[[wires.Body], None], **more:
         body: dict[str, Any] = inner._get_request_payload(messages, **kwargs)
         return body
 
-    return To(name, make, rules, wrapping.origin, **more)
+    responses = more.get("vendor") == "responses"
+    return To(name, make, rules, wrapping.origin, dialect_of(model, responses=responses).rules, **more)
 
 
 def _targets() -> dict[str, To]:
@@ -140,8 +154,3 @@ def _targets() -> dict[str, To]:
 
 
 TARGETS = _targets()
-
-
-def neutral_request(messages: Sequence[Message], **fields: Any) -> ChatRequest:
-    """A request from elsewhere: nothing of LangChain's rides along."""
-    return ChatRequest(tuple(messages), native=Native(FRAMEWORK, ()), **fields)
