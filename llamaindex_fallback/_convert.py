@@ -1,4 +1,4 @@
-"""LlamaIndex messages as a neutral `ChatRequest`, and neutral messages as LlamaIndex's. Nothing is ever mutated."""
+"""LlamaIndex's messages as neutral ones, and neutral messages as LlamaIndex's. Nothing is ever mutated."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import copy
 import json
 import mimetypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from io import IOBase
 from pathlib import Path
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import (
     AudioBlock,
+    CacheControl,
     CachePoint,
     ChatMessage,
     CitableBlock,
@@ -25,16 +25,15 @@ from llama_index.core.base.llms.types import (
     TextBlock,
     ThinkingBlock,
     ToolCallBlock,
+    VideoBlock,
 )
 from llama_index.core.llms.utils import parse_partial_json
 
 from shared_core.chat.request import (
     Audio,
-    ChatRequest,
     File,
     Image,
     Message,
-    Native,
     Origin,
     Part,
     Reasoning,
@@ -42,9 +41,8 @@ from shared_core.chat.request import (
     Text,
     ToolCall,
     ToolResult,
-    ToolSpec,
 )
-from shared_core.errors import InvalidRequest, UnknownOption, nearest
+from shared_core.errors import InvalidRequest
 
 FRAMEWORK: Final = "llamaindex"
 """The name under which LlamaIndex's own messages ride along in a request."""
@@ -63,78 +61,6 @@ _ROLES: Final[Mapping[MessageRole, Role]] = {
     MessageRole.FUNCTION: "tool",
 }
 
-_ALIASES: Final[Mapping[str, str]] = {"timeout": "timeout_s", "allow_parallel_tool_calls": "parallel_tool_calls"}
-_OURS: Final = frozenset({"messages", "streaming", "native", "continues"})
-CALL_OPTIONS: Final = frozenset(f.name for f in fields(ChatRequest)) - _OURS | {*_ALIASES, "tool_required"}
-"""Keywords of one call: the fields of `ChatRequest`, and LlamaIndex's own words for some of them."""
-
-
-# ── a call ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def to_request(messages: Sequence[ChatMessage], *, streaming: bool, **options: Any) -> ChatRequest:
-    """One call of LlamaIndex as one request in nobody's dialect. Options that are None are as if left out.
-
-    Raises:
-        UnknownOption: an option that no request has; the message names the nearest.
-        InvalidRequest: no messages, a block that cannot be told, a limit out of range.
-    """
-    given: dict[str, Any] = {}
-    for key, value in options.items():
-        if key not in CALL_OPTIONS:
-            raise UnknownOption(
-                f"no option {key!r} for a call. {nearest(key, CALL_OPTIONS)}\n"
-                f"hint: options of one vendor go through untouched as extra={{'openai': {{{key!r}: …}}}}"
-            )
-        if value is not None:
-            given[_ALIASES.get(key, key)] = value
-    required = given.pop("tool_required", False)
-    specs = tool_specs(given.pop("tools", ()))
-    choice = tool_choice(given.pop("tool_choice", None), specs) or ("any" if required and specs else None)
-    if not specs:
-        given.pop("parallel_tool_calls", None)
-    for key in ("stop", "tags"):
-        if key in given:
-            given[key] = (given[key],) if isinstance(given[key], str) else tuple(given[key])
-    theirs = tuple(messages)
-    return ChatRequest(
-        messages=to_messages(theirs),
-        tools=specs,
-        tool_choice=choice if specs else None,
-        streaming=streaming,
-        native=Native(FRAMEWORK, theirs) if theirs else None,  # an empty request is refused
-        **given,
-    )
-
-
-def tool_specs(tools: Iterable[Any]) -> tuple[ToolSpec, ...]:
-    """Tools as LlamaIndex hands them over: OpenAI-style dicts, `BaseTool`s, or `ToolSpec`s."""
-    specs: list[ToolSpec] = []
-    for tool in tools:
-        if isinstance(tool, ToolSpec):
-            specs.append(tool)
-            continue
-        spec = tool.metadata.to_openai_tool(skip_length_check=True) if hasattr(tool, "metadata") else tool
-        function = spec.get("function", spec) if isinstance(spec, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            raise InvalidRequest(f"a tool must be a BaseTool or an OpenAI-style function dict, not {tool!r}")
-        schema = function.get("parameters") or {"type": "object", "properties": {}}
-        specs.append(ToolSpec(function["name"], function.get("description") or "", schema, function.get("strict")))
-    return tuple(specs)
-
-
-def tool_choice(value: Any, specs: Sequence[ToolSpec]) -> str | None:
-    """OpenAI's and LlamaIndex's words for a forced choice, in ours: 'auto', 'any', 'none' or a tool's name."""
-    if isinstance(value, Mapping):
-        function = value.get("function")
-        value = peek(function, "name") or value.get("name") or value.get("type")
-    if value is None or (isinstance(value, str) and value in {spec.name for spec in specs}):
-        return value
-    if not isinstance(value, str):
-        raise InvalidRequest(f"tool_choice must be 'auto', 'any', 'none' or the name of a tool, not {value!r}")
-    return "any" if value == "required" else value
-
-
 # ── messages, theirs to ours ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -144,11 +70,14 @@ def to_messages(messages: Sequence[ChatMessage]) -> tuple[Message, ...]:
 
 
 def _to_message(message: ChatMessage) -> Message:
-    role = _ROLES[MessageRole(message.role)]
+    role = _ROLES[message.role]
     kwargs = message.additional_kwargs
+    blocks = message.blocks
+    if len(blocks) == 1 and type(block := blocks[0]) is TextBlock and not kwargs and role != "tool":
+        return Message(role, (Text(block.text),) if block.text else ())  # what most messages are
     hint = "cache_control" in kwargs or any(isinstance(block, CachePoint) for block in message.blocks)
     name = kwargs.get("name") if isinstance(kwargs.get("name"), str) else None
-    parts = tuple(part for block in message.blocks for part in _parts(block))
+    parts = tuple(part for block in message.blocks for part in parts_of(block))
     if role == "tool":
         result = ToolResult(str(kwargs.get("tool_call_id") or ""), parts, name, kwargs.get("is_error") is True)
         return Message("tool", (result,), cache_hint=hint)
@@ -185,7 +114,12 @@ def _with_opaque(part: Part, opaque: Mapping[str, Any]) -> Part:
     return part
 
 
-def _parts(block: ContentBlock) -> Iterator[Part]:
+def parts_of(block: ContentBlock) -> Iterator[Part]:
+    """What one block says. Bytes are decoded and files are read here; nothing is fetched.
+
+    Raises:
+        InvalidRequest: a block without content, a file that cannot be read, a kind that nobody knows.
+    """
     match block:
         case TextBlock():
             if block.text:
@@ -196,6 +130,9 @@ def _parts(block: ContentBlock) -> Iterator[Part]:
         case AudioBlock():
             data, url = _content(block.audio, block.path, block.url)
             yield Audio(data, url, media_type=mimetypes.guess_type(f"x.{block.format}")[0] if block.format else None)
+        case VideoBlock():
+            data, url = _content(block.video, block.path, block.url)
+            yield File(data, url, media_type=block.video_mimetype or "video/mp4")
         case DocumentBlock():
             data, url = _content(block.data, block.path, block.url)
             kind = block.document_mimetype
@@ -210,9 +147,9 @@ def _parts(block: ContentBlock) -> Iterator[Part]:
         case CitableBlock():
             yield Text(f"{block.title} ({block.source})")
             for inner in block.content:
-                yield from _parts(inner)
+                yield from parts_of(inner)
         case CitationBlock():
-            yield from _parts(block.cited_content)
+            yield from parts_of(block.cited_content)
         case CachePoint():
             return
         case _:
@@ -236,7 +173,7 @@ def _content(data: Any, path: Any, url: Any) -> tuple[bytes | None, str | None]:
             raise InvalidRequest(f"cannot read {path}: {error.strerror}") from error
     if url:
         return None, str(url)
-    raise InvalidRequest("an image, audio or document block needs its data, a path or a url")
+    raise InvalidRequest("an image, audio, video or document block needs its data, a path or a url")
 
 
 def arguments_text(arguments: Any) -> str:
@@ -300,14 +237,18 @@ def _from_message(message: Message) -> Iterator[ChatMessage]:
             yield ChatMessage(role=MessageRole.TOOL, blocks=_blocks(part.content), additional_kwargs=kwargs)
     if said or not message.parts:
         kwargs = {"name": message.name} if message.name else {}
-        yield ChatMessage(role=MessageRole(message.role), blocks=_blocks(said), additional_kwargs=kwargs)
+        blocks = _blocks(said)
+        if message.cache_hint:
+            blocks.append(CachePoint(cache_control=CacheControl(type="ephemeral")))
+        yield ChatMessage(role=MessageRole(message.role), blocks=blocks, additional_kwargs=kwargs)
 
 
 def _blocks(parts: Iterable[Part]) -> list[ContentBlock]:
-    return [block for block in map(_block, parts) if block is not None]
+    return [block for block in map(block_of, parts) if block is not None]
 
 
-def _block(part: Part) -> ContentBlock | None:
+def block_of(part: Part) -> ContentBlock | None:
+    """One part as LlamaIndex's block, fresh; None for a tool's result, which is a message of its own."""
     match part:
         case Text():
             return TextBlock(text=part.text)
@@ -316,13 +257,13 @@ def _block(part: Part) -> ContentBlock | None:
         case Audio():
             kind = (part.media_type or "audio/wav").partition("/")[2]
             return AudioBlock(audio=part.data, url=part.url, format={"mpeg": "mp3", "x-wav": "wav"}.get(kind, kind))
+        case File() if (part.media_type or "").startswith("video/"):
+            return VideoBlock(video=part.data, url=part.url, video_mimetype=part.media_type)
         case File():
             return DocumentBlock(data=part.data, url=part.url, document_mimetype=part.media_type, title=part.name)
         case Reasoning():
             return ThinkingBlock(content=part.text or None, additional_information=copy.deepcopy(dict(part.data)))
         case ToolCall():
-            return ToolCallBlock(
-                tool_call_id=part.id, tool_name=part.name, tool_kwargs=arguments_dict(part.arguments)
-            )
+            return ToolCallBlock(tool_call_id=part.id, tool_name=part.name, tool_kwargs=arguments_dict(part.arguments))
         case ToolResult():
             return None  # a message of its own

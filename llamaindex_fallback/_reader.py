@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import ChatResponse, TextBlock, ThinkingBlock, ToolCallBlock
+from pydantic import BaseModel
 
 from llamaindex_fallback._convert import arguments_text, legacy_calls, peek
 from shared_core.chat.events import (
@@ -49,9 +50,17 @@ class Reader:
     finish reason, a stream without one is broken.
     """
 
-    def __init__(self, tool_names: Mapping[str, str]) -> None:
-        """`tool_names` gives the request's names for the names on the wire."""
+    __slots__ = (
+        "_answer_tool", "_calls", "_id", "_last", "_model", "_names", "_reason", "_tells", "_text", "_thought", "_usage"
+    )  # fmt: skip
+
+    def __init__(self, tool_names: Mapping[str, str], answer_tool: str | None = None) -> None:
+        """`tool_names` gives the request's names for the names on the wire.
+
+        A call of `answer_tool` is no call: its arguments are the text of the answer, which was asked for in a schema.
+        """
         self._names = tool_names
+        self._answer_tool = answer_tool
         self._last: ChatResponse | None = None
         self._text = ""
         self._thought = ""
@@ -68,36 +77,42 @@ class Reader:
         self._tells = False  # it arrived whole, whatever its raw answer says
         yield Started(self._id, self._model)
         for block in response.message.blocks:
-            match block:
-                case ThinkingBlock():
-                    yield ReasoningDelta(block.content or "", dict(block.additional_information))
-                case TextBlock() if block.text:
-                    yield TextDelta(block.text)
-                case _:
-                    continue
+            if isinstance(block, ThinkingBlock):
+                yield ReasoningDelta(block.content or "", dict(block.additional_information))
+            elif isinstance(block, TextBlock) and block.text:
+                yield TextDelta(block.text)
         yield from self._ended()
 
-    def feed(self, response: ChatResponse) -> Iterator[ChatEvent]:
+    def feed(self, response: ChatResponse) -> Collection[ChatEvent]:
         """The next response of a stream."""
         first = self._last is None
         self._facts(response)
-        if first:
-            yield Started(self._id, self._model)
-        thought = self._new_thought(response)
-        if thought:
-            self._thought += thought
-            yield ReasoningDelta(thought)
+        events: list[ChatEvent] = [Started(self._id, self._model)] if first else []
+        message = response.message
+        blocks = message.blocks
+        plain = not blocks or (len(blocks) == 1 and type(blocks[0]) is TextBlock)
+        if response.additional_kwargs or not plain:
+            thought = self._new_thought(response)
+            if thought:
+                self._thought += thought
+                events.append(ReasoningDelta(thought))
         text = response.delta
         if text is None:
-            content = response.message.content or ""
+            content = message.content or ""
             text = content.removeprefix(self._text) if content.startswith(self._text) else ""
         if text:
             self._text += text
-            yield TextDelta(text)
-        calls = list(_calls_of(response))
-        if calls != self._calls:
-            self._calls = calls
-            yield ToolCallDelta(len(calls) - 1)  # a sign of life; the arguments follow whole
+            events.append(TextDelta(text))
+        if message.additional_kwargs or not plain:
+            calls = list(_calls_of(response))
+            if calls != self._calls:
+                self._calls = calls
+                events.append(self._sign_of_life(len(calls) - 1))
+        return events
+
+    def _sign_of_life(self, index: int) -> ChatEvent:
+        """A call grows; its arguments follow whole."""
+        return ToolCallDelta(index) if self._answer_tool is None else ReasoningDelta()
 
     def finish(self) -> Iterator[ChatEvent]:
         """The stream has ended.
@@ -116,14 +131,19 @@ class Reader:
         assert self._last is not None  # both callers have fed at least one response
         if self._tells and self._reason is None:
             raise ProviderError.of(ErrorKind.STREAM_CUT, "the stream ended without a finish reason")
-        calls = list(_calls_of(self._last))
-        for index, (id_, name, arguments) in enumerate(calls):
+        index = 0
+        for id_, name, arguments in _calls_of(self._last):
+            if name == self._answer_tool:
+                yield TextDelta(arguments)  # checked like any other text in a schema, if somebody wants it checked
+                continue
             _check(name, arguments)
             yield ToolCallDelta(index, id_ or None, self._names.get(name, name), arguments)
-        word = (self._reason or "stop").lower()
-        reason = _REASONS.get(word, "other")
-        if calls and reason == "stop":
+            index += 1
+        reason = _REASONS.get((self._reason or "stop").lower(), "other")
+        if index and reason == "stop":
             reason = "tool_calls"
+        elif not index and reason == "tool_calls":
+            reason = "stop"
         yield Finished(reason, self._reason, self._usage, self._id, self._model, native=self._last)
 
     def _new_thought(self, response: ChatResponse) -> str:
@@ -135,16 +155,16 @@ class Reader:
     def _facts(self, response: ChatResponse) -> None:
         self._last = response
         raw = response.raw
-        reason, told = _finish_reason(raw)
-        self._reason = reason or self._reason
-        self._tells = self._tells or told
-        self._usage = _merged(self._usage, usage_of(response))
-        for key in ("id", "response_id"):
-            if self._id is None and isinstance(value := peek(raw, key), str):
+        if raw is not None:
+            reason, told = _finish_reason(raw)
+            self._reason = reason or self._reason
+            self._tells = self._tells or told
+            if self._id is None and isinstance(value := _get(raw, "id") or _get(raw, "response_id"), str):
                 self._id = value
-        for key in ("model", "model_version"):
-            if self._model is None and isinstance(value := peek(raw, key), str):
+            if self._model is None and isinstance(value := _get(raw, "model") or _get(raw, "model_version"), str):
                 self._model = value
+        if (raw is not None or response.additional_kwargs) and (usage := usage_of(response)) is not None:
+            self._usage = usage if self._usage is None else _larger(self._usage, usage)
 
 
 def _calls_of(response: ChatResponse) -> Iterator[tuple[str, str, str]]:
@@ -167,38 +187,74 @@ def _check(name: str, arguments: str) -> None:
         raise ProviderError.of(ErrorKind.MALFORMED, f"tool call {name!r} has arguments that are not a JSON object")
 
 
+# ── what a vendor's own chunk tells ──────────────────────────────────────────────────────────────────────────────────
+
+_fields_of: dict[type, frozenset[str] | None] = {}
+
+
+def _has(thing: Any, key: str) -> bool:
+    if isinstance(thing, Mapping):
+        return key in thing
+    known = _known(type(thing))
+    return hasattr(thing, key) if known is None else key in known
+
+
+def _get(thing: Any, key: str) -> Any:
+    """`thing[key]` of a mapping, `thing.key` of an object, None where there is neither.
+
+    SDKs' objects are asked for their own fields alone: pydantic takes longer to say that it has not got something than
+    all the rest of a chunk does.
+    """
+    kind = type(thing)
+    if kind is dict:
+        return thing.get(key)
+    known = _fields_of[kind] if kind in _fields_of else _known(kind)
+    if known is not None:
+        return getattr(thing, key, None) if key in known else None
+    return thing.get(key) if isinstance(thing, Mapping) else getattr(thing, key, None)
+
+
+def _known(kind: type) -> frozenset[str] | None:
+    """The fields of an SDK's class; None where an instance may have any."""
+    if kind not in _fields_of:
+        _fields_of[kind] = frozenset(kind.model_fields) if issubclass(kind, BaseModel) else None
+    return _fields_of[kind]
+
+
 def _finish_reason(raw: Any) -> tuple[str | None, bool]:
     """The vendor's word for the end, and whether `raw` has a place for one, over OpenAI's, Anthropic's and Google's."""
-    places = [raw, peek(raw, "delta"), peek(raw, "message")]
+    places = [raw]
     for key in ("choices", "candidates"):
-        choices = peek(raw, key)
+        choices = _get(raw, key)
         if isinstance(choices, (list, tuple)):
             if not choices and key == "choices":
                 return None, True  # OpenAI's last chunk, with the usage
             places += choices[:1]
+    for key in ("delta", "message"):
+        if (inner := _get(raw, key)) is not None:
+            places.append(inner)
     told = False
     for place in places:
         for key in _REASON_KEYS:
-            present = key in place if isinstance(place, Mapping) else hasattr(place, key)
-            told = told or present
-            value = peek(place, key) if present else None
-            if value is not None:
-                return str(getattr(value, "value", value)), True
+            if _has(place, key):
+                told = True
+                if (value := _get(place, key)) is not None:
+                    return str(getattr(value, "value", value)), True
     return None, told
 
 
-def _merged(a: Usage | None, b: Usage | None) -> Usage | None:
+def _larger(a: Usage, b: Usage) -> Usage:
     """Anthropic tells the input first and the output last; everybody's figures only grow."""
-    if a is None or b is None:
-        return a or b
     return Usage(*(max(getattr(a, f.name), getattr(b, f.name)) for f in fields(Usage)))
 
 
 def usage_of(response: ChatResponse) -> Usage | None:
     """The tokens an integration reports, wherever it keeps them; None when it reports none."""
     raw = response.raw
-    places = (peek(raw, "usage"), peek(raw, "usage_metadata"), peek(peek(raw, "message"), "usage"))
-    told = next(filter(None, places), response.additional_kwargs)
+    told = _get(raw, "usage") or _get(raw, "usage_metadata") or _get(_get(raw, "message"), "usage")
+    told = told or response.additional_kwargs
+    if not told:
+        return None
 
     def number(*keys: str) -> int:
         return next((value for key in keys if isinstance(value := peek(told, key), int)), 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -19,26 +19,39 @@ from llama_index.core.base.llms.types import (
 )
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
+from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.types import PydanticProgramMode
+from llama_index_instrumentation import get_dispatcher
 
-from llamaindex_fallback._answer import Chunks, chat_response, completion_response, first_call_only
-from llamaindex_fallback._convert import arguments_dict, legacy_calls, to_request
+from llamaindex_fallback import _mould as mould
+from llamaindex_fallback._answer import Chunks, chat_response, completion_response
+from llamaindex_fallback._convert import arguments_dict, legacy_calls
 from llamaindex_fallback._models import dump_target, load_model, pickled, targets_of
+from llamaindex_fallback._request import CheckedTools, openai_tool, to_request, tool_choice
 from llamaindex_fallback._state import plain_options
-from shared_core.chat.request import ChatRequest, Origin
-from shared_core.errors import ConfigurationError, UnknownOption, nearest
+from llamaindex_fallback.errors import as_llamaindex
+from llamaindex_fallback.structured import CalledCheck, Shape, way_for
+from shared_core.chat.events import Answer
+from shared_core.chat.request import ChatRequest
+from shared_core.errors import AllTargetsFailed, ConfigurationError, UnknownOption, nearest
 from shared_core.router import Router, router_options
+from shared_core.routing.capabilities import Capabilities
 
 if TYPE_CHECKING:
-    from llama_index.core.prompts import PromptTemplate
+    from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
     from llama_index.core.tools.types import BaseTool
     from llama_index.core.types import Model
 
 __all__ = ["FallbackLLM"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_dispatcher = get_dispatcher(__name__)
+_SHAPED_HERE = frozenset({PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION, PydanticProgramMode.LLM})
+"""The modes of `pydantic_program_mode` that need no further package of LlamaIndex's."""
 
 
 def _chat_face(method: F) -> F:
@@ -65,6 +78,8 @@ class FallbackLLM(FunctionCallingLLM):
         router: a `Router` that is shared with others, in place of `models` and its options.
         temperature: 0 to 2; None leaves it to each target. So for max_tokens (>= 1).
         timeout: seconds for a whole logical call, all targets together; None leaves it to the router.
+        metadata_of: 'all' tells LlamaIndex what every enabled target can do, 'best' what the most capable one can: then
+            the others are passed over for what they cannot.
         context_window, num_output: tokens that `metadata` tells LlamaIndex, in place of the smallest of all targets.
         **options: every keyword of `Router` (strategy, retry, timeouts, breaker, …) and of LlamaIndex's `LLM`
             (system_prompt, callback_manager, output_parser, …).
@@ -77,12 +92,14 @@ class FallbackLLM(FunctionCallingLLM):
     temperature: float | None = Field(default=None, ge=0.0, le=2.0, description="Sampling temperature.")
     max_tokens: int | None = Field(default=None, ge=1, description="Longest answer, in tokens.")
     timeout: float | None = Field(default=None, gt=0, description="Seconds for one logical call.")
+    metadata_of: Literal["all", "best"] = Field(default="all", description="Whose abilities `metadata` tells.")
     context_window: int | None = Field(default=None, ge=1, description="Tokens; in place of the targets' smallest.")
     num_output: int | None = Field(default=None, ge=1, description="Tokens; in place of the targets' smallest.")
 
     _router: Router = PrivateAttr()
     _shared: bool = PrivateAttr(default=False)
     _options: dict[str, Any] = PrivateAttr(default_factory=dict)
+    _facts: tuple[Any, dict[str, Any]] = PrivateAttr(default=(None, {}))
 
     def __init__(self, models: Any = None, *, router: Router | None = None, **options: Any) -> None:
         theirs = {key: options.pop(key) for key in list(options) if key in type(self).model_fields}
@@ -123,46 +140,65 @@ class FallbackLLM(FunctionCallingLLM):
         `num_output` is what prompts leave free for the answer, so it is never more than a quarter of the window; -1,
         LlamaIndex's word for unknown, when no target and no `max_tokens` says.
         """
-        able = self._router.capabilities()
+        return LLMMetadata(**self._known())
+
+    def _known(self) -> dict[str, Any]:
+        """The fields of `metadata`. Events ask for them with every call, so they are kept until anything changes."""
+        router = self._router
+        each = [
+            target.capabilities or provider.capabilities
+            for target, provider in zip(router.targets, router.providers, strict=True)
+            if target.enabled
+        ]
+        key = (each, self.metadata_of, self.context_window, self.num_output, self.max_tokens)
+        kept, facts = self._facts
+        if kept != key:
+            facts = self._told_of(router.capabilities(self.metadata_of))
+            self._facts = key, facts
+        return facts
+
+    def _told_of(self, able: Capabilities) -> dict[str, Any]:
         window = self.context_window or able.context_window or DEFAULT_CONTEXT_WINDOW
         output = self.num_output or self.max_tokens
         if output is None:
             output = -1 if able.max_output is None else max(1, min(able.max_output, window // 4))
-        return LLMMetadata(
-            context_window=window,
-            num_output=output,
-            is_chat_model=True,
-            is_function_calling_model=able.tools,
-            model_name=" > ".join(target.name for target in self._router.targets if target.enabled),
-            system_role=MessageRole.SYSTEM,
-        )
+        return {
+            "context_window": window,
+            "num_output": output,
+            "is_chat_model": True,
+            "is_function_calling_model": able.tools,
+            "model_name": " > ".join(target.name for target in self._router.targets if target.enabled),
+            "system_role": MessageRole.SYSTEM,
+        }
 
     def to_payload(self) -> dict[str, Any]:
         """What LlamaIndex's events tell about this LLM: no secrets. The model that served is in the response."""
-        facts = self.metadata
+        facts = self._known()
         return {
             "class_name": self.class_name(),
-            "model": facts.model_name,
+            "model": facts["model_name"],
             "temperature": self.temperature,
             "max_tokens": self.max_tokens,
-            **facts.model_dump(),
+            **facts,
         }
 
     # ── the eight faces ──────────────────────────────────────────────────────────────────────────────────────────────
 
     @_chat_face
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """A whole answer. Keywords are those of a request: temperature, max_tokens, stop, tools, chain, timeout, …
+        """A whole answer. Keywords are those of a request: temperature, max_tokens, stop, tools, chain, timeout, …, and
+        `response_format`: a pydantic class, or a schema in OpenAI's form.
 
         Raises:
             AllTargetsFailed, DeadlineExceeded, InvalidRequest, UnknownOption: see `shared_core.errors`.
+            StructuredOutputFailed: an `AllTargetsFailed`; what was answered was not what was asked for.
         """
-        return self._whole(self._router.invoke(self._request(messages, kwargs)))
+        return chat_response(self._asked(messages, kwargs))
 
     @_chat_face
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat`, async."""
-        return self._whole(await self._router.ainvoke(self._request(messages, kwargs)))
+        return chat_response(await self._aasked(messages, kwargs))
 
     @_chat_face
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
@@ -181,14 +217,13 @@ class FallbackLLM(FunctionCallingLLM):
     @_completion_face
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """A whole answer to one user message."""
-        messages = self._prompted(prompt, formatted=formatted)
-        return completion_response(self._whole(self._router.invoke(self._request(messages, kwargs))))
+        return completion_response(chat_response(self._asked(self._prompted(prompt, formatted=formatted), kwargs)))
 
     @_completion_face
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete`, async."""
-        messages = self._prompted(prompt, formatted=formatted)
-        return completion_response(self._whole(await self._router.ainvoke(self._request(messages, kwargs))))
+        answer = await self._aasked(self._prompted(prompt, formatted=formatted), kwargs)
+        return completion_response(chat_response(answer))
 
     @_completion_face
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
@@ -207,37 +242,46 @@ class FallbackLLM(FunctionCallingLLM):
     def _prompted(self, prompt: str, *, formatted: bool) -> list[ChatMessage]:
         if not formatted and self.completion_to_prompt is not None:
             prompt = self.completion_to_prompt(prompt)
-        return [ChatMessage(role=MessageRole.USER, content=prompt)]
+        return [mould.message(MessageRole.USER, [mould.text_block(prompt)], {})]
 
     def _request(
         self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any], *, streaming: bool = False
     ) -> ChatRequest:
-        defaults = {"temperature": self.temperature, "max_tokens": self.max_tokens, "timeout": self.timeout}
-        given = {key: value for key, value in kwargs.items() if value is not None}
-        return to_request(messages, streaming=streaming, **{**defaults, **given})
+        options = {"temperature": self.temperature, "max_tokens": self.max_tokens, "timeout": self.timeout}
+        options |= {key: value for key, value in kwargs.items() if value is not None}
+        return to_request(messages, streaming=streaming, **options)
 
-    def _whole(self, answer: Any) -> ChatResponse:
-        return chat_response(answer, self._origin_of)
+    def _asked(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Answer:
+        try:
+            return self._router.invoke(self._request(messages, kwargs))
+        except AllTargetsFailed as error:
+            raise as_llamaindex(error)  # noqa: B904  # it is the error itself, with its cause, or takes its place
+
+    async def _aasked(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Answer:
+        try:
+            return await self._router.ainvoke(self._request(messages, kwargs))
+        except AllTargetsFailed as error:
+            raise as_llamaindex(error)  # noqa: B904  # as above
 
     def _streamed(self, request: ChatRequest) -> ChatResponseGen:
-        chunks = Chunks(self._origin_of)
-        with self._router.stream(request) as events:
-            for event in events:
-                if (response := chunks.feed(event)) is not None:
-                    yield response
+        feed = Chunks().feed
+        try:
+            with self._router.stream(request) as events:
+                for event in events:
+                    if (response := feed(event)) is not None:
+                        yield response
+        except AllTargetsFailed as error:
+            raise as_llamaindex(error)  # noqa: B904  # as above
 
     async def _astreamed(self, request: ChatRequest) -> ChatResponseAsyncGen:
-        chunks = Chunks(self._origin_of)
-        async with self._router.astream(request) as events:
-            async for event in events:
-                if (response := chunks.feed(event)) is not None:
-                    yield response
-
-    def _origin_of(self, name: str) -> Origin | None:
-        for target, provider in zip(self._router.targets, self._router.providers, strict=True):
-            if target.name == name:
-                return provider.origin
-        return None
+        feed = Chunks().feed
+        try:
+            async with self._router.astream(request) as events:
+                async for event in events:
+                    if (response := feed(event)) is not None:
+                        yield response
+        except AllTargetsFailed as error:
+            raise as_llamaindex(error)  # noqa: B904  # as above
 
     # ── tools ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -259,17 +303,12 @@ class FallbackLLM(FunctionCallingLLM):
             messages.append(said)
         prepared: dict[str, Any] = {"messages": messages, **kwargs}
         if tools:
-            prepared["tools"] = [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
+            choice = tool_choice or ("any" if tool_required else None)
+            prepared["tools"] = CheckedTools(map(openai_tool, tools), _check_of(tools, choice))
             prepared["parallel_tool_calls"] = allow_parallel_tool_calls
-            if choice := tool_choice or ("any" if tool_required else None):
+            if choice:
                 prepared["tool_choice"] = choice
         return prepared
-
-    def _validate_chat_with_tools_response(
-        self, response: ChatResponse, tools: Sequence[BaseTool], allow_parallel_tool_calls: bool = False, **kwargs: Any
-    ) -> ChatResponse:
-        """One call alone where one at a time was asked for: not every vendor can be told so."""
-        return response if allow_parallel_tool_calls else first_call_only(response)
 
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
@@ -290,6 +329,50 @@ class FallbackLLM(FunctionCallingLLM):
             raise ValueError("Expected at least one tool call, but got 0 tool calls.")
         return found
 
+    # ── structured ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """An object of `output_cls`: in the JSON schema of whoever answers, else by a forced tool call, else in words.
+
+        An answer that does not validate is shown its mistake once; then the next target is asked. `llm_kwargs` are
+        keywords of `chat`.
+
+        Raises:
+            StructuredOutputFailed: nobody's answer validated; a `ValueError` too.
+            AllTargetsFailed, DeadlineExceeded: nobody answered.
+        """
+        if self.pydantic_program_mode not in _SHAPED_HERE:
+            found: Model = super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+            return found
+        self._begin_shaping(output_cls, prompt, prompt_args)
+        shape, messages, kwargs = self._shaped(output_cls, prompt, llm_kwargs, prompt_args)
+        found = shape.parsed(self.chat(messages, **kwargs))
+        _dispatcher.event(LLMStructuredPredictEndEvent(output=found))
+        return found
+
+    async def astructured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: PromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """`structured_predict`, async."""
+        if self.pydantic_program_mode not in _SHAPED_HERE:
+            found: Model = await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
+            return found
+        self._begin_shaping(output_cls, prompt, prompt_args)
+        shape, messages, kwargs = self._shaped(output_cls, prompt, llm_kwargs, prompt_args)
+        found = shape.parsed(await self.achat(messages, **kwargs))
+        _dispatcher.event(LLMStructuredPredictEndEvent(output=found))
+        return found
+
     def _structured_stream_call(
         self,
         output_cls: type[Model],
@@ -297,11 +380,17 @@ class FallbackLLM(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> Generator[Any, None, None]:
-        """LlamaIndex's own, but with a forced choice: left to 'auto', a model may answer in words and fill nothing."""
-        objects: Generator[Any, None, None] = self._program(output_cls, prompt).stream_call(
-            llm_kwargs=llm_kwargs, **prompt_args
-        )
-        return objects
+        """The growing object. Nothing is shown before the answer has passed: unless `llm_kwargs` say `validate=False`,
+        the object grows only then.
+        """
+        if self.pydantic_program_mode not in _SHAPED_HERE:
+            yield from super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
+            return
+        shape, messages, kwargs = self._shaped(output_cls, prompt, llm_kwargs, prompt_args)
+        grown = shape.grown(checked=kwargs.get("validate") is not False)
+        for response in self.stream_chat(messages, **kwargs):
+            yield from grown.feed(response)
+        yield from grown.finish()
 
     async def _structured_astream_call(
         self,
@@ -310,19 +399,42 @@ class FallbackLLM(FunctionCallingLLM):
         llm_kwargs: dict[str, Any] | None = None,
         **prompt_args: Any,
     ) -> AsyncGenerator[Any, None]:
-        objects: AsyncGenerator[Any, None] = await self._program(output_cls, prompt).astream_call(
-            llm_kwargs=llm_kwargs, **prompt_args
+        if self.pydantic_program_mode not in _SHAPED_HERE:
+            theirs: AsyncGenerator[Any, None] = await super()._structured_astream_call(
+                output_cls, prompt, llm_kwargs, **prompt_args
+            )
+            return theirs
+        shape, messages, kwargs = self._shaped(output_cls, prompt, llm_kwargs, prompt_args)
+        grown = shape.grown(checked=kwargs.get("validate") is not False)
+
+        async def objects() -> AsyncGenerator[Any, None]:
+            async for response in await self.astream_chat(messages, **kwargs):
+                for one in grown.feed(response):
+                    yield one
+            for one in grown.finish():
+                yield one
+
+        return objects()
+
+    def _shaped(
+        self,
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        llm_kwargs: Mapping[str, Any] | None,
+        prompt_args: Mapping[str, Any],
+    ) -> tuple[Shape[Model], Sequence[ChatMessage], dict[str, Any]]:
+        """What to ask for and how to read it, the conversation, and the keywords of the chat call."""
+        able = self._router.capabilities()
+        shape = Shape(output_cls, way_for(able, self.pydantic_program_mode), able)
+        messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
+        asked, wanted = shape.asked(messages)
+        return shape, asked, {k: v for k, v in (llm_kwargs or {}).items() if k not in _CHOSEN_HERE} | wanted
+
+    @staticmethod
+    def _begin_shaping(output_cls: type[Model], prompt: Any, prompt_args: dict[str, Any]) -> None:
+        _dispatcher.event(
+            LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
         )
-        return objects
-
-    def _program(self, output_cls: type[Model], prompt: PromptTemplate) -> Any:
-        from llama_index.core.program.function_program import FunctionCallingProgram
-        from llama_index.core.program.utils import get_program_for_llm
-
-        program = get_program_for_llm(output_cls, prompt, self, pydantic_program_mode=self.pydantic_program_mode)
-        if isinstance(program, FunctionCallingProgram):
-            return FunctionCallingProgram.from_defaults(output_cls, prompt=prompt, llm=self, tool_choice="any")
-        return program
 
     # ── as data ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -377,6 +489,17 @@ class FallbackLLM(FunctionCallingLLM):
         return f"FallbackLLM([{names}]{options})"
 
     __str__ = __repr__
+
+
+_CHOSEN_HERE = frozenset({"tools", "tool_choice", "tool_required", "allow_parallel_tool_calls", "parallel_tool_calls"})
+"""What LlamaIndex's own programs, too, decide for themselves."""
+
+
+def _check_of(tools: Sequence[BaseTool], choice: Any) -> CalledCheck | None:
+    """What an answer must pass where a tool call is forced: not every vendor's model obeys."""
+    if tool_choice(choice, ()) in (None, "auto", "none"):
+        return None
+    return CalledCheck({str(tool.metadata.name): tool.metadata.fn_schema for tool in tools})
 
 
 def _revived(cls: type[FallbackLLM], models: Sequence[Any], options: Mapping[str, Any]) -> FallbackLLM:

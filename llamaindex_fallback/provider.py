@@ -5,29 +5,60 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import gc
 import inspect
+import logging
 import re
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import Any, Final, Literal
+from dataclasses import replace
+from typing import Any, Final
 
-from llama_index.core.base.llms.types import CachePoint, ChatMessage, TextBlock, ThinkingBlock, ToolCallBlock
-from llama_index.core.bridge.pydantic import BaseModel
-from llama_index.core.llms import callbacks
-from llama_index.core.llms.custom import CustomLLM
+from llama_index.core.base.llms.types import (
+    AudioBlock,
+    CachePoint,
+    ChatMessage,
+    CitableBlock,
+    CitationBlock,
+    ContentBlock,
+    DocumentBlock,
+    ImageBlock,
+    LLMMetadata,
+    MessageRole,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+    VideoBlock,
+)
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
-from llama_index.core.tools.types import BaseTool, ToolMetadata, ToolOutput
-from llama_index_instrumentation.dispatcher import active_instrument_tags, instrument_tags
+from llama_index_instrumentation.dispatcher import active_instrument_tags
 
-from llamaindex_fallback._convert import FRAMEWORK, STAMP, from_messages, peek, stamped, tool_choice
+from llamaindex_fallback import _mould as mould
+from llamaindex_fallback._asking import (
+    answer_tool,
+    instructed,
+    response_format,
+    tool_options,
+    way_of,
+    with_tools,
+)
+from llamaindex_fallback._convert import FRAMEWORK, STAMP, block_of, from_messages, parts_of, peek, stamped
 from llamaindex_fallback._reader import Reader
 from llamaindex_fallback._state import dump_llm, load_llm
+from llamaindex_fallback._wrapped import (
+    aacquire,
+    acquire,
+    blocks,
+    method,
+    misread,
+    private,
+    unfinished,
+    variant,
+    without_retries,
+)
 from shared_core.chat.events import ChatEvent
-from shared_core.chat.request import ChatRequest, Origin, ToolSpec
+from shared_core.chat.request import Audio, ChatRequest, File, Image, Origin, Part, ToolSpec
 from shared_core.errors import ConfigurationError, ErrorKind, ProviderError, redact
 from shared_core.history import (
     ANTHROPIC,
@@ -41,6 +72,7 @@ from shared_core.history import (
     wire_name,
     with_stubs,
 )
+from shared_core.history.media import media_for
 from shared_core.providers.classify import classify_error
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
@@ -63,7 +95,9 @@ _VENDORS: Final[Sequence[tuple[str, str, HistoryRules]]] = (
 
 _LOCAL: Final = frozenset({"llamacpp", "ollama", "huggingfacellm", "vllm"})
 
-Method = Literal["chat", "stream_chat", "achat", "astream_chat"]
+_MEDIA: Final = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
+
+_log = logging.getLogger(__name__)
 
 
 class LlamaIndexProvider:
@@ -97,75 +131,97 @@ class LlamaIndexProvider:
             raise ConfigurationError(f"LlamaIndexProvider wraps a LlamaIndex LLM, not {type(llm).__name__}")
         kind = re.sub("[^a-z0-9]", "", llm.class_name().lower())
         vendor, self._rules = next(((v, r) for prefix, v, r in _VENDORS if kind.startswith(prefix)), (None, COMPATIBLE))
+        self._rules = replace(self._rules, error_flag="prefix")  # LlamaIndex has no place for the flag
         self.name: str = name or vendor or kind.removesuffix("llm") or "llamaindex"
-        self.llm: LLM = _without_retries(llm)
-        self._theirs = list(_private(llm).values())
-        self.model: str = llm.metadata.model_name or llm.class_name()
-        self.local: bool = any(kind.startswith(word) for word in _LOCAL) if local is None else local
+        self.llm: LLM = without_retries(llm)
+        self._theirs = list(private(llm).values())
         self._declared = Capabilities(**capabilities) if isinstance(capabilities, Mapping) else capabilities
+        self._told = self._declared
+        self.model: str = _model_of(llm)
+        self.local: bool = any(kind.startswith(word) for word in _LOCAL) if local is None else local
+        endpoint = peek(llm, "api_base") or peek(llm, "base_url")
+        where = redact(endpoint) if isinstance(endpoint, str) else None
+        self._origin = Origin(f"{FRAMEWORK}/{self.name}", self.model, where)
+        self._tag = {INNER_TAG: f"{self.name}:{self.model}"}
+        self._openai = kind.startswith(("openai", "azureopenai"))
         self._reports_usage_when_asked = kind == "openaillm"
+        self._async_client = "_aclient" in private(llm)
         self._lock = threading.Lock()
         self._copies: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LLM] = weakref.WeakKeyDictionary()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As class and settings: an LLM pickled as it is would take its key along.
-        return _revived, (dump_llm(self.llm), self.name, self.local, self._declared)
+        return _revived, (dump_llm(self.llm), self.name, self.local, self._told)
 
     def __repr__(self) -> str:
         return f"LlamaIndexProvider({type(self.llm).__name__}, model={self.model!r})"
 
     @property
     def capabilities(self) -> Capabilities:
-        """What its `metadata` says. Structured output goes through tools, so no JSON schema of its own is claimed."""
+        """What its `metadata` says, read once. It answers in a JSON schema by its vendor's own means where LlamaIndex
+        knows them, else by a forced tool call, else because it is asked to.
+        """
         if self._declared is not None:
             return self._declared
-        facts = self.llm.metadata
-        tools = False
+        facts = self._facts()
+        if facts is None:
+            return Capabilities(pdfs="file" in self._rules.media, audio="audio" in self._rules.media)
+        accepted = tool_options(type(self.llm))
         choices = {"auto", "none"}
-        if facts.is_function_calling_model and isinstance(self.llm, FunctionCallingLLM):
-            tools = True
-            accepted = _tool_options(type(self.llm))
-            choices |= {"any"} if "tool_required" in accepted else set()
-            choices |= {"tool"} if "tool_choice" in accepted else set()
-        return Capabilities(
-            tools=tools,
+        choices |= {"any"} if "tool_required" in accepted else set()
+        choices |= {"tool"} if "tool_choice" in accepted else set()
+        self._declared = Capabilities(
+            tools=facts.is_function_calling_model and isinstance(self.llm, FunctionCallingLLM),
             tool_choice=frozenset(choices),
-            json_schema=False,
-            json_mode=False,
             pdfs="file" in self._rules.media,
             audio="audio" in self._rules.media,
             context_window=facts.context_window if facts.context_window > 0 else None,
             max_output=facts.num_output if facts.num_output > 0 else None,
         )
+        return self._declared
+
+    def _facts(self) -> LLMMetadata | None:
+        """What the LLM says of itself; None while it cannot (some ask their server, which may be down)."""
+        try:
+            return self.llm.metadata
+        except Exception as error:  # noqa: BLE001  # somebody else's property; nothing is known is an answer
+            _log.debug("%s does not say what it can take: %s", type(self.llm).__name__, redact(str(error)))
+            return None
 
     @property
     def origin(self) -> Origin:
         """Thinking that this LLM wrote goes back to it alone: not to the same model behind a native target."""
-        endpoint = peek(self.llm, "api_base") or peek(self.llm, "base_url")
-        return Origin(f"{FRAMEWORK}/{self.name}", self.model, redact(endpoint) if isinstance(endpoint, str) else None)
+        return self._origin
 
     # ── the four ways of asking ──────────────────────────────────────────────────────────────────────────────────────
 
     def stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:
         """Answer, sync. Blocks until the LLM says something: the router walks away from it when the guard expires."""
-        llm, arguments, reader = self._asked(self.llm, request)
-        tags = self._tags()
+        llm, arguments, reader = self._asked(self.llm, request, is_async=False)
+        tags = {**active_instrument_tags.get(), **self._tag}
         try:
-            with tags():
-                _acquire(llm)
-                answer = _method(llm, "stream_chat" if request.streaming else "chat")(**arguments)
+            token = active_instrument_tags.set(tags)
+            try:
+                acquire(llm)
+                answer = method(llm, "stream_chat" if request.streaming else "chat")(**arguments)
+            finally:
+                active_instrument_tags.reset(token)
             if not request.streaming:
                 yield from reader.whole(answer)
                 return
             try:
+                feed, step = reader.feed, answer.__next__
                 while True:
-                    with tags():
-                        response = next(answer, None)
-                    if response is None:
+                    token = active_instrument_tags.set(tags)
+                    try:
+                        response = step()
+                    except StopIteration:
                         break
-                    yield from reader.feed(response)
+                    finally:
+                        active_instrument_tags.reset(token)
+                    yield from feed(response)
             finally:
-                for response in _unfinished(answer):
+                for response in unfinished(answer):
                     response.close()
                 answer.close()
             yield from reader.finish()
@@ -176,30 +232,37 @@ class LlamaIndexProvider:
 
     async def astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
         """Answer, async. An LLM whose async methods only call its sync ones is asked in a thread."""
-        llm, arguments, reader = self._asked(self._on_this_loop(), request)
-        tags = self._tags()
+        llm, arguments, reader = self._asked(self._on_this_loop(), request, is_async=True)
+        tags = {**active_instrument_tags.get(), **self._tag}
         try:
-            if _blocks(llm):
+            if blocks(type(llm)):
                 async for event in self._threaded(llm, arguments, reader, tags, streaming=request.streaming):
                     yield event
                 return
-            with tags():
-                await _aacquire(llm)
-                answer = await _method(llm, "astream_chat" if request.streaming else "achat")(**arguments)
+            token = active_instrument_tags.set(tags)
+            try:
+                await aacquire(llm)
+                answer = await method(llm, "astream_chat" if request.streaming else "achat")(**arguments)
+            finally:
+                active_instrument_tags.reset(token)
             if not request.streaming:
                 for event in reader.whole(answer):
                     yield event
                 return
             try:
+                feed, astep = reader.feed, answer.__anext__
                 while True:
-                    with tags():
-                        response = await anext(answer, None)
-                    if response is None:
+                    token = active_instrument_tags.set(tags)
+                    try:
+                        response = await astep()
+                    except StopAsyncIteration:
                         break
-                    for event in reader.feed(response):
+                    finally:
+                        active_instrument_tags.reset(token)
+                    for event in feed(response):
                         yield event
             finally:
-                for response in _unfinished(answer):
+                for response in unfinished(answer):
                     await response.aclose()
                 await answer.aclose()
             for event in reader.finish():
@@ -210,22 +273,20 @@ class LlamaIndexProvider:
             raise known from error
 
     async def _threaded(
-        self, llm: LLM, arguments: Mapping[str, Any], reader: Reader, tags: Tags, *, streaming: bool
+        self, llm: LLM, arguments: Mapping[str, Any], reader: Reader, tags: dict[str, Any], *, streaming: bool
     ) -> AsyncIterator[ChatEvent]:
         def begin() -> Any:
-            _acquire(llm)
-            return _method(llm, "stream_chat" if streaming else "chat")(**arguments)
+            acquire(llm)
+            return method(llm, "stream_chat" if streaming else "chat")(**arguments)
 
-        with tags():
-            answer = await asyncio.to_thread(begin)
+        answer = await self._in_thread(tags, begin)
         if not streaming:
             for event in reader.whole(answer):
                 yield event
             return
         try:
             while True:
-                with tags():
-                    response = await asyncio.to_thread(next, answer, None)
+                response = await self._in_thread(tags, next, answer, None)
                 if response is None:
                     break
                 for event in reader.feed(response):
@@ -235,6 +296,14 @@ class LlamaIndexProvider:
                 answer.close()
         for event in reader.finish():
             yield event
+
+    @staticmethod
+    async def _in_thread(tags: dict[str, Any], call: Callable[..., Any], *arguments: Any) -> Any:
+        token = active_instrument_tags.set(tags)
+        try:
+            return await asyncio.to_thread(call, *arguments)
+        finally:
+            active_instrument_tags.reset(token)
 
     def close(self) -> None:
         """Close the sync clients that were opened here; the LLM's own stay as they are. Idempotent."""
@@ -255,22 +324,30 @@ class LlamaIndexProvider:
 
     def _opened(self, llm: LLM | None) -> list[Any]:
         """The SDK clients that `llm` holds and the one we were given did not."""
-        held = [one for one in _private(llm).values() if one is not None]
+        held = [one for one in private(llm).values() if one is not None]
         return [one for one in held if not any(one is its for its in self._theirs)]
 
     # ── what is asked ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _asked(self, llm: LLM, request: ChatRequest) -> tuple[LLM, dict[str, Any], Reader]:
-        """The LLM to ask, the keyword arguments of its chat method, and who reads the answer."""
+    def _asked(self, llm: LLM, request: ChatRequest, *, is_async: bool) -> tuple[LLM, dict[str, Any], Reader]:
+        """The LLM to ask, the keyword arguments of its chat method, and who reads the answer.
+
+        Raises:
+            ProviderError: kind INCAPABLE; the LLM takes no other model, no tools, or not what is in the conversation.
+        """
         if request.model is not None and request.model != self.model:
             if "model" not in type(llm).model_fields:
                 raise ProviderError.of(ErrorKind.INCAPABLE, f"{type(llm).__name__} cannot be asked for another model")
-            llm = llm.model_copy(update={"model": request.model})
+            llm = variant(llm, is_async=is_async, model=request.model)
+        if request.max_tokens is not None and self._openai and peek(llm, "max_tokens") is not None:
+            # LlamaIndex's OpenAI lets its own setting win over the call's.
+            llm = variant(llm, is_async=is_async, max_tokens=request.max_tokens)
         messages, specs = self._history(request)
-        names = {wire_name(spec.name, self._rules): spec.name for spec in request.tools}
+        names: dict[str, str] = {}
+        answers_by: str | None = None
         arguments: dict[str, Any] = {"messages": messages}
-        if specs and request.tool_choice != "none":
-            arguments = _with_tools(llm, specs, request, names, messages)
+        if specs or request.output is not None:
+            arguments, names, answers_by = self._with_tools_or_schema(llm, request, messages, specs)
         for key in ("temperature", "max_tokens", "top_p", "seed"):
             if (value := getattr(request, key)) is not None:
                 arguments[key] = value
@@ -278,37 +355,96 @@ class LlamaIndexProvider:
             arguments["stop"] = list(request.stop)
         if self._reports_usage_when_asked and request.streaming:
             arguments.setdefault("stream_options", {"include_usage": True})
-        arguments |= request.extra.get(self.name, {})
-        return llm, arguments, Reader(names)
+        if request.extra:
+            arguments |= request.extra.get(self.name, {})
+        return llm, arguments, Reader(names, answers_by)
+
+    def _with_tools_or_schema(
+        self, llm: LLM, request: ChatRequest, messages: list[ChatMessage], specs: Sequence[ToolSpec]
+    ) -> tuple[dict[str, Any], dict[str, str], str | None]:
+        """The arguments, the request's names of the tools by those on the wire, and the tool that is the answer."""
+        names = {wire_name(spec.name, self._rules): spec.name for spec in request.tools}
+        chosen = {theirs: wire for wire, theirs in names.items()}.get(request.tool_choice or "", request.tool_choice)
+        tools = list(specs) if chosen != "none" else []
+        output, answers_by = request.output, None
+        way = None if output is None else way_of(llm)
+        if output is not None and way == "tool":
+            spec = answer_tool(output, self._rules)
+            answers_by = spec.name
+            # Beside tools of the caller's it is one more, and one of them must be called.
+            forced = spec.name if not tools else chosen if chosen in names else "any"
+            chosen, tools = forced, [*tools, spec]
+        elif output is not None and way == "words":
+            messages = instructed(messages, output.schema)
+        arguments: dict[str, Any] = {"messages": messages}
+        if tools:
+            arguments = with_tools(llm, tools, messages, chosen, request)
+        if output is not None and way == "schema":
+            arguments["response_format"] = response_format(output)
+        return arguments, names, answers_by
 
     def _history(self, request: ChatRequest) -> tuple[list[ChatMessage], Sequence[ToolSpec]]:
         """LlamaIndex's own messages where all that is opaque in them is this LLM's, else the neutral ones, prepared."""
         native = request.native
-        theirs = native is not None and native.framework == FRAMEWORK and not native.added
-        if native is not None and theirs and all(map(self._is_ours, native.messages)):
-            return [self._copy(message) for message in native.messages], with_stubs(request.tools, (), self._rules)
-        going_on = request.continues
-        kept = prepare(request.messages, origin=self.origin, rules=self._rules, keep_trailing_assistant=going_on)
+        if native is not None and native.framework == FRAMEWORK and not native.added and self._is_ours(request):
+            tools = with_stubs(request.tools, (), self._rules) if request.tools else ()
+            return [self._copy(message) for message in native.messages], tools
+        going_on, origin = request.continues, self._origin
+        if request.model is not None:
+            origin = replace(origin, model=request.model)
+        kept = prepare(request.messages, origin=origin, rules=self._rules, keep_trailing_assistant=going_on)
         return from_messages(kept), with_stubs(request.tools, kept, self._rules)
 
-    def _is_ours(self, message: ChatMessage) -> bool:
-        opaque = any(isinstance(block, (ToolCallBlock, ThinkingBlock)) for block in message.blocks)
-        return (not opaque and "tool_calls" not in message.additional_kwargs) or stamped(message)[0] == self.origin
+    def _is_ours(self, request: ChatRequest) -> bool:
+        """Whether this LLM alone wrote what is opaque in the conversation, and every call in it has its answer."""
+        origin = self._origin if request.model is None else replace(self._origin, model=request.model)
+        asked: list[str | None] = []
+        answered: list[str | None] = []
+        assert request.native is not None  # the caller has looked
+        for message in request.native.messages:
+            opaque = False
+            for block in message.blocks:
+                if type(block) is TextBlock:
+                    continue
+                if isinstance(block, ToolCallBlock):
+                    asked.append(block.tool_call_id)
+                    opaque = True
+                elif isinstance(block, ThinkingBlock):
+                    opaque = True
+            if kwargs := message.additional_kwargs:
+                opaque = opaque or "tool_calls" in kwargs
+                if message.role in (MessageRole.TOOL, MessageRole.FUNCTION):
+                    answered.append(kwargs.get("tool_call_id"))
+            if opaque and stamped(message)[0] != origin:
+                return False
+        return asked == answered or sorted(map(str, asked)) == sorted(map(str, answered))
 
     def _copy(self, message: ChatMessage) -> ChatMessage:
-        blocks = [
-            block.model_copy(deep=True)
-            for block in message.blocks
-            if not (isinstance(block, CachePoint) and not self._rules.cache_hints)
-            # An empty text beside a call makes Google's integration send the call twice.
-            and not (isinstance(block, TextBlock) and not block.text and len(message.blocks) > 1)
-        ]
-        kwargs = {key: value for key, value in message.additional_kwargs.items() if key not in (STAMP, "tool_calls")}
-        return ChatMessage(role=message.role, blocks=blocks, additional_kwargs=copy.deepcopy(kwargs))
+        """A message for this LLM alone. Integrations write into what they are given."""
+        kept: list[ContentBlock] = []
+        for block in message.blocks:
+            if type(block) is TextBlock:
+                # An empty text beside a call makes Google's integration send the call twice.
+                if block.text or len(message.blocks) == 1:
+                    kept.append(mould.text_block(block.text))
+            elif isinstance(block, _MEDIA):
+                kept += [b for part in parts_of(block) if (b := block_of(self._media(part))) is not None]
+            elif isinstance(block, (CitableBlock, CitationBlock)) and self.name != "anthropic":
+                kept += [b for part in parts_of(block) if (b := block_of(part)) is not None]
+            elif not isinstance(block, CachePoint) or self._rules.cache_hints:
+                kept.append(block.model_copy(deep=True))
+        kwargs = message.additional_kwargs
+        if kwargs:
+            kwargs = copy.deepcopy({k: v for k, v in kwargs.items() if k not in (STAMP, "tool_calls")})
+        return mould.message(message.role, kept, dict(kwargs))
+
+    def _media(self, part: Part) -> Part:
+        """A picture, document, recording or film in a form that this LLM's vendor takes."""
+        return media_for(part, self._rules) if isinstance(part, (Image, Audio, File)) else part
 
     def _on_this_loop(self) -> LLM:
         """A copy per event loop of an LLM that keeps an async client: connections belong to the loop they began on."""
-        if "_aclient" not in _private(self.llm):
+        if not self._async_client:
             return self.llm
         with self._lock:
             loop = asyncio.get_running_loop()
@@ -318,182 +454,22 @@ class LlamaIndexProvider:
 
     # ── what is told ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _tags(self) -> Tags:
-        return lambda: instrument_tags({**active_instrument_tags.get(), INNER_TAG: f"{self.name}:{self.model}"})
-
     def _known(self, error: Exception) -> ProviderError | None:
         """What to raise in its place; None for a bug, which is nobody's outage, and for what is already told."""
         if isinstance(error, ProviderError):
             return None
-        if _misread(error):
+        if misread(error):
             return ProviderError.of(ErrorKind.MALFORMED, f"the answer is none: {type(error).__name__}: {error}")
         return classify_error(error, provider=self.name)
 
 
-Tags = Callable[[], contextlib.AbstractContextManager[None]]
+def _model_of(llm: LLM) -> str:
+    """The model's name. Asked of its settings first: some LLMs call their server to answer `metadata`."""
+    for name in (peek(llm, "model"), peek(llm, "model_name")):
+        if isinstance(name, str) and name:
+            return name
+    return llm.metadata.model_name or llm.class_name()
 
 
-def _misread(error: Exception) -> bool:
-    """Whether an integration stumbled over an answer that is none (an HTML page, no choices), which looks like a bug.
-
-    Only where it reads a plain value as if it were an answer; any other `TypeError` and the like is a broken install.
-    """
-    match error:
-        case IndexError():
-            plain = True
-        case AttributeError():
-            plain = isinstance(error.obj, (str, bytes, list, dict, type(None)))
-        case TypeError():
-            plain = str(error).startswith("'NoneType' object is not")
-        case _:
-            return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return plain and trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("llama_index.llms.")
-
-
-# ── the LLM without what the router does itself ──────────────────────────────────────────────────────────────────────
-
-
-def _without_retries(llm: LLM) -> LLM:
-    """`llm`, or a shallow copy of it with `max_retries=0`: who retries, when and where is the router's decision.
-
-    Only LLMs with that setting are copied, so that an LLM that keeps a state of its own stays the one you hold.
-    """
-    if not isinstance(peek(llm, "max_retries"), int) or "max_retries" not in type(llm).model_fields:
-        return llm
-    quiet = llm.model_copy(update={"max_retries": 0})
-    for key, client in _private(quiet).items():
-        if client is not None and peek(client, "max_retries") and callable(peek(client, "with_options")):
-            setattr(quiet, key, client.with_options(max_retries=0))  # an SDK client that was built before we came
-    return quiet
-
-
-def _revived(
-    told: Mapping[str, Any], name: str, local: bool, capabilities: Capabilities | None
-) -> LlamaIndexProvider:
+def _revived(told: Mapping[str, Any], name: str, local: bool, capabilities: Capabilities | None) -> LlamaIndexProvider:
     return LlamaIndexProvider(load_llm(told), name=name, local=local, capabilities=capabilities)
-
-
-def _private(llm: LLM | None) -> dict[str, Any]:
-    """Where integrations keep their SDK clients."""
-    return dict(peek(llm, "__pydantic_private__") or {})
-
-
-def _method(llm: LLM, name: Method) -> Callable[..., Any]:
-    """The LLM's method without LlamaIndex's callback decorator, so that one logical call stays one chain of events.
-
-    The decorator keeps the function it wraps in its closure. Where it is not found, the public method is used as it is,
-    and its events carry `INNER_TAG`.
-    """
-    inner = _undecorated(type(llm), name)
-    return getattr(llm, name) if inner is None else partial(inner, llm)
-
-
-@lru_cache(maxsize=256)
-def _undecorated(cls: type[LLM], name: Method) -> Callable[..., Any] | None:
-    function = inspect.getattr_static(cls, name)
-    function = peek(function, "__wrapped__") or function  # the span decorator's
-    if inspect.isfunction(function) and function.__globals__.get("__name__") == callbacks.__name__:
-        inner = inspect.getclosurevars(function).nonlocals.get("f")
-        if inspect.isfunction(inner):
-            return inner
-    return None
-
-
-def _unfinished(answer: Any) -> list[Any]:
-    """The HTTP responses that a stream has not read to their end.
-
-    LlamaIndex's OpenAI leaves them to Python's cycle collector, so a reader who walked away would go on paying. They
-    are found where the suspended generators hold them: generators on generators, and at their end the SDK's `Stream`.
-    """
-    found: list[Any] = []
-    layer = [answer]
-    for _ in range(4):
-        held = [one for each in layer for one in gc.get_referents(each)]
-        layer = [one for one in held if inspect.isgenerator(one) or inspect.isasyncgen(one)]
-        found += [one.response for one in held if type(one).__name__ in ("Stream", "AsyncStream")]
-    return found
-
-
-def _acquire(llm: LLM) -> None:
-    """What the decorator would have done: wait for the LLM's own rate limiter."""
-    if llm.rate_limiter is not None:
-        llm.rate_limiter.acquire()
-
-
-async def _aacquire(llm: LLM) -> None:
-    if llm.rate_limiter is not None:
-        await llm.rate_limiter.async_acquire()
-
-
-def _blocks(llm: LLM) -> bool:
-    """Whether the LLM's async methods are LlamaIndex's stand-ins that call the sync ones on the loop."""
-    mine, stand_in = (inspect.getattr_static(cls, "achat") for cls in (type(llm), CustomLLM))
-    return isinstance(llm, CustomLLM) and mine is stand_in
-
-
-# ── tools ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class _Declared(BaseTool):
-    """A tool that is only declared: integrations read its metadata, nobody calls it."""
-
-    def __init__(self, spec: ToolSpec) -> None:
-        self._metadata = _Metadata(spec.description, spec.name, _schema(spec))
-
-    @property
-    def metadata(self) -> ToolMetadata:
-        return self._metadata
-
-    def __call__(self, input: Any) -> ToolOutput:  # noqa: A002  # LlamaIndex's name for it
-        raise NotImplementedError("the caller runs its own tools")
-
-
-class _Metadata(ToolMetadata):
-    def _sanitize_name(self, name: str | None) -> str | None:
-        return name  # already in the vendor's alphabet
-
-
-def _schema(spec: ToolSpec) -> type[BaseModel]:
-    """A model class whose JSON schema is the tool's: some integrations ask the class, others the metadata."""
-    parameters = copy.deepcopy(dict(spec.parameters))
-    return type(
-        spec.name,
-        (BaseModel,),
-        {
-            "__doc__": spec.description,
-            "__module__": __name__,
-            "model_json_schema": classmethod(lambda cls, *args, **kwargs: copy.deepcopy(parameters)),
-        },
-    )
-
-
-@lru_cache(maxsize=256)
-def _tool_options(cls: type[FunctionCallingLLM]) -> frozenset[str]:
-    """What an integration can be told about tools; older ones know neither `tool_required` nor `tool_choice`."""
-    return frozenset(inspect.signature(cls._prepare_chat_with_tools).parameters)
-
-
-def _with_tools(
-    llm: LLM, specs: Sequence[ToolSpec], request: ChatRequest, names: Mapping[str, str], messages: list[ChatMessage]
-) -> dict[str, Any]:
-    """The arguments as the integration prepares them for its vendor, at the moment of the call."""
-    if not isinstance(llm, FunctionCallingLLM):
-        raise ProviderError.of(ErrorKind.INCAPABLE, f"{type(llm).__name__} cannot call tools")
-    accepted = _tool_options(type(llm))
-    options: dict[str, Any] = {}
-    if "tool_required" in accepted:
-        options["tool_required"] = request.tool_choice == "any"
-    chosen = {theirs: wire for wire, theirs in names.items()}.get(request.tool_choice or "")
-    if chosen is not None and "tool_choice" in accepted:
-        options["tool_choice"] = tool_choice(chosen, specs)
-    prepared = llm._prepare_chat_with_tools(
-        [_Declared(spec) for spec in specs],
-        chat_history=messages,
-        # LlamaIndex's own default is one call at a time; ours is the vendor's, which is several.
-        allow_parallel_tool_calls=request.parallel_tool_calls is not False,
-        **options,
-    )
-    return dict(prepared)

@@ -26,7 +26,8 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools import FunctionTool
 
-from llamaindex_fallback._convert import from_messages, stamp_of, to_messages, to_request
+from llamaindex_fallback._convert import from_messages, stamp_of, to_messages
+from llamaindex_fallback._request import to_request
 from shared_core import Audio, File, Image, InvalidRequest, Origin, Reasoning, Text, ToolCall, ToolResult, ToolSpec
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\0" * 16
@@ -94,10 +95,12 @@ def test_text_documents_are_told_in_words():
     )
 
 
-def test_what_no_target_takes_is_refused_by_name():
-    """Dropping what a user sent is not an answer."""
-    with pytest.raises(InvalidRequest, match="VideoBlock"):
-        parts_of(VideoBlock(video=b"abc", video_mimetype="video/mp4"))
+def test_a_film_is_a_file_of_its_kind():
+    """Whether a target takes it is its own matter."""
+    data = b"....ftypmp42"
+    assert parts_of(VideoBlock(video=data, video_mimetype="video/mp4")) == (File(data, media_type="video/mp4"),)
+    (back,) = from_messages(to_messages([ChatMessage(blocks=[VideoBlock(video=data, video_mimetype="video/mp4")])]))
+    assert isinstance(back.blocks[0], VideoBlock)
 
 
 def test_empty_texts_and_cache_points_are_no_parts():

@@ -12,10 +12,8 @@ from llama_index.core import Document, PromptTemplate, VectorStoreIndex
 from llama_index.core.agent.workflow import AgentStream, AgentWorkflow, FunctionAgent, ReActAgent, ToolCallResult
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory import ChatMemoryBuffer
-from llama_index.core.program import LLMTextCompletionProgram
 from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import Context
-from pydantic import BaseModel
 
 from llamaindex_fallback import FallbackLLM
 from shared_core import AllTargetsFailed
@@ -298,59 +296,10 @@ def test_preparing_tools_leaves_the_history_alone(server):
     assert len(history) == 1
 
 
-# ── structured ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── loops and journals ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-class Joke(BaseModel):
-    """A joke."""
-
-    setup: str
-    punchline: str
-
-
-TOLD = Joke(setup="Why?", punchline="Because.")
 PROMPT = PromptTemplate("Tell a joke about {topic}.")
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("state", ["healthy", "down"])
-async def test_structured_prediction_fills_the_model(server, kind, state):
-    """Sync, async, streamed both ways, and as a structured LLM."""
-    llm = fallback_llm(server, kind)
-    broken(server, state, Answer("", tool_calls=[ToolCall("Joke", TOLD.model_dump())]))
-    assert llm.structured_predict(Joke, PROMPT, topic="cats") == TOLD
-    llm.router.reset()
-    assert await llm.astructured_predict(Joke, PROMPT, topic="cats") == TOLD
-    llm.router.reset()
-    assert list(llm.stream_structured_predict(Joke, PROMPT, topic="cats"))[-1] == TOLD
-    llm.router.reset()
-    streamed = await llm.astream_structured_predict(Joke, PROMPT, topic="cats")
-    assert [one async for one in streamed][-1] == TOLD
-    llm.router.reset()
-    assert llm.as_structured_llm(Joke).complete("cats").raw == TOLD
-    assert all(forced(r) for r in server.requests), "left to 'auto', a model may answer in words"
-
-
-def forced(request: SeenRequest) -> bool:
-    body = request.body
-    choice = body.get("tool_choice") or body.get("toolConfig", {}).get("functionCallingConfig", {}).get("mode")
-    return choice not in (None, "auto", "AUTO") and (not isinstance(choice, dict) or choice.get("type") != "auto")
-
-
-def test_structured_prediction_without_tools_reads_text(server):
-    """A target that cannot call tools answers in JSON text."""
-    llm = fallback_llm(server, [native(server, SECONDARY, capabilities={"tools": False})])
-    server.script(SECONDARY, Answer(TOLD.model_dump_json()))
-    assert llm.structured_predict(Joke, PROMPT, topic="cats") == TOLD
-    program = LLMTextCompletionProgram.from_defaults(output_cls=Joke, prompt=PROMPT, llm=llm)
-    assert program(topic="cats") == TOLD
-
-
-def test_a_query_may_answer_in_a_model(server, index):
-    """output_cls of a query engine."""
-    llm = fallback_llm(server)
-    broken(server, "down", Answer("", tool_calls=[ToolCall("Joke", TOLD.model_dump())]))
-    assert index.as_query_engine(llm=llm, output_cls=Joke).query("A joke?").response == TOLD
 
 
 def test_agents_in_loops_of_their_own(server):

@@ -28,8 +28,8 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.tools import FunctionTool
 
 from llamaindex_fallback import FallbackLLM, LlamaIndexProvider
-from llamaindex_fallback._convert import to_request
 from llamaindex_fallback._reader import Reader
+from llamaindex_fallback._request import to_request
 from shared_core import (
     Answer,
     ConfigurationError,
