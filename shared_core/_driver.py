@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 
 from shared_core._books import Books
@@ -144,6 +144,13 @@ class Driver:
         if pending is not None:
             self._books.neutral(execution, pending, self._chance(), self.routes)
 
+    def _request(self, call: Call) -> ChatRequest:
+        """The request as its target gets it. Another model than the target's own is another origin."""
+        request, attempt = self._prepare(call), call.attempt
+        if request.model is not None and attempt.origin is not None:
+            attempt.origin = replace(attempt.origin, model=request.model)
+        return request
+
     def _guard(self, call: Call) -> Guard:
         guard = Guard(
             self._now,
@@ -163,7 +170,7 @@ class Driver:
             self._load(call.route)
             self._loaded.add(call.route)
             attempt.started = self._now()  # importing an SDK is no slowness of the target's
-        request = self._prepare(call)
+        request = self._request(call)
         guard = self._guard(call)
         feed, touch = relay.feed, guard.touch
         alone = provider.interruptible or self._calm.of(call.route)
@@ -212,7 +219,7 @@ class Driver:
             await self._aload(call.route)
             self._loaded.add(call.route)
             attempt.started = self._now()  # importing an SDK is no slowness of the target's
-        request = self._prepare(call)
+        request = self._request(call)
         guard = self._guard(call)
         feed, touch = relay.feed, guard.touch
         watch = Watchdog(guard)
