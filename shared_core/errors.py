@@ -64,6 +64,7 @@ __all__ = [
     "UnknownOption",
     "UnknownProvider",
     "nearest",
+    "quieted",
     "redact",
 ]
 
@@ -490,6 +491,24 @@ def _revive_group(
     retry_after_s: float | None,
 ) -> AllTargetsFailed:
     return cls(message, errors, fallback=fallback, retry_after_s=retry_after_s)
+
+
+def quieted(error: Exception) -> Exception:
+    """`error` without the frames of the SDK it came out of: a failure that has been classified explains itself, and
+    four of them would fill three screens. What nobody could classify keeps its frames; so do all bugs.
+    """
+    if not isinstance(error, ProviderError) or error.kind is ErrorKind.UNKNOWN:
+        return error
+    link: BaseException | None = error
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        link.__traceback__ = None
+        if link.__cause__ is not None:
+            link = link.__cause__
+        else:
+            link = None if link.__suppress_context__ else link.__context__
+    return error
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

@@ -79,9 +79,9 @@ def shared(each: Sequence[Capabilities]) -> Capabilities:
         system=all(c.system for c in each),
         continuation="instructed",
         streaming=all(c.streaming for c in each),
-        reasoning=any(c.reasoning for c in each),
+        reasoning=all(c.reasoning for c in each),
         context_window=min(windows, default=None),
-        max_output=min(outputs, default=None),
+        max_output=min([*outputs, *windows], default=None),  # nobody says more than it can hold
     )
 
 

@@ -29,6 +29,7 @@ from shared_core.errors import (
     InvalidOutput,
     ProviderError,
     StreamBroken,
+    quieted,
 )
 from shared_core.resilience.admission import Admission, Outcome, Refusal
 from shared_core.resilience.retry import RetryPolicy
@@ -252,7 +253,7 @@ def flow(
             yield Wait(wait_s, route)
         queue.appendleft(turn)
 
-    return _failure(execution, relay, plan, parked, fatal, clock())
+    return _failure(execution, relay, plan, parked, fatal, clock(), policy.on_stream_break)
 
 
 def _soonest(parked: Sequence[_Turn], deadline: float) -> _Turn | None:
@@ -357,7 +358,13 @@ _USEFUL = (
 
 
 def _failure(
-    execution: Execution, relay: Relay, plan: Plan, parked: Sequence[_Turn], fatal: ProviderError | None, now: float
+    execution: Execution,
+    relay: Relay,
+    plan: Plan,
+    parked: Sequence[_Turn],
+    fatal: ProviderError | None,
+    now: float,
+    on_stream_break: OnStreamBreak = "continue",
 ) -> FallbackError:
     """The error for a request nobody answered: all attempts, the most useful as its cause, and what to do."""
     execution.outcome = "failed"
@@ -369,6 +376,8 @@ def _failure(
     waits += [turn.not_before - now for turn in parked]
     retry_after_s = max(0.0, min(waits)) if waits and fatal is None else None
     message = _message(execution, plan, fatal, late, retry_after_s, now)
+    for error in errors:
+        quieted(error)
     causes: list[Exception] = list(errors)
     if not causes:
         why = "; ".join([f"{s.target}: {s.reason}" for s in execution.skips] + [f"{t}: {r}" for t, r in plan.excluded])
@@ -387,8 +396,10 @@ def _failure(
     if not relay.committed:
         return failed
     usage = next((a.usage for a in execution.attempts if a.delivered and a.usage is not None), None)
+    left = on_stream_break == "raise"
+    why = "nobody was asked to continue it (on_stream_break='raise')" if left else "nobody could continue it"
     broken = StreamBroken(
-        f"the answer broke off after {len(relay.delivered)} characters and nobody could continue it\n{message}",
+        f"the answer broke off after {len(relay.delivered)} characters and {why}\n{message}",
         partial=relay.delivered,
         usage=usage,
         fallback=metadata,

@@ -173,6 +173,9 @@ def test_the_profile_promises_what_everybody_can_or_on_request_what_the_best_can
     assert (every["tool_calling"], every["image_inputs"], every["max_input_tokens"]) == (False, False, 8_000)
     assert (best["tool_calling"], best["audio_inputs"], best["max_input_tokens"]) == (True, True, 100_000)
     assert every["structured_output"] is False
+    assert every["max_output_tokens"] == 1_000
+    small = [Target(f"openai:{GPT}", capabilities=Capabilities(context_window=1_024)), targets[1]]
+    assert FallbackChatModel(models=small).profile["max_output_tokens"] == 1_024, "nobody says more than it can hold"
     assert FallbackChatModel(models=targets, profile={"max_input_tokens": 1}).profile == {"max_input_tokens": 1}
 
 

@@ -1,10 +1,11 @@
-"""What is raised when nobody answers: LangChain's own error classes, truthful about retrying, and every attempt in it."""
+"""What is raised when nobody answers: LangChain's own error classes, truthful about retrying, with every attempt."""
 
 from __future__ import annotations
 
 import copy
 import inspect
 import pickle
+import traceback
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from shared_core.errors import (
     ErrorKind,
     InvalidRequest,
     ProviderError,
+    quieted,
 )
 from shared_core.testing import FaultServer
 from shared_core.testing.fault_server import cut
@@ -63,7 +65,7 @@ async def test_a_failure_is_langchains_own_kind_of_error_and_still_ours(
     assert isinstance(error, langchain.ModelError)
     assert error.is_retryable is worth_it
     assert all(isinstance(e, ProviderError) for e in error.errors)
-    assert [e.target.split("#")[0] for e in error.errors][0].endswith(GPT)
+    assert error.errors[0].target.split("#")[0].endswith(GPT)
     assert error.__cause__ in error.errors
     if "lost" not in case:
         assert error.response is not None, "tracers read headers and body from it"
@@ -157,10 +159,12 @@ def test_every_group_pickles_splits_and_stays_itself(cls: Any) -> None:
     kept, left = error.split(ProviderError)
     assert type(kept) is cls
     assert left is None
+    caught = []
     try:
         raise error
     except* ProviderError as group:
-        assert group.exceptions == (inner,)
+        caught += group.exceptions
+    assert caught == [inner]
 
 
 def test_what_is_langchains_already_is_left_alone_and_what_is_no_models_fault_too() -> None:
@@ -174,3 +178,28 @@ def test_what_is_langchains_already_is_left_alone_and_what_is_no_models_fault_to
     noted = AllTargetsFailed("nobody", [])
     noted.add_note("a note")
     assert errors.as_langchain(noted).__notes__ == ["a note"]
+
+
+def test_the_traceback_of_an_outage_fits_on_a_screen(server: FaultServer) -> None:
+    """Four SDKs' frames would fill three; what each vendor said stays. A failure nobody knows keeps its frames."""
+    server.default = 503
+    try:
+        model_over(server, WRAPPED).invoke("Hello")
+    except AllTargetsFailed as error:
+        text = "".join(traceback.format_exception(error))
+        assert text.count("InternalServerError") >= 1
+        assert "site-packages/openai" not in text
+        assert "site-packages/anthropic" not in text
+        assert len(text.splitlines()) < 60
+    unknown = ProviderError.of(ErrorKind.UNKNOWN, "what was that?")
+    try:
+        raise unknown
+    except ProviderError:
+        assert quieted(unknown).__traceback__ is not None
+
+
+async def test_a_broken_stream_says_whether_anybody_was_asked_to_go_on(server: FaultServer) -> None:
+    server.script(GPT, cut(after_words=3))
+    with pytest.raises(StreamBroken, match="nobody was asked to continue it"):
+        await chunks_of(model_over(server, NATIVE, on_stream_break="raise"), "stream")
+    assert server.count(CLAUDE) == 0
