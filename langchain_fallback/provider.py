@@ -201,7 +201,7 @@ class LangChainProvider:
                 yield from self._whole(inner._generate(messages, stop=stop, **kwargs), answer)
                 return
             reader = _Reader(self, answer)
-            chunks = inner._stream(messages, stop=stop, **self._streaming(kwargs))
+            chunks = inner._stream(messages, stop=stop, **self._streaming(inner, kwargs))
             with _closing(chunks):
                 for chunk in chunks:
                     yield from reader.feed(chunk)
@@ -227,7 +227,7 @@ class LangChainProvider:
                     yield event
                 return
             reader = _Reader(self, answer)
-            chunks = inner._astream(messages, stop=stop, **self._streaming(kwargs))
+            chunks = inner._astream(messages, stop=stop, **self._streaming(inner, kwargs))
             async with _aclosing(chunks):
                 async for chunk in chunks:
                     for event in reader.feed(chunk):
@@ -395,9 +395,13 @@ class LangChainProvider:
     ) -> bool:
         return request.streaming and native and not inner._streaming_disabled(**kwargs)
 
-    def _streaming(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if self._asks_usage:
-            kwargs["stream_usage"] = True  # off by default behind a `base_url`, and then nobody knows what was spent
+    def _streaming(self, inner: BaseChatModel, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """`kwargs` with usage asked for: that is off by default behind a `base_url`, and nobody knows what was spent.
+
+        Over the Responses API usage always comes, and ChatOpenAI would hand the keyword on to an SDK that has none.
+        """
+        if self._asks_usage and not (self._openai and _by_responses(inner, kwargs)):
+            kwargs["stream_usage"] = True
         return kwargs
 
     # ── what came back ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -688,10 +692,13 @@ def _with_answer_tool(kwargs: Mapping[str, Any], schema: Mapping[str, Any]) -> d
         "input_schema": dict(schema) or {"type": "object", "additionalProperties": True},
     }
     tools = list(kwargs.get("tools") or ())
-    choice = {"type": "any"} if tools else {"type": "tool", "name": ANSWER_TOOL}
+    if not tools:  # one answer is wanted, and not several after each other
+        choice: dict[str, Any] = {"type": "tool", "name": ANSWER_TOOL, "disable_parallel_tool_use": True}
+        return {"tools": [tool], "tool_choice": choice}
+    choice = {"type": "any"}
     before = kwargs.get("tool_choice")
     if isinstance(before, dict) and "disable_parallel_tool_use" in before:
-        choice |= {"disable_parallel_tool_use": before["disable_parallel_tool_use"]}
+        choice["disable_parallel_tool_use"] = before["disable_parallel_tool_use"]
     return {"tools": [*tools, tool], "tool_choice": choice}
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import base64
+import copy
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
 
+import openai
 import pytest
 from langchain_anthropic import ChatAnthropic
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.rate_limiters import BaseRateLimiter
 from langchain_openai import ChatOpenAI
@@ -18,13 +22,14 @@ from pydantic import PrivateAttr
 
 from langchain_fallback import FallbackChatModel, LangChainProvider
 from shared_core.chat.events import Finished, TextDelta, collect
-from shared_core.chat.request import ChatRequest, ToolSpec, assistant, system, tool, user
+from shared_core.chat.request import ChatRequest, OutputSchema, ToolSpec, assistant, system, tool, user
 from shared_core.chat.request import ToolCall as Call
 from shared_core.errors import AllTargetsFailed, ErrorKind, ProviderError
+from shared_core.providers.transport import http_module
 from shared_core.resilience.deadline import Guard
 from shared_core.router import Router
 from shared_core.routing.provider import Provider
-from shared_core.testing import CANONICAL, Answer, FaultServer, ToolCall
+from shared_core.testing import CANONICAL, Answer, Fault, FaultServer, SeenRequest, ToolCall
 from tests.langchain.cells import CLAUDE, GPT, KEY, wrapped
 
 GEMINI = "gemini-2.5-flash"
@@ -304,3 +309,258 @@ async def test_the_three_vendors_take_over_from_each_other(server: FaultServer) 
 def test_a_router_of_the_bare_core_may_use_a_langchain_model() -> None:
     with Router([LangChainProvider(FakeListChatModel(responses=["hello"]))]) as router:
         assert router.invoke("hi").text == "hello"
+
+
+# ── each integration in its own dialect ──────────────────────────────────────────────────────────────────────────────
+
+BYTES = b"%PDF-1.4 nothing much"
+DATA = base64.b64encode(BYTES).decode()
+PICTURE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": DATA}}
+FORMS = {
+    "a picture, Anthropic's way": PICTURE,
+    "a picture, OpenAI's way": {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{DATA}"}},
+    "a picture, Gemini's way": {"type": "media", "mime_type": "image/png", "data": DATA},
+    "a picture, LangChain's way": {"type": "image", "base64": DATA, "mime_type": "image/png"},
+    "a document, Anthropic's way": {**PICTURE, "type": "document"},
+    "a document, OpenAI's way": {
+        "type": "file",
+        "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{DATA}"},
+    },
+    "a document, Gemini's way": {"type": "media", "mime_type": "application/pdf", "data": DATA},
+}
+KNOWN = {
+    "openai": {"text", "image_url", "file"},
+    "anthropic": {"text", "image", "document"},
+    "google": {"text", "inlineData"},
+}
+"""The kinds of part that each vendor's wire has."""
+
+
+def parts_of(seen: SeenRequest) -> list[Any]:
+    turns = seen.body.get("messages") or seen.body["contents"]
+    return [part for turn in turns for part in (turn.get("parts") or turn["content"]) if isinstance(part, dict)]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("vendor", ["openai", "anthropic", "google"])
+def test_media_in_any_vendors_form_reach_every_vendor(server: FaultServer, vendor: str, form: str) -> None:
+    block = copy.deepcopy(FORMS[form])
+    if "document" in form and block["type"] == "document":
+        block["source"]["media_type"] = "application/pdf"
+    message = HumanMessage([{"type": "text", "text": "Look."}, block])
+    before = copy.deepcopy(message)
+    assert FallbackChatModel(models=[model_of(server, vendor)], max_retries=0).invoke([message]).text == CANONICAL
+    assert message == before, "the caller's messages stay as they are"
+    parts = parts_of(server.requests[-1])
+    assert DATA in str(parts)
+    assert {kind for part in parts for kind in (part.get("type"), *part) if kind in set().union(*KNOWN.values())} <= {
+        *KNOWN[vendor]
+    } | ({"source", "text"} if vendor == "anthropic" else set())
+
+
+def test_a_tool_given_as_a_dict_reaches_the_next_target_whole(server: FaultServer) -> None:
+    """ChatGoogleGenerativeAI takes the schema apart where it lies."""
+    parameters = {"type": "object", "title": "Nothing", "properties": {}}
+    tool_ = {"type": "function", "function": {"name": "ping", "description": "Ping.", "parameters": parameters}}
+    before = copy.deepcopy(tool_)
+    server.script(GEMINI, 503)
+    model = FallbackChatModel(models=[google(server), wrapped(server, CLAUDE)], max_retries=0)
+    model.bind_tools([tool_]).invoke("hi")
+    assert tool_ == before
+    assert server.requests[-1].body["tools"][0]["input_schema"]["type"] == "object"
+
+
+def test_what_a_tool_returned_beside_text_follows_as_the_users(server: FaultServer) -> None:
+    """Chat Completions takes nothing but text in a tool's result. Responses takes all of it, and gets it."""
+    history = [
+        HumanMessage("Show me."),
+        AIMessage("", tool_calls=[{"name": "shot", "args": {}, "id": "call_1", "type": "tool_call"}]),
+        ToolMessage([{"type": "text", "text": "Here."}, FORMS["a picture, LangChain's way"]], tool_call_id="call_1"),
+    ]
+    before = copy.deepcopy(history)
+    FallbackChatModel(models=[wrapped(server, GPT)], max_retries=0).invoke(history)
+    assert history == before
+    *_, result, followed = server.requests[-1].body["messages"]
+    assert result["role"] == "tool"
+    assert DATA not in str(result)
+    assert followed["role"] == "user"
+    assert DATA in str(followed)
+
+
+@pytest.mark.parametrize("vendor", ["openai", "google"])
+def test_tool_turns_in_anthropics_form_are_told_in_the_others(server: FaultServer, vendor: str) -> None:
+    history: list[BaseMessage] = [
+        HumanMessage("What time is it?"),
+        AIMessage([{"type": "tool_use", "id": "toolu_1", "name": "clock", "input": {"zone": "UTC"}}]),
+        HumanMessage(
+            [{"type": "tool_result", "tool_use_id": "toolu_1", "content": [{"type": "text", "text": "noon"}]}]
+        ),
+    ]
+    FallbackChatModel(models=[model_of(server, vendor)], max_retries=0).invoke(history)
+    sent = server.requests[-1].body
+    assert "noon" in str(sent)
+    assert "tool_use" not in str(sent)
+    assert "tool_result" not in str(sent)
+    assert "clock" in str(sent)
+
+
+# ── JSON from Claude ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+OTHER = ToolSpec("other", "another", {"type": "object"})
+SHAPE = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+
+def in_json(seen: SeenRequest) -> Answer:
+    """Calls the tool it is forced to call; otherwise says it."""
+    forced = seen.tools and (seen.body.get("tool_choice") or {}).get("type") in ("tool", "any")
+    if forced:
+        return Answer("", tool_calls=[ToolCall(seen.tools[-1], {"n": 7})], chunk="char")
+    return Answer('{"n": 7}')
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    "tools", [(), (ToolSpec("other", "another", {"type": "object"}),)], ids=["alone", "with tools"]
+)
+async def test_claude_answers_in_json_by_a_tool_and_nobody_sees_the_tool(
+    server: FaultServer, tools: tuple[ToolSpec, ...], streaming: bool, sync: bool
+) -> None:
+    server.default = in_json
+    request = ChatRequest((user("Count."),), tools=tools, output=OutputSchema(), streaming=streaming)
+    answer = collect(await events_of(LangChainProvider(model_of(server, "anthropic")), request, sync=sync))
+    assert json.loads(answer.text) == {"n": 7}
+    assert answer.tool_calls == ()
+    assert answer.finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.native.text == answer.text
+    assert answer.native.tool_calls == []
+    assert server.requests[-1].body["tool_choice"]["type"] == ("any" if tools else "tool")
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_other_tools_are_called_as_ever_beside_it(server: FaultServer, streaming: bool) -> None:
+    server.default = Answer("", tool_calls=[ToolCall("other", {"a": 1})])
+    request = ChatRequest((user("Count."),), tools=(OTHER,), output=OutputSchema(), streaming=streaming)
+    answer = collect(await events_of(LangChainProvider(model_of(server, "anthropic")), request, sync=True))
+    assert [(call.name, call.parsed()) for call in answer.tool_calls] == [("other", {"a": 1})]
+    assert answer.finish_reason == "tool_calls"
+
+
+@pytest.mark.parametrize(
+    ("model", "by_tool"), [("claude-sonnet-4-5", False), ("claude-3-5-haiku-latest", True)], ids=["new", "old"]
+)
+async def test_a_schema_is_held_to_by_the_api_or_else_by_a_tool(server: FaultServer, model: str, by_tool: bool) -> None:
+    server.default = in_json
+    provider = LangChainProvider(ChatAnthropic(model=model, base_url=server.anthropic_url, api_key=KEY))
+    assert provider.capabilities.json_schema
+    request = ChatRequest((user("Count."),), output=OutputSchema(SHAPE))
+    assert json.loads(collect(await events_of(provider, request, sync=True)).text) == {"n": 7}
+    body = server.requests[-1].body
+    assert ("output_config" in body) is not by_tool
+    assert (body.get("tools") or [{}])[-1].get("input_schema") == (SHAPE if by_tool else None)
+
+
+async def test_a_claude_that_thinks_is_asked_in_words(server: FaultServer) -> None:
+    """The API refuses to force a tool on a model that thinks."""
+    server.default = in_json
+    thinking = ChatAnthropic(
+        model=CLAUDE, base_url=server.anthropic_url, api_key=KEY, max_tokens=4000,
+        thinking={"type": "enabled", "budget_tokens": 2000},
+    )  # fmt: skip
+    request = ChatRequest((user("Count."),), output=OutputSchema())
+    assert collect(await events_of(LangChainProvider(thinking), request, sync=True)).text == '{"n": 7}'
+    body = server.requests[-1].body
+    assert "tools" not in body
+    assert "JSON" in str(body["system"])
+
+
+# ── failures that ChatOpenAI reports in the middle of an answer ──────────────────────────────────────────────────────
+
+
+def responses_api(body: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> ChatOpenAI:
+    """ChatOpenAI over the Responses API, which answers 200 with `body`, or streams it where it is a list of events."""
+    http = http_module(openai)
+    if isinstance(body, Mapping):
+        content, kind = json.dumps(body), "application/json"
+    else:
+        content, kind = "".join(f"event: {e['type']}\ndata: {json.dumps(e)}\n\n" for e in body), "text/event-stream"
+    transport = http.MockTransport(lambda request: http.Response(200, text=content, headers={"content-type": kind}))
+    return ChatOpenAI(
+        model="gpt-5-mini", api_key=KEY, use_responses_api=True,
+        http_client=http.Client(transport=transport), http_async_client=http.AsyncClient(transport=transport),
+    )  # fmt: skip
+
+
+RESPONSE = {
+    "id": "resp_1", "object": "response", "created_at": 1, "model": "gpt-5-mini", "output": [], "tools": [],
+    "parallel_tool_calls": True, "tool_choice": "auto", "status": "in_progress", "error": None,
+}  # fmt: skip
+
+
+def failed(code: str, message: str) -> dict[str, Any]:
+    return {**RESPONSE, "status": "failed", "error": {"code": code, "message": message}}
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize(
+    ("code", "message", "kind"),
+    [
+        ("server_error", "The model failed: try again.", ErrorKind.TRANSIENT),
+        ("rate_limit_exceeded", "Slow down.", ErrorKind.THROTTLED),
+        ("insufficient_quota", "You have no money.", ErrorKind.BILLING),
+    ],
+)
+async def test_a_failed_response_means_what_its_code_means(
+    code: str, message: str, kind: ErrorKind, sync: bool
+) -> None:
+    """ChatOpenAI raises a bare `ValueError` for it, as for what it cannot send; only the latter is incapacity."""
+    created = {"type": "response.created", "sequence_number": 0, "response": RESPONSE}
+    bodies: list[Any] = [
+        failed(code, message),
+        [created, {"type": "response.failed", "sequence_number": 1, "response": failed(code, message)}],
+        [created, {"type": "error", "sequence_number": 1, "code": code, "message": message, "param": None}],
+    ]
+    for body in bodies:
+        request = ChatRequest((user("hi"),), streaming=isinstance(body, list))
+        with pytest.raises(ProviderError) as caught:
+            await events_of(LangChainProvider(responses_api(body)), request, sync=sync)
+        assert caught.value.kind is kind
+        assert caught.value.code == code
+        assert message in str(caught.value)
+        assert type(caught.value.__cause__) is ValueError
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_a_stream_over_the_responses_api_is_read(sync: bool) -> None:
+    said = {"type": "output_text", "text": "Hello.", "annotations": []}
+    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [said]}
+    tokens = {"input_tokens": 3, "output_tokens": 2, "total_tokens": 5}
+    details = {"input_tokens_details": {"cached_tokens": 0}, "output_tokens_details": {"reasoning_tokens": 1}}
+    done = {**RESPONSE, "status": "completed", "output": [item], "usage": tokens | details}
+    at = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": RESPONSE},
+        {"type": "response.output_item.added", "output_index": 0, "item": {**item, "content": []}},
+        {"type": "response.output_text.delta", **at, "delta": "Hel", "logprobs": []},
+        {"type": "response.output_text.delta", **at, "delta": "lo.", "logprobs": []},
+        {"type": "response.completed", "response": done},
+    ]
+    model = responses_api([{**event, "sequence_number": number} for number, event in enumerate(events)])
+    request = ChatRequest((user("hi"),), streaming=True)
+    answer = collect(await events_of(LangChainProvider(model), request, sync=sync))
+    assert answer.text == "Hello."
+    assert answer.usage is not None
+    assert (answer.usage.total_tokens, answer.usage.reasoning_tokens) == (5, 1)
+    assert answer.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("sync", [True, False])
+async def test_an_error_in_place_of_choices_is_no_incapacity(server: FaultServer, sync: bool) -> None:
+    """Some compatible servers answer 200 with an error inside."""
+    error = {"code": "server_error", "message": "Out of GPUs."}
+    server.default = Fault("status", status=200, body={"id": "x", "object": "chat.completion", "error": error})
+    with pytest.raises(ProviderError) as caught:
+        await events_of(LangChainProvider(wrapped(server, GPT)), ChatRequest((user("hi"),)), sync=sync)
+    assert caught.value.kind is ErrorKind.TRANSIENT
+    assert "Out of GPUs." in str(caught.value)
