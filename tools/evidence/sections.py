@@ -53,6 +53,12 @@ SECTIONS: Mapping[str, Section] = {
             "tools.evidence.faults:figures", _SDKS,
         ),
         Section(
+            "langchain_suite", "LangChain's standard suites over every model, with the primary well and failing",
+            "tools.evidence.langchain_suite:figures",
+            ("langchain-tests", "langchain-core", "langchain-openai", "langchain-anthropic", "langchain-google-genai",
+             *_SDKS),
+        ),
+        Section(
             "bench", "what the product costs on the request path, beside its peers",
             "tools.evidence.bench:figures", ("langchain-core", "genai-prices"),
         ),

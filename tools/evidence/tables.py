@@ -114,6 +114,58 @@ def _deadline(facts: Mapping[str, Any]) -> str:
     return _table(head, rows)
 
 
+_VENDORS = {"openai": "OpenAI", "anthropic": "Anthropic", "google": "Gemini"}
+
+
+def _langchain_suite(facts: Mapping[str, Any]) -> str:
+    """By pair of vendors and fault, over all ways to give them: tests passed of tests run."""
+    faults = list(dict.fromkeys(row["fault"] for row in facts["cells"]))
+    pairs = dict.fromkeys((row["primary"], row["fallback"]) for row in facts["cells"])
+    plain = [row for row in facts["cells"] if row["shape"] == "plain"]
+    rows: list[tuple[Any, ...]] = []
+    for primary, fallback in pairs:
+        mine = [row for row in plain if (row["primary"], row["fallback"]) == (primary, fallback)]
+        told = [_of(row for row in mine if row["fault"] == fault) for fault in faults]
+        rows.append((f"{_VENDORS[primary]} → {_VENDORS[fallback]}", *told))
+    for shape in dict.fromkeys(row["shape"] for row in facts["cells"] if row["shape"] != "plain"):
+        mine = [row for row in facts["cells"] if row["shape"] == shape]
+        rows.append((f"OpenAI → Anthropic, {shape}", *(_of(r for r in mine if r["fault"] == f) for f in faults)))
+    return f"{_table(('the primary', *faults), rows)}\n\n{_measured(facts)}"
+
+
+def _of(cells: Iterable[Mapping[str, Any]]) -> str:
+    found = list(cells)
+    passed, tests = (sum(row["with_unit"][key] for row in found) for key in ("passed", "tests"))
+    return f"{passed:,} of {tests:,}" if found else "–"
+
+
+def _langchain_suite_exceptions(facts: Mapping[str, Any]) -> str:
+    cells = facts["cells"]
+    rows: list[tuple[Any, ...]] = []
+    for exception in facts["exceptions"]:
+        count = sum(exception["test"] in row.get("unserved", {}) for row in cells)
+        rows.append((f"`{exception['test']}`", f"{count:,} cells", exception["why"]))
+    for row in facts["without_registration"]:
+        rows += [(f"`{test}`", "class not registered", why) for test, why in row.get("unserved", {}).items()]
+    for row in [*facts["models"], *cells]:
+        where = ", ".join(str(row[k]) for k in ("primary", "fallback", "mix", "fault", "shape") if k in row)
+        rows += [(f"`{test}`", where, f"**failed**: {why}") for test, why in row.get("failed", {}).items()]
+        rows += [(f"`{test}`", where, f"skipped: {why}") for test, why in row.get("skipped", {}).items()]
+    return _table(("test", "where", "why it does not pass"), rows) if rows else "None."
+
+
+def _langchain_suite_short(facts: Mapping[str, Any]) -> str:
+    """By what the primary does."""
+    rows = []
+    for fault in dict.fromkeys(row["fault"] for row in facts["cells"]):
+        mine = [row for row in facts["cells"] if row["fault"] == fault]
+        passed, tests = (sum(row["with_unit"][key] for row in mine) for key in ("passed", "tests"))
+        unserved = sum(len(row.get("unserved", {})) for row in mine)
+        rows.append((fault, len(mine), tests, passed, unserved, tests - passed - unserved))
+    head = ("the primary", "models", "tests", "passed", "no target can serve", "failed or skipped")
+    return _table(head, rows)
+
+
 def _bench(facts: Mapping[str, Any]) -> str:
     rows = (
         (
@@ -149,6 +201,11 @@ def _readme(load: Load) -> str:
         for row in faults["deadline"]:
             figure = f"{row['p100_ms']:g} ms (promised {row['promise_ms']:g} ms)"
             rows.append((f"latest return after a deadline, {row['colour']}", figure))
+    if (suite := load("langchain_suite")) is not None:
+        what = "LangChain's standard tests, for every model and with its primary well and failing"
+        wrong = suite["failed"] + suite["skipped"]
+        told = f"{suite['passed']:,} of {suite['tests_run']:,} pass, {wrong} fail or are skipped"
+        rows.append((what, f"{told}, {suite['unserved']} ask what no live target can do"))
     if (bench := load("bench")) is not None:
         for row in bench["rows"]:
             beside = f", {row['peer']}: {_unit(row['peer_value'], row['unit'])}" if row["peer"] else ""
@@ -166,6 +223,9 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "faults-by-vendor": ("faults", _faults_by_vendor),
     "faults-mismatches": ("faults", _faults_mismatches),
     "deadline": ("faults", _deadline),
+    "langchain-suite": ("langchain_suite", _langchain_suite),
+    "langchain-suite-exceptions": ("langchain_suite", _langchain_suite_exceptions),
+    "langchain-suite-short": ("langchain_suite", _langchain_suite_short),
     "bench": ("bench", _bench),
     "mutants": ("mutants", _mutants),
 }
