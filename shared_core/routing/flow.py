@@ -216,7 +216,7 @@ def flow(
             yield Settle(route, granted, _outcome(attempt, error, now), attempt, True)
             queue.appendleft(turn)
             continue
-        if isinstance(error, InvalidOutput) and _may_reask(error, turn, now, deadline):
+        if isinstance(error, InvalidOutput) and _may_reask(error, turn):
             # The model is shown its mistake. Its target is well: this is no retry of a fault, and needs no wait.
             turn.rejected = error
             turn.reasks += 1
@@ -295,12 +295,12 @@ def _mode(route: Route, relay: Relay, policy: FlowPolicy) -> Mode | None:
     return "instructed" if mode == "prefill" and route.gate.prefill_rejected else mode
 
 
-def _may_reask(error: InvalidOutput, turn: _Turn, now: float, deadline: float) -> bool:
+def _may_reask(error: InvalidOutput, turn: _Turn) -> bool:
     """Whether to show the model its mistake. One that ran into its own limit would run into it again."""
     answer = error.answer
     if answer is None or answer.finish_reason == "length":
         return False
-    return turn.reasks < turn.route.retry.reasks and now < deadline
+    return turn.reasks < turn.route.retry.reasks
 
 
 def _verdict(error: ProviderError, relay: Relay, policy: FlowPolicy) -> Disposition:

@@ -187,8 +187,8 @@ def journal(*attempts, started=0.0, deadline=600.0, skips=(), excluded=()):
     return x
 
 
-def fail(x, *, routes=("a", "b"), parked=(), fatal=None, now=3.0, delivered="", excluded=()):
-    plan = Plan(tuple(route(n) for n in routes), tuple(excluded))
+def fail(x, *, routes=("a", "b"), parked=(), fatal=None, now=3.0, delivered="", excluded=(), too_small=frozenset()):
+    plan = Plan(tuple(route(n) for n in routes), tuple(excluded), too_small=too_small)
     return f._failure(x, relay(delivered), plan, list(parked), fatal, now)
 
 
@@ -251,6 +251,14 @@ def test_nobody_was_asked_and_the_reasons_are_the_error():
     nobody = fail(journal(), routes=())
     assert str(nobody) == "no target can serve this request (0 attempt(s) in 3.00 s)"
     assert str(nobody.errors[0]) == "there is no target to ask"
+
+
+def test_a_conversation_too_long_for_every_window_is_an_overflow_though_nobody_was_asked():
+    excluded = [("a", "its window is 10"), ("b", "disabled")]
+    e = fail(journal(), routes=(), excluded=excluded, too_small=frozenset({"a"}))
+    (only,) = e.errors
+    assert (only.kind, only.message, only.target) == (K.CONTEXT_OVERFLOW, "its window is 10", "a")
+    assert e.__cause__ is only
 
 
 def test_an_attempt_without_an_error_is_told_by_its_outcome():

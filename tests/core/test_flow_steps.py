@@ -9,6 +9,7 @@ import pytest
 
 from shared_core import (
     AllTargetsFailed,
+    Answer,
     Capabilities,
     ChatRequest,
     Continued,
@@ -27,6 +28,7 @@ from shared_core.resilience.breaker import Permit
 from shared_core.routing.execution import Execution, Skip
 from shared_core.routing.flow import Admit, Call, FlowPolicy, Settle, Wait, flow
 from shared_core.routing.planner import Plan
+from shared_core.routing.reask import reask
 from shared_core.routing.relay import Relay
 
 K = ErrorKind
@@ -431,3 +433,15 @@ def test_a_refused_prefill_gives_no_try_away_and_wins_none():
     assert [c.route.name for c in hand.calls] == ["a", "b", "b", "b"], "one retry, as of any target"
     assert isinstance(hand.result, StreamBroken)
     assert [a.retry for a in hand.journal.attempts] == [False, False, False, True]
+
+
+def test_an_answer_put_back_to_its_target_is_settled_as_a_failure_that_is_tried_again_without_a_wait():
+    rejected = no(K.INVALID_OUTPUT)
+    rejected.answer = Answer("Uno.")
+    h = Hand([rejected, None], [None], request=WHOLE)
+    assert [s[:2] for s in h.steps if s[0] in ("admit", "call", "wait")] == [
+        ("admit", "a"), ("call", "a"), ("admit", "a"), ("call", "a"),
+    ]  # fmt: skip
+    assert [(s.outcome.error, s.will_retry) for s in h.settled] == [(rejected, True), (None, False)]
+    assert h.calls[1].request.messages[1:] == reask(WHOLE, rejected).messages[1:]
+    assert h.result is None
