@@ -5,6 +5,7 @@
 #   SUITE=providers   only the tests that meet a vendor SDK at the wire
 #   ARGS="-k breaker" passed on to the program that is run
 #   LIVE=1            the demo talks to real vendors, with the keys in your environment
+#   SOAK=30 SEED=123  how many minutes `make soak` looks for trouble; which find it shows again
 
 .SHELLFLAGS := -eu -c
 MAKEFLAGS += --no-print-directory
@@ -14,6 +15,8 @@ WORLD ?= stable
 SUITE ?=
 ARGS ?=
 LIVE ?=
+SOAK ?= 10
+SEED ?=
 
 # ── which Python, which environment ──────────────────────────────────────────────────────────────────────────────────
 
@@ -49,6 +52,10 @@ demo: setup ## watch requests survive an outage, on this machine, without a key 
 test: setup ## the whole suite (WORLD=newest, PYTHON=python3.13, SUITE=providers, ARGS=...)
 	@echo "test: world $(WORLD), $$($(RUN) --version), suite $(if $(SUITE),$(SUITE),everything)"
 	@$(RUN) -m pytest $(if $(filter providers,$(SUITE)),-m provider,$(if $(SUITE),tests/$(SUITE))) $(ARGS)
+
+.PHONY: soak
+soak: setup ## random conversations at every target, from a new seed each time, for SOAK=10 minutes
+	@SOAK=$(SOAK) SEED=$(SEED) $(RUN) -m tests.history.soak $(ARGS)
 
 .PHONY: check
 check: setup ## ruff, mypy --strict, import contracts, exports, README and docs executed
