@@ -14,7 +14,16 @@ from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage, ToolMessage
 
-from langchain_fallback._convert.messages import CITING, ORIGIN, SPOKEN, THOUGHTFUL, Family, to_langchain
+from langchain_fallback._convert.messages import (
+    CALL_DATA,
+    CITING,
+    ORIGIN,
+    SPOKEN,
+    THOUGHTFUL,
+    THOUGHTS,
+    Family,
+    to_langchain,
+)
 from shared_core.chat.request import ChatRequest, Message, Origin, Text, ToolCall, ToolResult
 from shared_core.history import (
     ANTHROPIC,
@@ -243,7 +252,9 @@ _COMPLETED = frozenset({"text", "tool_call", "invalid_tool_call", "tool_use", "f
 
 
 def _sends_back(native: BaseMessage, family: Family | None) -> bool:
-    """Whether the integration can send back what it made itself."""
+    """Whether the integration can send back what its model said: it made the message itself, and can read it."""
+    if native.additional_kwargs.keys() & {CALL_DATA, THOUGHTS}:
+        return False  # opaque state where we keep it
     if isinstance(native.content, str):
         return True
     kinds = {block.get("type") for block in _dicts(native)}

@@ -324,7 +324,8 @@ def _assistant_told(
         results: list[Message] = []
         for p in calls:
             result, moved = _result_for(p.result, rules)
-            if p.source is not None and len(p.source.parts) == 1 and p.source.parts[0] is result:
+            came_alone = p.source is not None and p.source.role == "tool" and len(p.source.parts) == 1
+            if p.source is not None and came_alone and p.source.parts[0] is result:
                 results.append(p.source)
             else:
                 results.append(Message("tool", (result,), cache_hint=p.source is not None and p.source.cache_hint))
