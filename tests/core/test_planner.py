@@ -87,6 +87,12 @@ def test_a_target_that_cannot_serve_the_request_is_incapable_not_sick(request_, 
     only(request_, reason, **capabilities)
 
 
+def test_who_is_too_small_for_a_conversation_is_told_apart_from_who_may_not_answer():
+    r = router({"capabilities": Capabilities(context_window=1000)}, {"enabled": False})
+    assert r.explain(ChatRequest((user("x" * 6007),))).too_small == {"a"}
+    assert r.explain(HI).too_small == frozenset()
+
+
 def test_a_request_at_the_edge_of_the_window_is_planned():
     r = router({"capabilities": Capabilities(context_window=1000)})
     assert r.explain(ChatRequest((user("x" * 6005),))).targets == ("a",)

@@ -136,7 +136,7 @@ def test_a_tool_call_that_does_not_pass_gets_an_error_for_its_result(bench, face
     assert asked[-2].tool_calls == (ToolCall("c1", "f", "{}"),)
     (result,) = asked[-1].parts
     assert isinstance(result, ToolResult)
-    assert (result.call_id, result.is_error) == ("c1", True)
+    assert (result.call_id, result.name, result.is_error) == ("c1", "f", True)
     assert "n is missing" in asked[-1].parts[0].content[0].text
 
 
@@ -146,6 +146,9 @@ def test_words_where_a_tool_was_due_are_answered_with_a_request_for_the_call():
     tools = (ToolSpec("f"),)
     asked = reask(REQUEST.replace(tools=tools, tool_choice="any"), rejected)
     assert asked.messages[-1].text.endswith("Call a tool.")
+    for choice in ("auto", "none", None):
+        free = reask(REQUEST.replace(tools=tools, tool_choice=choice), rejected)
+        assert free.messages[-1] == user(REASK_PROMPT.format(fault="no tool was called"))
     rejected.answer = Answer("")
     assert reask(REQUEST, rejected).messages[:-1] == REQUEST.messages, "an empty turn is nobody's"
 
