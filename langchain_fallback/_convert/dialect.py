@@ -210,6 +210,8 @@ class _Home:
         at = self._place(message)
         if at is None or self._neutral[at].cache_hint != message.cache_hint:
             return None
+        if self._family == "openai" and self._neutral[at].name != message.name:
+            return None  # the others do not send it
         native = self._given[at]
         return native if self._at_home(native, message) else None
 
@@ -227,8 +229,6 @@ class _Home:
         return at if isinstance(before, ToolResult) and before.is_error == result.is_error else None
 
     def _at_home(self, native: BaseMessage, message: Message) -> bool:
-        if self._family == "openai" and native.name != message.name:
-            return False
         if isinstance(native, AIMessage):
             if native.additional_kwargs.get("refusal") or native.response_metadata.keys() & CITING:
                 return False  # the integration would leave it there
