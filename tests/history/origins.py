@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -171,6 +172,8 @@ def anthropic(said: Said) -> AIMessage:
 
 def google(said: Said) -> AIMessage:
     """Gemini through ChatGoogleGenerativeAI: thoughts, signed calls and texts, code it ran, pages it looked up."""
+    if importlib.util.find_spec("langchain_google_genai") is None:
+        return _google_by_hand(said)
     from google.genai.types import GenerateContentResponse
     from langchain_google_genai.chat_models import _response_to_result
 
@@ -201,6 +204,37 @@ def google(said: Said) -> AIMessage:
             signatures[call.id] = signatures.pop(made["id"])
         made["id"] = call.id
     return message
+
+
+def _google_by_hand(said: Said) -> AIMessage:
+    """The same, for worlds that leave the integration out: a history may come from one that had it."""
+    signed = {"signature": SIGNATURE} if said.thought is not None else {}
+    blocks: list[str | dict[str, Any]] = []
+    if said.thought is not None:
+        blocks.append({"type": "thinking", "thinking": said.thought})
+    if said.source:
+        blocks.append({"type": "executable_code", "executable_code": "print(1)", "language": "PYTHON", "id": "e1"})
+        blocks.append({"type": "code_execution_result", "code_execution_result": "1", "outcome": 1, "tool_call_id": ""})
+    if said.text:
+        blocks.append({"type": "text", "text": said.text, **({"extras": signed} if signed else {})})
+    if said.picture:
+        url = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+        blocks.append({"type": "image_url", "image_url": {"url": url}})
+    extra: dict[str, Any] = {}
+    if said.calls and signed:
+        extra["__gemini_function_call_thought_signatures__"] = {said.calls[0].id: SIGNATURE}
+    metadata: dict[str, Any] = {"model_provider": "google_genai", "model_name": MODELS["google"]}
+    if said.source:
+        url, title = said.source
+        metadata["grounding_metadata"] = {"grounding_chunks": [{"web": {"uri": url, "title": title}}]}
+    plain = len(blocks) == 1 and blocks[0] == {"type": "text", "text": said.text}
+    calls = [{"type": "tool_call", "id": c.id, "name": c.name, "args": c.args} for c in said.calls]
+    return AIMessage(
+        said.text if plain or not blocks else blocks,
+        tool_calls=calls,
+        additional_kwargs=extra,
+        response_metadata=metadata,
+    )
 
 
 def llamacpp(said: Said) -> AIMessage:

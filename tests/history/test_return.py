@@ -130,12 +130,19 @@ def away_and_back(form: str, foreign: str | None = "foreign thought «secret»")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("form", ["", ", v1", ", ours"])
-@pytest.mark.parametrize("target", RETURNS)
+@pytest.mark.parametrize(
+    ("target", "form"),
+    [
+        (target, f"{vendor}{form}")
+        for target, vendor in RETURNS.items()
+        for form in ("", ", v1", ", ours")
+        if f"{vendor}{form}" in FORMS
+    ],
+)
 def test_thoughts_are_restored_when_the_conversation_returns_to_who_had_them(target: str, form: str) -> None:
-    if target not in TARGETS or f"{RETURNS[target]}{form}" not in FORMS:
-        pytest.skip("this world leaves the integration out, or there is no such form")
-    turns = away_and_back(f"{RETURNS[target]}{form}")
+    if target not in TARGETS:
+        pytest.skip("LangChain's Google class accepts google-genai<3 only")
+    turns = away_and_back(form)
     body = check(turns, TARGETS[target])
     assert body is not None
     text = said(body)

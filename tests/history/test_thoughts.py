@@ -12,7 +12,18 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from langchain_fallback import FallbackChatModel, LangChainProvider
 from langchain_fallback._convert import Chunks, from_langchain, message_of
 from shared_core.chat.events import ChatEvent, collect
-from shared_core.chat.request import ChatRequest, Message, Origin, Reasoning, Text, ToolCall, assistant, tool, user
+from shared_core.chat.request import (
+    ChatRequest,
+    Message,
+    Origin,
+    Part,
+    Reasoning,
+    Text,
+    ToolCall,
+    assistant,
+    tool,
+    user,
+)
 from shared_core.routing.target import Target
 from shared_core.testing import Answer, FaultServer
 from shared_core.testing import ToolCall as Called
@@ -96,8 +107,8 @@ def test_a_thought_before_a_call_goes_back_with_the_call(spec: str, how: str) ->
         sent = body(spec, user("?"), turn, tool("call_1", "r"))
         assert sent[1]["reasoning_content"] == "I need f."
         assert sent[1]["tool_calls"][0]["id"] == "call_1"
-    other = body("deepseek:deepseek-v4-pro", user("?"), turn, tool("call_1", "r"))
-    assert other[1]["reasoning_content"] == "", "another model's, and yet the field has to be there"
+        other = body("deepseek:deepseek-v4-pro", user("?"), turn, tool("call_1", "r"))
+        assert other[1]["reasoning_content"] == "", "another model's, and yet the field has to be there"
 
 
 def test_thoughts_go_back_within_tool_loops_only() -> None:
@@ -287,7 +298,7 @@ def test_geminis_signature_of_a_text_stands_on_the_text(place: str) -> None:
     """A whole answer has it in front, a streamed one behind: it came with the text's last piece."""
     spec = "google:gemini-3-pro"
     signed = Reasoning("", {"thought_signature": SIGNATURE})
-    parts = [signed, Text("x")] if place == "before" else [Text("x"), signed]
+    parts: list[Part] = [signed, Text("x")] if place == "before" else [Text("x"), signed]
     call = provider(spec)._arguments(
         ChatRequest((user("?"), assistant(parts, origin=provider(spec).origin), user("!")))
     )
