@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import core, langchain, peers
+from benchmarks import core, langchain, llamaindex, peers
 from benchmarks.measure import Row
 
 __all__ = ["collect", "main"]
@@ -29,6 +29,8 @@ def collect(*, quick: bool = False) -> list[Row]:
     rows = core.measure(rounds, number)
     print("benchmarks: FallbackChatModel beside with_fallbacks", file=sys.stderr)
     rows += langchain.measure(rounds, number)
+    print("benchmarks: FallbackLLM beside the LLM it wraps", file=sys.stderr)
+    rows += llamaindex.measure(rounds, number)
     if python:
         print("benchmarks: beside LiteLLM's Router", file=sys.stderr)
         rows += peers.litellm(python, rounds, number)
@@ -41,7 +43,7 @@ def collect(*, quick: bool = False) -> list[Row]:
 
 def report(rows: Sequence[Row], command: str) -> dict[str, Any]:
     """The rows with what is needed to read them later."""
-    names = ("langchain-core", "genai-prices")
+    names = ("langchain-core", "llama-index-core", "genai-prices")
     return {
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),

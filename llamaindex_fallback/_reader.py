@@ -71,26 +71,32 @@ class Reader:
         self._id: str | None = None
         self._model: str | None = None
 
-    def whole(self, response: ChatResponse) -> Iterator[ChatEvent]:
+    def whole(self, response: ChatResponse) -> list[ChatEvent]:
         """A whole answer."""
+        self._last = response
         self._facts(response)
         self._tells = False  # it arrived whole, whatever its raw answer says
-        yield Started(self._id, self._model)
+        events: list[ChatEvent] = [Started(self._id, self._model)]
         for block in response.message.blocks:
-            if isinstance(block, ThinkingBlock):
-                yield ReasoningDelta(block.content or "", dict(block.additional_information))
-            elif isinstance(block, TextBlock) and block.text:
-                yield TextDelta(block.text)
-        yield from self._ended()
+            if isinstance(block, TextBlock):
+                if block.text:
+                    events.append(TextDelta(block.text))
+            elif isinstance(block, ThinkingBlock):
+                events.append(ReasoningDelta(block.content or "", dict(block.additional_information)))
+        return events + self._ended()
 
     def feed(self, response: ChatResponse) -> Collection[ChatEvent]:
         """The next response of a stream."""
-        first = self._last is None
-        self._facts(response)
-        events: list[ChatEvent] = [Started(self._id, self._model)] if first else []
+        first, self._last = self._last is None, response
         message = response.message
         blocks = message.blocks
         plain = not blocks or (len(blocks) == 1 and type(blocks[0]) is TextBlock)
+        if response.raw is not None or response.additional_kwargs:
+            self._facts(response)
+        elif plain and not first and not message.additional_kwargs and (piece := response.delta):
+            self._text += piece
+            return (TextDelta(piece),)  # what most of a stream is, where an integration hands over no more
+        events: list[ChatEvent] = [Started(self._id, self._model)] if first else []
         if response.additional_kwargs or not plain:
             thought = self._new_thought(response)
             if thought:
@@ -114,7 +120,7 @@ class Reader:
         """A call grows; its arguments follow whole."""
         return ToolCallDelta(index) if self._answer_tool is None else ReasoningDelta()
 
-    def finish(self) -> Iterator[ChatEvent]:
+    def finish(self) -> list[ChatEvent]:
         """The stream has ended.
 
         Raises:
@@ -122,29 +128,33 @@ class Reader:
         """
         if self._last is None:
             raise ProviderError.of(ErrorKind.STREAM_CUT, "the stream ended before it began")
-        for block in self._last.message.blocks:
-            if isinstance(block, ThinkingBlock) and block.additional_information:
-                yield ReasoningDelta("", dict(block.additional_information))
-        yield from self._ended()
+        events: list[ChatEvent] = [
+            ReasoningDelta("", dict(block.additional_information))
+            for block in self._last.message.blocks
+            if isinstance(block, ThinkingBlock) and block.additional_information
+        ]
+        return events + self._ended()
 
-    def _ended(self) -> Iterator[ChatEvent]:
+    def _ended(self) -> list[ChatEvent]:
         assert self._last is not None  # both callers have fed at least one response
         if self._tells and self._reason is None:
             raise ProviderError.of(ErrorKind.STREAM_CUT, "the stream ended without a finish reason")
         index = 0
+        events: list[ChatEvent] = []
         for id_, name, arguments in _calls_of(self._last):
             if name == self._answer_tool:
-                yield TextDelta(arguments)  # checked like any other text in a schema, if somebody wants it checked
+                events.append(TextDelta(arguments))  # checked like any text in a schema, if somebody wants it checked
                 continue
             _check(name, arguments)
-            yield ToolCallDelta(index, id_ or None, self._names.get(name, name), arguments)
+            events.append(ToolCallDelta(index, id_ or None, self._names.get(name, name), arguments))
             index += 1
         reason = _REASONS.get((self._reason or "stop").lower(), "other")
         if index and reason == "stop":
             reason = "tool_calls"
         elif not index and reason == "tool_calls":
             reason = "stop"
-        yield Finished(reason, self._reason, self._usage, self._id, self._model, native=self._last)
+        events.append(Finished(reason, self._reason, self._usage, self._id, self._model, native=self._last))
+        return events
 
     def _new_thought(self, response: ChatResponse) -> str:
         if isinstance(thought := response.additional_kwargs.get("thinking_delta"), str):
@@ -153,7 +163,6 @@ class Reader:
         return so_far.removeprefix(self._thought) if so_far.startswith(self._thought) else ""
 
     def _facts(self, response: ChatResponse) -> None:
-        self._last = response
         raw = response.raw
         if raw is not None:
             reason, told = _finish_reason(raw)

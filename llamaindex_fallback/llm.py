@@ -140,28 +140,28 @@ class FallbackLLM(FunctionCallingLLM):
         `num_output` is what prompts leave free for the answer, so it is never more than a quarter of the window; -1,
         LlamaIndex's word for unknown, when no target and no `max_tokens` says.
         """
-        return LLMMetadata(**self._known())
+        return LLMMetadata(**self._known(afresh=True))
 
-    def _known(self) -> dict[str, Any]:
-        """The fields of `metadata`. Events ask for them with every call, so they are kept until anything changes."""
-        router = self._router
-        each = [
-            target.capabilities or provider.capabilities
-            for target, provider in zip(router.targets, router.providers, strict=True)
-            if target.enabled
-        ]
-        key = (each, self.metadata_of, self.context_window, self.num_output, self.max_tokens)
+    def _known(self, *, afresh: bool = False) -> dict[str, Any]:
+        """The fields of `metadata`. Events ask for them with every call: to them they are told as they were last."""
+        settings = (self.metadata_of, self.context_window, self.num_output, self.max_tokens)
         kept, facts = self._facts
-        if kept != key:
-            facts = self._told_of(router.capabilities(self.metadata_of))
-            self._facts = key, facts
+        if afresh or kept != settings:
+            facts = self._told_of(self._router.capabilities(self.metadata_of))
+            self._facts = settings, facts
         return facts
 
     def _told_of(self, able: Capabilities) -> dict[str, Any]:
         window = self.context_window or able.context_window or DEFAULT_CONTEXT_WINDOW
         output = self.num_output or self.max_tokens
         if output is None:
-            output = -1 if able.max_output is None else max(1, min(able.max_output, window // 4))
+            router = self._router
+            told = any(
+                (target.capabilities or provider.capabilities).max_output is not None
+                for target, provider in zip(router.targets, router.providers, strict=True)
+                if target.enabled
+            )
+            output = max(1, min(able.max_output, window // 4)) if told and able.max_output is not None else -1
         return {
             "context_window": window,
             "num_output": output,
@@ -247,8 +247,15 @@ class FallbackLLM(FunctionCallingLLM):
     def _request(
         self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any], *, streaming: bool = False
     ) -> ChatRequest:
-        options = {"temperature": self.temperature, "max_tokens": self.max_tokens, "timeout": self.timeout}
-        options |= {key: value for key, value in kwargs.items() if value is not None}
+        options: dict[str, Any] = {}
+        if self.temperature is not None:
+            options["temperature"] = self.temperature
+        if self.max_tokens is not None:
+            options["max_tokens"] = self.max_tokens
+        if self.timeout is not None:
+            options["timeout"] = self.timeout
+        if kwargs:
+            options |= {key: value for key, value in kwargs.items() if value is not None}
         return to_request(messages, streaming=streaming, **options)
 
     def _asked(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Answer:

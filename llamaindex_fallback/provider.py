@@ -95,6 +95,7 @@ _VENDORS: Final[Sequence[tuple[str, str, HistoryRules]]] = (
 
 _LOCAL: Final = frozenset({"llamacpp", "ollama", "huggingfacellm", "vllm"})
 
+_PASSED_ON: Final = ("temperature", "max_tokens", "top_p", "seed")
 _MEDIA: Final = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
 
 _log = logging.getLogger(__name__)
@@ -348,7 +349,7 @@ class LlamaIndexProvider:
         arguments: dict[str, Any] = {"messages": messages}
         if specs or request.output is not None:
             arguments, names, answers_by = self._with_tools_or_schema(llm, request, messages, specs)
-        for key in ("temperature", "max_tokens", "top_p", "seed"):
+        for key in _PASSED_ON:
             if (value := getattr(request, key)) is not None:
                 arguments[key] = value
         if request.stop:
