@@ -11,10 +11,10 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, closing, nullcontext, suppress
-from dataclasses import replace
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import (
@@ -45,6 +45,9 @@ from shared_core.errors import ErrorKind, ProviderError, redact
 from shared_core.history import Change, summary
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
+
+if TYPE_CHECKING:
+    from shared_core.providers.models import ModelFacts
 
 __all__ = ["LangChainProvider"]
 
@@ -122,6 +125,19 @@ def _without_retries(model: BaseChatModel) -> BaseChatModel:
     return model
 
 
+@dataclass(slots=True)
+class _Call:
+    """One request in a model's own dialect."""
+
+    inner: BaseChatModel
+    messages: list[BaseMessage]
+    kwargs: dict[str, Any]
+    answer: str | None
+    """The tool whose arguments are the answer, where JSON has to be had that way."""
+    stops: tuple[str, ...]
+    """Stop sequences that the model is not told."""
+
+
 class LangChainProvider:
     """A `BaseChatModel` as a `Provider`. It shows the router the model's vendor and name, and never changes the model.
 
@@ -191,21 +207,23 @@ class LangChainProvider:
         """Answer, sync."""
         try:
             changes: list[Change] = []
-            inner, messages, kwargs, answer = self._call(request, changes)
+            call = self._call(request, changes)
             if changes:
                 guard.notes.extend(summary(changes))
+            inner, messages, kwargs = call.inner, call.messages, call.kwargs
             if inner.rate_limiter is not None:
                 inner.rate_limiter.acquire(blocking=True)
             stop = kwargs.pop("stop", None)
+            ended = _Stops(call.stops).feed if call.stops else _all_of
             if not self._to_stream(inner, request, kwargs, native=self._streams):
-                yield from self._whole(inner._generate(messages, stop=stop, **kwargs), answer)
+                yield from ended(self._whole(inner._generate(messages, stop=stop, **kwargs), call.answer))
                 return
-            reader = _Reader(self, answer)
+            reader = _Reader(self, call.answer)
             chunks = inner._stream(messages, stop=stop, **self._streaming(inner, kwargs))
             with _closing(chunks):
                 for chunk in chunks:
-                    yield from reader.feed(chunk)
-            yield from reader.finish()
+                    yield from ended(reader.feed(chunk))
+            yield from ended(reader.finish())
         except Exception as error:
             problem = self._problem(error)
             if problem is None or problem is error:
@@ -216,23 +234,25 @@ class LangChainProvider:
         """Answer, async."""
         try:
             changes: list[Change] = []
-            inner, messages, kwargs, answer = self._call(request, changes)
+            call = self._call(request, changes)
             if changes:
                 guard.notes.extend(summary(changes))
+            inner, messages, kwargs = call.inner, call.messages, call.kwargs
             if inner.rate_limiter is not None:
                 await inner.rate_limiter.aacquire(blocking=True)
             stop = kwargs.pop("stop", None)
+            ended = _Stops(call.stops).feed if call.stops else _all_of
             if not self._to_stream(inner, request, kwargs, native=self._astreams):
-                for event in self._whole(await inner._agenerate(messages, stop=stop, **kwargs), answer):
+                for event in ended(self._whole(await inner._agenerate(messages, stop=stop, **kwargs), call.answer)):
                     yield event
                 return
-            reader = _Reader(self, answer)
+            reader = _Reader(self, call.answer)
             chunks = inner._astream(messages, stop=stop, **self._streaming(inner, kwargs))
             async with _aclosing(chunks):
                 async for chunk in chunks:
-                    for event in reader.feed(chunk):
+                    for event in ended(reader.feed(chunk)):
                         yield event
-            for event in reader.finish():
+            for event in ended(reader.finish()):
                 yield event
         except Exception as error:
             problem = self._problem(error)
@@ -240,40 +260,28 @@ class LangChainProvider:
                 raise
             raise problem from error
 
-    def _call(
-        self, request: ChatRequest, changes: list[Change] | None = None
-    ) -> tuple[BaseChatModel, list[BaseMessage], dict[str, Any], str | None]:
-        """The model, messages and keywords for one request, in the model's own dialect.
-
-        The last is the tool whose arguments are the answer, where JSON has to be had that way. What of the conversation
-        did not travel as it was goes to `changes`.
-        """
+    def _call(self, request: ChatRequest, changes: list[Change] | None = None) -> _Call:
+        """One request in the model's own dialect. What of the conversation did not travel as it was: see `changes`."""
         inner = self._inner
         if inner is None:
             inner = self._inner = _without_retries(self.chat_model)
         native = request.native if request.native is not None and request.native.framework == FRAMEWORK else None
         options: Mapping[str, Any] = {} if native is None else native.options
+        own: Mapping[str, Any] = request.extra.get(self.name) or {}
         kwargs: dict[str, Any] = {}
-        if request.temperature is not None:
-            kwargs["temperature"] = request.temperature
-        if request.top_p is not None:
-            kwargs["top_p"] = request.top_p
         if request.max_tokens is not None:
             kwargs["max_output_tokens" if self._google else "max_tokens"] = request.max_tokens
-        if request.seed is not None and not self._anthropic:  # Anthropic has no seed
-            kwargs["seed"] = request.seed
-        if request.stop:
-            kwargs["stop"] = list(request.stop)
         if self._google:
             kwargs["max_retries"] = 1  # attempts in all; its client is asked per call
         if request.tools or options.get("tools"):
             kwargs.update(self._tools(inner, request, options))
-        own: Mapping[str, Any] = request.extra.get(self.name) or {}
+        responses = self._openai and _by_responses(inner, {**kwargs, **own})
+        stops = self._sampled(inner, request, own, kwargs, responses=responses)
         messages = spoken(
             request,
             () if native is None else native.messages,
             origin=self.origin if request.model is None else replace(self.origin, model=request.model),
-            dialect=self._over_responses if self._openai and _by_responses(inner, {**kwargs, **own}) else self._dialect,
+            dialect=self._over_responses if responses else self._dialect,
             changes=changes,
         )
         answer: str | None = None
@@ -299,7 +307,49 @@ class LangChainProvider:
                 kwargs.update(kwargs.pop("thinking_config", {}))
         if self._anthropic:
             inner = self._fit_to_history(inner, messages, kwargs)
-        return inner, messages, kwargs, answer
+        return _Call(inner, messages, kwargs, answer, stops)
+
+    def _sampled(
+        self,
+        inner: BaseChatModel,
+        request: ChatRequest,
+        own: Mapping[str, Any],
+        kwargs: dict[str, Any],
+        *,
+        responses: bool,
+    ) -> tuple[str, ...]:
+        """Add how to sample and where to stop, as far as the model takes it: what it does not, its API refuses.
+
+        Returns the stop sequences that the model is not told, to be looked for on this side.
+        """
+        if request.seed is not None and not (self._anthropic or responses):  # neither has one
+            kwargs["seed"] = request.seed
+        if request.temperature is None and request.top_p is None and not request.stop:
+            return ()
+        from shared_core.providers.models import facts
+
+        known = facts("azure-openai" if self.name == "azure" else self.name, request.model or self.model)
+        if self._takes_sampling(inner, request, own, known):
+            if request.temperature is not None:  # Anthropic's range ends at 1, and of the two it takes one
+                kwargs["temperature"] = min(request.temperature, 1.0) if self._anthropic else request.temperature
+            if request.top_p is not None and not (self._anthropic and request.temperature is not None):
+                kwargs["top_p"] = request.top_p
+        if responses or not known.stop:
+            return request.stop
+        if request.stop:
+            kwargs["stop"] = list(request.stop)
+        return ()
+
+    def _takes_sampling(
+        self, inner: BaseChatModel, request: ChatRequest, own: Mapping[str, Any], known: ModelFacts
+    ) -> bool:
+        if request.model in (None, self.model) and (inner.profile or {}).get("temperature") is False:
+            return False
+        if self._openai and known.reasoning and known.sampling:  # as long as it is not told to think
+            reasoning = own.get("reasoning") or getattr(inner, "reasoning", None) or {}
+            effort = own.get("reasoning_effort") or getattr(inner, "reasoning_effort", None) or reasoning.get("effort")
+            return effort in (None, "none")
+        return known.sampling
 
     def _fit_to_history(
         self, inner: BaseChatModel, messages: Sequence[BaseMessage], kwargs: dict[str, Any]
@@ -564,6 +614,43 @@ class _Reader:
         if self._answer is not None and self._said:
             message = _as_text(message, self._answer, self._said)
         yield self._provider._finished(message)
+
+
+def _all_of(events: Iterable[ChatEvent]) -> Iterable[ChatEvent]:
+    return events
+
+
+class _Stops:
+    """Ends an answer where a stop sequence begins that the model was not told. What it says after one is not read."""
+
+    __slots__ = ("_matcher", "_said")
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        from shared_core.providers.llama_cpp.stops import StopMatcher
+
+        self._matcher = StopMatcher(stops)
+        self._said: list[str] = []
+
+    def feed(self, events: Iterable[ChatEvent]) -> Iterator[ChatEvent]:
+        """`events`, as far as they go; the last one with the usage of all of it."""
+        for event in events:
+            if isinstance(event, TextDelta):
+                if text := self._matcher.feed(event.text):
+                    self._said.append(text)
+                    yield TextDelta(text)
+            elif isinstance(event, Finished):
+                if rest := self._matcher.close():
+                    yield TextDelta(rest)
+                yield event if self._matcher.matched is None else self._cut(event)
+            elif self._matcher.matched is None:
+                yield event
+
+    def _cut(self, event: Finished) -> Finished:
+        message = event.native
+        if isinstance(message, AIMessage):
+            said = {"content": "".join(self._said), "tool_calls": [], "invalid_tool_calls": []}
+            message = message.model_copy(update=said)
+        return replace(event, reason="stop", raw_reason="stop", native=message)
 
 
 def _content_events(message: BaseMessage) -> Iterator[ChatEvent]:

@@ -183,9 +183,11 @@ class AnthropicProvider(SdkProvider):
         call["messages"] = [_message(m) for m in prepared if m.role != "system"]
         self._tools(call, request, with_stubs(request.tools, prepared, ANTHROPIC))
         # The API's range ends at 1; what OpenAI calls 2 is as random as it gets here.
-        if request.temperature is not None:
+        if not known.sampling:
+            pass  # it samples as it likes, and refuses to be told
+        elif request.temperature is not None:
             call["temperature"] = min(request.temperature, 1.0)
-        elif request.top_p is not None:  # current models take one of the two, not both
+        elif request.top_p is not None:  # the models that can be told take one of the two, not both
             call["top_p"] = request.top_p
         stops = [s for s in request.stop if s.strip()]  # blank ones are refused
         if stops:

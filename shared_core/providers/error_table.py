@@ -317,6 +317,7 @@ TEXTS: tuple[TextRow, ...] = (
         r".{0,40}(?:is|are) not (?:currently )?supported",
         r"(?:response_format|structured outputs?).{0,40}(?:is|are) not (?:currently )?supported",
         r"is only supported by certain models",
+        r"(?:is|are) (?:deprecated|not supported) for this model",  # Anthropic, of temperature
         r"no endpoints found that support",  # OpenRouter
         r"requires --enable-auto-tool-choice",  # vLLM
         r"tools param requires --jinja",  # llama-server

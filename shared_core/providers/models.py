@@ -65,6 +65,10 @@ _ROWS: tuple[_Row, ...] = (
     # With reasoning effort 'none', their default, these take sampling parameters.
     _row("openai", r"gpt-5\.4(?!-(?:mini|nano|pro))", **_thinks(1_050_000, 128_000, sampling=True, developer=True)),
     _row("openai", r"gpt-5\.[1-4](?!.*-pro)", **_thinks(400_000, 128_000, sampling=True, developer=True)),
+    _row("openai", r"gpt-5\.2-pro", **_thinks(400_000, 128_000, json_schema=False, developer=True)),
+    _row("openai", r"gpt-5\.4-pro", **_thinks(1_050_000, 128_000, json_schema=False, developer=True)),
+    _row("openai", r"gpt-daybreak-red", **_thinks(400_000, 128_000, developer=True)),
+    _row("openai", r"gpt-daybreak", **_thinks(1_050_000, 128_000, developer=True)),
     _row("openai", r"gpt-5\.[4-9]|gpt-[6-9]", **_thinks(1_050_000, 128_000, developer=True)),
     _row("openai", r"gpt-5-pro", **_thinks(400_000, 272_000, developer=True)),
     _row("openai", r"gpt-5", **_thinks(400_000, 128_000, developer=True)),
@@ -86,9 +90,10 @@ _ROWS: tuple[_Row, ...] = (
     _row("anthropic", r"claude-sonnet-4(?:-0)?(?:-\d{8})?$", context_window=200_000, max_output=64_000,
          json_schema=False, prefill=True),
     _row("anthropic", r"claude-(?:opus|sonnet|haiku)-4-5", context_window=200_000, max_output=64_000, prefill=True),
-    _row("anthropic", r"claude-(?:opus|sonnet|haiku)-4-[6-9]", context_window=1_000_000, max_output=128_000),
-    _row("anthropic", r"claude-(?:mythos|fable|opus|sonnet|haiku)-[5-9]", context_window=1_000_000, max_output=128_000),
-    _row("anthropic", r"claude-mythos", context_window=1_000_000, max_output=128_000),
+    _row("anthropic", r"claude-(?:opus|sonnet|haiku)-4-6", context_window=1_000_000, max_output=128_000),
+    # From Opus 4.7 on a temperature is refused.
+    _row("anthropic", r"claude-(?:opus|sonnet|haiku)-4-[7-9]|claude-mythos|claude-(?:fable|opus|sonnet|haiku)-[5-9]",
+         context_window=1_000_000, max_output=128_000, sampling=False),
     # ── others, where the vendor's page is unambiguous ────────────────────────────────────────────────────────────
     _row("deepseek", r"deepseek-reasoner", context_window=131_072, max_output=65_536, reasoning=True, sampling=False,
          images=False),

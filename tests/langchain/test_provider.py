@@ -564,3 +564,69 @@ async def test_an_error_in_place_of_choices_is_no_incapacity(server: FaultServer
         await events_of(LangChainProvider(wrapped(server, GPT)), ChatRequest((user("hi"),)), sync=sync)
     assert caught.value.kind is ErrorKind.TRANSIENT
     assert "Out of GPUs." in str(caught.value)
+
+
+# ── how to sample and where to stop ──────────────────────────────────────────────────────────────────────────────────
+
+
+def ready(server: FaultServer, model: str, **options: Any) -> BaseChatModel:
+    if model.startswith("claude"):
+        return ChatAnthropic(model=model, base_url=server.anthropic_url, api_key=KEY, **options)
+    return ChatOpenAI(model=model, base_url=server.openai_url, api_key=KEY, **options)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "sent"),
+    [
+        ("gpt-4.1", {}, {"temperature": 1.5, "top_p": 0.5}),
+        ("gpt-5-mini", {}, {}),
+        ("gpt-5.1", {}, {"temperature": 1.5, "top_p": 0.5}),
+        ("gpt-5.1", {"reasoning_effort": "high"}, {}),
+        ("claude-sonnet-4-5", {}, {"temperature": 1.0}),
+        ("claude-opus-4-7", {}, {}),
+        ("claude-sonnet-5-5", {}, {}),
+        ("some-model-of-mine", {}, {"temperature": 1.5, "top_p": 0.5}),
+    ],
+)
+def test_a_temperature_for_all_is_not_told_to_who_would_refuse_it(
+    server: FaultServer, model: str, options: dict[str, Any], sent: dict[str, Any]
+) -> None:
+    """It is an option of the whole model, so that every target can be asked."""
+    chat = FallbackChatModel(models=[ready(server, model, **options)], temperature=1.5, top_p=0.5, max_retries=0)
+    assert chat.invoke("hi").text == CANONICAL
+    body = server.requests[-1].body
+    assert {name: body[name] for name in ("temperature", "top_p") if name in body} == sent
+
+
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("streaming", [True, False])
+async def test_a_stop_sequence_holds_where_the_model_takes_none(
+    server: FaultServer, streaming: bool, sync: bool
+) -> None:
+    """OpenAI's thinking models refuse them, and the Responses API has none: the answer is cut on this side."""
+    before, _, _ = CANONICAL.partition("try the")
+    server.default = Answer(CANONICAL, chunk="char")
+    request = ChatRequest((user("hi"),), stop=("never said", "try the"), streaming=streaming, seed=3)
+    answer = collect(await events_of(LangChainProvider(ready(server, "gpt-5-mini")), request, sync=sync))
+    assert answer.text == before
+    assert answer.native.text == before
+    assert answer.finish_reason == "stop"
+    assert answer.usage is not None, "what was said after it is paid for all the same"
+    assert "stop" not in server.requests[-1].body
+    told = collect(await events_of(LangChainProvider(ready(server, "gpt-4.1")), request, sync=sync))
+    assert told.text == before
+    assert server.requests[-1].body["stop"] == ["never said", "try the"]
+
+
+async def test_a_stop_sequence_that_never_comes_takes_nothing_away(server: FaultServer) -> None:
+    request = ChatRequest((user("hi"),), stop=(CANONICAL[-3:] + "!",), streaming=True)
+    events = await events_of(LangChainProvider(ready(server, "gpt-5-mini")), request, sync=True)
+    assert collect(events).text == CANONICAL
+
+
+async def test_the_responses_api_is_told_neither_where_to_stop_nor_a_seed() -> None:
+    said = {"type": "output_text", "text": "One. Two.", "annotations": []}
+    item = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": [said]}
+    model = responses_api({**RESPONSE, "status": "completed", "output": [item]})
+    request = ChatRequest((user("hi"),), stop=(" Two",), seed=3)
+    assert collect(await events_of(LangChainProvider(model), request, sync=True)).text == "One."

@@ -142,6 +142,13 @@ def test_a_conversation_is_put_into_the_vendors_words(server: FaultServer) -> No
     assert body["metadata"] == {"user_id": "u1"}
 
 
+@pytest.mark.parametrize("model", ["claude-opus-4-7", "claude-sonnet-5-5", "claude-fable-5", "claude-mythos-preview"])
+def test_models_that_sample_as_they_like_are_told_nothing_about_it(server: FaultServer, model: str) -> None:
+    """They refuse the request otherwise, and a temperature may be meant for another target of the chain."""
+    body = sent(server, at(server, model), ask(temperature=0.2, top_p=0.5))
+    assert not {"temperature", "top_p"} & body.keys()
+
+
 @pytest.mark.parametrize(
     ("choice", "wire"),
     [("auto", {"type": "auto"}), ("none", {"type": "none"}), ("lookup", {"type": "tool", "name": "lookup"})],

@@ -95,6 +95,12 @@ BODIES: list[tuple[str, int | None, Any, ErrorKind]] = [
     ("openai", 400, openai("a_code_nobody_knows"), K.BAD_REQUEST),
     ("openai", 500, openai("a_code_nobody_knows"), K.TRANSIENT),
     # ── Anthropic ────────────────────────────────────────────────────────────────────────────────────────────────
+    (
+        "anthropic",
+        400,
+        anthropic("invalid_request_error", "`temperature` is deprecated for this model."),
+        K.INCAPABLE,
+    ),
     ("anthropic", 400, anthropic("invalid_request_error"), K.BAD_REQUEST),
     (
         "anthropic",
