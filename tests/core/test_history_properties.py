@@ -14,7 +14,19 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from shared_core.chat.request import Image, Message, Origin, Reasoning, Text, ToolCall, ToolResult
-from shared_core.history import ANTHROPIC, COMPATIBLE, GOOGLE, LLAMA_CPP, MISTRAL, OPENAI, OPENAI_RESPONSES, prepare
+from shared_core.history import (
+    ANTHROPIC,
+    COMPATIBLE,
+    DEEPSEEK,
+    GOOGLE,
+    LLAMA_CPP,
+    MISTRAL,
+    OPENAI,
+    OPENAI_RESPONSES,
+    OPENROUTER,
+    Change,
+    prepare,
+)
 
 ME, OTHER = Origin("me", "m"), Origin("me", "n")
 
@@ -197,6 +209,26 @@ def google(messages: tuple[Message, ...]) -> None:
     assert all(isinstance(p, ToolResult) for m in messages if m.role == "tool" for p in m.parts)
 
 
+def thinking(messages: tuple[Message, ...]) -> None:
+    """The same dialect, of a vendor that takes its thoughts back."""
+    common(messages, "[a-zA-Z0-9_.:-]{1,64}", "[a-zA-Z0-9_-]{1,64}")
+    pairing(messages, together=False)
+    no_blank(messages)
+    strict_turns(messages)
+    text_only_outside_user(messages)
+
+
+def in_loops(messages: tuple[Message, ...]) -> None:
+    """Thoughts of turns that call a tool, or follow upon one that did."""
+    thinking(messages)
+    called = False
+    for message in messages:
+        if message.role == "assistant":
+            calls = bool(message.tool_calls)
+            assert calls or called or not any(isinstance(p, Reasoning) for p in message.parts)
+            called = calls
+
+
 def compatible(messages: tuple[Message, ...]) -> None:
     common(messages, "[a-zA-Z0-9_.:-]{1,64}", "[a-zA-Z0-9_-]{1,64}")
     pairing(messages, together=False)
@@ -237,30 +269,16 @@ TARGETS = {
     "llamacpp": (LLAMA_CPP, template),
     "llamacpp-bare": (replace(LLAMA_CPP, system="none", tool_turns="text"), in_words),
     "mistral": (MISTRAL, mistral),
+    "deepseek": (DEEPSEEK, in_loops),
+    "openrouter": (OPENROUTER, thinking),
 }
 
 
-def survivors(history: list[Message]) -> set[str]:
-    """The marks that must be found again: all that was said, and for each call id used once its last result."""
-    marks: set[str] = set()
-    once: dict[str, int] = {}
-    for message in history:
-        for call in message.tool_calls if message.role == "assistant" else ():
-            key = call.id.split("__thought__")[0]
-            once[key] = once.get(key, 0) + 1
-    called: set[str] = set()
-    last: dict[str, list[str]] = {}
-    for message in history:
-        for part in message.parts:
-            if isinstance(part, Text):
-                marks |= set(re.findall("«[0-9]+»", part.text))
-            elif isinstance(part, ToolCall):
-                called.add(part.id.split("__thought__")[0])
-            elif isinstance(part, ToolResult):
-                key = part.call_id.split("__thought__")[0]
-                if key in called and once[key] == 1:
-                    last[key] = re.findall("«[0-9]+»", "".join(p.text for p in part.content if isinstance(p, Text)))
-    return marks.union(*last.values())
+def marks_of(message: Message) -> set[str]:
+    """The numbers of all that is said in a message."""
+    inside = [p.content for p in message.parts if isinstance(p, ToolResult)]
+    texts = all_texts(message) + [t for content in inside for t in all_texts(Message("tool", content))]
+    return set(re.findall("«[0-9]+»", "".join(texts)))
 
 
 def pictures_in(messages) -> int:
@@ -271,9 +289,10 @@ def pictures_in(messages) -> int:
 @settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(history=histories, keep=st.booleans())
 def test_any_history_is_made_valid_whole_and_stable(rules, obeys: Callable, history: list[Message], keep: bool):
-    """Valid for the target, the input untouched, the same when prepared again, and nothing said is lost."""
+    """Valid for the target, the input untouched, the same when prepared again, and nothing said is lost unrecorded."""
     before = copy.deepcopy(history)
-    out = prepare(history, origin=ME, rules=rules, keep_trailing_assistant=keep)
+    changes: list[Change] = []
+    out = prepare(history, origin=ME, rules=rules, keep_trailing_assistant=keep, changes=changes)
     assert history == before
     obeys(out)
     assert prepare(out, origin=ME, rules=rules, keep_trailing_assistant=keep) == out
@@ -290,8 +309,14 @@ def test_any_history_is_made_valid_whole_and_stable(rules, obeys: Callable, hist
             else []
         )
     )
-    missing = {mark for mark in survivors(history) if mark not in told}
+    left_out = {c.message for c in changes if c.kind in ("orphan result", "older result")}
+    missing = {mark for at, m in enumerate(history) if at not in left_out for mark in marks_of(m) if mark not in told}
     assert not missing
+    inner = [q for m in history for p in m.parts for q in (p.content if isinstance(p, ToolResult) else (p,))]
+    opaque = sum(isinstance(q, Reasoning) and bool(q.data) for q in inner)
+    kept = sum(isinstance(p, Reasoning) for m in out for p in m.parts)
+    recorded = sum(c.kind == "reasoning" for c in changes)
+    assert recorded <= opaque - kept
     assert pictures_in(out) >= pictures_in(history)
     if rules.trailing_assistant is False and not keep:
         assert out[-1].role != "assistant"
