@@ -108,8 +108,10 @@ def spoken(
         return [*map(_unmarked, given), *to_langchain(neutral[len(given) :], origin)]
     if any(map(_unreadable, given, neutral)):
         # Blocks that only one integration knows: whoever does not speak LangChain has been left out of the plan.
-        own = given if dialect.family == "anthropic" else [*map(_unmarked, given)]
-        return [*own, *to_langchain(neutral[len(given) :], origin, dialect.family)]
+        return [
+            *(_untouched(*both, origin, dialect.family) for both in zip(given, neutral, strict=False)),
+            *to_langchain(neutral[len(given) :], origin, dialect.family),
+        ]
     prepared = prepare(
         neutral, origin=origin, rules=dialect.rules, keep_trailing_assistant=request.continues, changes=changes
     )
@@ -158,6 +160,13 @@ def _placed(message: Message, native: BaseMessage, origin: Origin) -> Message:
 def _foreign(messages: Sequence[Message], origin: Origin) -> bool:
     """Whether another vendor wrote some of it."""
     return any(m.origin is not None and m.origin.provider != origin.provider for m in messages)
+
+
+def _untouched(native: BaseMessage, neutral: Message, origin: Origin, family: Family | None) -> BaseMessage:
+    """The caller's own message, unless another model wrote it: then what it said, and nothing of what it thought."""
+    if neutral.origin is not None and not is_own(neutral.origin, origin):
+        return to_langchain((neutral,), None, family)[0]
+    return native if family == "anthropic" else _unmarked(native)
 
 
 def _unmarked(message: BaseMessage) -> BaseMessage:
@@ -238,17 +247,15 @@ class _Home:
             return _is_bare(native, self._family) and _is_all(native, message)
         if type(native) not in (HumanMessage, SystemMessage, ToolMessage):
             return False
-        if native.additional_kwargs.keys() - _KEPT.get(self._family, _NONE):
+        if native.additional_kwargs.keys() & _READ:
             return False
         return _is_plain(native, self._family) and _is_all(native, message)
 
 
-_NONE: frozenset[str] = frozenset()
-_KEPT: Mapping[Family | None, frozenset[str]] = dict.fromkeys(("openai", "responses"), frozenset({"__openai_role__"}))
-"""What in `additional_kwargs` an integration reads of a user's or a system message."""
-
-
+_READ = frozenset({"cache_control", "name"})
+"""What in `additional_kwargs` of a user's message some integration sends, and not every vendor takes."""
 _COMPLETED = frozenset({"text", "tool_call", "invalid_tool_call", "tool_use", "function_call"})
+"""Blocks that ChatOpenAI sends over Chat Completions, or leaves out since they stand elsewhere too."""
 
 
 def _sends_back(native: BaseMessage, family: Family | None) -> bool:

@@ -110,11 +110,10 @@ def _wrapped(name: str, model: Any, rules: Callable[[wires.Body], None], **more:
     wrapping = LangChainProvider(model)
 
     def make(request: ChatRequest, changes: list[Change]) -> dict[str, Any]:
-        inner: Any
-        inner, messages, kwargs, _ = wrapping._call(request, changes)
-        if hasattr(inner, "_prepare_request"):
-            return _plain_google(inner._prepare_request(messages, **kwargs))
-        body: dict[str, Any] = inner._get_request_payload(messages, **kwargs)
+        call: Any = wrapping._call(request, changes)
+        if hasattr(call.inner, "_prepare_request"):
+            return _plain_google(call.inner._prepare_request(call.messages, **call.kwargs))
+        body: dict[str, Any] = call.inner._get_request_payload(call.messages, **call.kwargs)
         return body
 
     responses = more.get("vendor") == "responses"

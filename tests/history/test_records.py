@@ -41,7 +41,7 @@ from shared_core.history import (
 from shared_core.routing.target import Target
 from shared_core.testing import FaultServer
 from tests.history.histories import HISTORIES, PDF
-from tests.history.origins import FORMS, KEY, PNG, chat_openai
+from tests.history.origins import FORMS, KEY, PNG, Said, chat_anthropic, chat_openai
 from tests.langchain.cells import CLAUDE, GPT, wrapped
 
 ME, OTHER = Origin("me", "m"), Origin("other", "m")
@@ -235,6 +235,27 @@ def test_a_conversation_that_needs_nothing_is_not_touched() -> None:
 
     history = HISTORIES["tool_loop"](FORMS["openai"])
     changes: list[Change] = []
-    _, messages, _, _ = LangChainProvider(chat_openai())._call(request_of(history), changes)
+    messages = LangChainProvider(chat_openai())._call(request_of(history), changes).messages
     assert not changes
     assert [a is b for a, b in zip(messages, history, strict=True)] == [True] * len(history)
+
+
+# ── what only one integration understands ────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_block_nobody_could_read_travels_with_the_callers_own_messages() -> None:
+    """It was made for one integration; what another vendor thought in the same conversation still stays behind."""
+    from langchain_fallback import LangChainProvider
+    from langchain_fallback._convert import FRAMEWORK
+    from langchain_fallback._convert.request import to_request
+
+    odd = HumanMessage([{"type": "container_upload", "file_id": "file_1"}, {"type": "text", "text": "Look."}])
+    history = [odd, FORMS["google"](Said("Yes.", "«secret»")), HumanMessage("Go on.", additional_kwargs={"mine": 1})]
+    options = {"streaming": False, "providers": frozenset({"anthropic"}), "foreign": frozenset({"openai"})}
+    request = to_request(history, None, {}, {}, wrapped=True, **options)  # type: ignore[arg-type]  # keywords in a dict
+    assert request.native is not None
+    assert request.native.framework == FRAMEWORK
+    messages = LangChainProvider(chat_anthropic())._call(request).messages
+    assert messages[0] is odd
+    assert messages[1].content == "Yes."
+    assert messages[2] is history[2]

@@ -319,6 +319,6 @@ def test_a_wrapped_gemini_is_told_results_as_text_and_errors_as_errors() -> None
         ToolMessage("no such city", tool_call_id="b", status="error"),
         ToolMessage("42", tool_call_id="a"),
     ]
-    _, messages, kwargs, _ = LangChainProvider(model)._call(request_of(history))
-    contents = model._prepare_request(messages, **kwargs)["contents"]
+    call = LangChainProvider(model)._call(request_of(history))
+    contents = model._prepare_request(call.messages, **call.kwargs)["contents"]
     assert [p.function_response.response for p in contents[-1].parts] == [{"output": "42"}, {"error": "no such city"}]
