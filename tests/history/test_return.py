@@ -229,3 +229,13 @@ def test_a_changed_address_makes_a_wrapped_model_another(monkeypatch: pytest.Mon
     assert away == replace(home, endpoint=away.endpoint)
     assert away.endpoint is not None
     assert "u:p" not in away.endpoint, "an origin is written into messages, and holds no password"
+
+
+def test_a_turn_that_was_a_drawing_and_nothing_else_stays_in_the_conversation() -> None:
+    """OpenAI knows it by its id; everybody else is shown the picture, and told whose it is."""
+    turns = [HumanMessage("Draw."), FORMS["responses"](Said("", picture=True)), HumanMessage("Bluer.")]
+    own = check(turns, TARGETS["ChatOpenAI, Responses"])
+    assert own is not None
+    assert {"type": "image_generation_call", "id": "ig_1"} in own["input"]
+    for name in ("ChatAnthropic", "openai:gpt-5-mini"):
+        assert "1 image from your previous message" in said(check(turns, TARGETS[name]))
