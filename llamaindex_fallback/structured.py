@@ -92,15 +92,13 @@ class Shape(Generic[M]):
 
     def __call__(self, answer: Answer) -> str | None:
         """What is wrong with `answer`, in words for the model; None when it fills the class."""
-        if answer.finish_reason == "length":
-            return CUT_OFF
         arguments = answer.tool_calls[0].arguments if answer.tool_calls else None
         if arguments is None and not answer.text.strip():
             return "the tool was not called" if self._way == "tool" else "it is empty"
         try:
             self._read(answer.text if arguments is None else arguments)
         except ValueError as error:
-            return _complaint(error)
+            return CUT_OFF if answer.finish_reason == "length" else _complaint(error)
         return None
 
     def __repr__(self) -> str:
@@ -207,10 +205,8 @@ class CalledCheck:
 
     def __call__(self, answer: Answer) -> str | None:
         """What is wrong with `answer`, in words for the model; None when it calls a tool rightly."""
-        if answer.finish_reason == "length":
-            return CUT_OFF
         if not answer.tool_calls:
-            return "no tool was called"
+            return CUT_OFF if answer.finish_reason == "length" else "no tool was called"
         for call in answer.tool_calls:
             try:
                 arguments = call.parsed()

@@ -30,7 +30,7 @@ from llamaindex_fallback._convert import stamped
 from llamaindex_fallback._reader import Reader
 from shared_core import AllTargetsFailed, Capabilities, Target
 from shared_core.testing import Answer, ScriptedProvider, ToolCall
-from tests.llamaindex.test_provider import canned, says
+from tests.llamaindex.test_provider import Canned, canned, says
 from tests.llamaindex.world import (
     CLAUDE,
     PRIMARY,
@@ -231,6 +231,28 @@ def test_the_model_of_a_call_is_who_wrote_it(server, target):
     assert own == llm.router.providers[0].origin
     streamed = list(llm.stream_chat(asked, tools=[TOOL], model=other))[-1].message
     assert stamped(streamed)[0] == origin
+
+
+class Named(Canned):
+    """Can be asked for another model."""
+
+    model: str = "canned"
+
+
+@pytest.mark.parametrize(("model", "kept"), [(None, True), ("canned", True), ("other", False)])
+def test_thinking_of_one_model_is_not_for_another_of_the_same_llm(model, kept):
+    """Signatures are a model's, also where `model=` names the reader."""
+    theirs = Named(said=[says("ok")], vendor="anthropic_llm")
+    llm = FallbackLLM([theirs])
+    stamp = {"provider": "llamaindex/anthropic", "model": "canned"}
+    thought = ChatMessage(
+        role="assistant",
+        blocks=[ThinkingBlock(content="hm", additional_information={"signature": "s"}), TextBlock(text="a")],
+        additional_kwargs={"fallback_origin": stamp},
+    )
+    llm.chat([ChatMessage(content="1?"), thought, ChatMessage(content="2?")], model=model)
+    ((messages, _),) = theirs.asked
+    assert any(isinstance(block, ThinkingBlock) for message in messages for block in message.blocks) == kept
 
 
 def test_the_model_of_a_call_goes_to_its_vendor_alone(server):

@@ -219,11 +219,16 @@ async def test_a_refusal_is_no_object(server, kind, face):
 
 
 async def test_an_answer_cut_off_at_its_limit_goes_to_the_next_target(server):
-    """The same target would run into the same limit."""
+    """The same target would run into the same limit. One that is whole all the same is taken."""
     llm = fallback_llm(server)
     both_say(server, llm, Answer('{"setup": "Wh', finish="length"), says(TOLD))
     assert (await predicted(llm, "astructured_predict"))[-1] == TOLD
     assert len(server.requests) == 2
+    assert "cut off" in llm.router.last.metadata()["attempts"][0]["error"]
+    llm.router.reset()
+    script_all(server, Answer(TOLD.model_dump_json(), finish="length"))
+    assert (await predicted(llm, "astructured_predict"))[-1] == TOLD
+    assert len(server.requests) == 3
 
 
 @pytest.mark.parametrize("kind", ["native", "wrapped", "tools alone", "wrapped by tool"])
@@ -415,12 +420,19 @@ def test_braces_in_a_conversation_are_no_variables(server):
 def test_options_reach_the_wire_and_are_not_changed(server):
     """`llm_kwargs` are keywords of a call; what LlamaIndex's programs decide for themselves is decided here too."""
     script_all(server, says(TOLD))
-    options = {"temperature": 0.1, "tool_choice": "auto", "max_tokens": 77, "extra": {"openai": {"service_tier": "x"}}}
+    options = {
+        "temperature": 0.1,
+        "tools": [FunctionTool.from_defaults(add)],
+        "tool_choice": "auto",
+        "max_tokens": 77,
+        "extra": {"openai": {"service_tier": "x"}},
+    }
     before = dict(options)
     llm = fallback_llm(server, [native(server, SECONDARY)])
     assert llm.structured_predict(Joke, PROMPT, llm_kwargs=options, topic="cats") == TOLD
     body = server.requests[0].body
     assert (body["temperature"], body["service_tier"]) == (0.1, "x")
+    assert "tools" not in body
     assert 77 in (body.get("max_tokens"), body.get("max_completion_tokens"))
     assert options == before
 
