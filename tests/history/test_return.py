@@ -239,3 +239,29 @@ def test_a_turn_that_was_a_drawing_and_nothing_else_stays_in_the_conversation() 
     assert {"type": "image_generation_call", "id": "ig_1"} in own["input"]
     for name in ("ChatAnthropic", "openai:gpt-5-mini"):
         assert "1 image from your previous message" in said(check(turns, TARGETS[name]))
+
+
+@pytest.mark.parametrize("form", ["google", "google, v1", "google, ours"])
+@pytest.mark.parametrize("target", ["google:gemini-2.5-flash", "ChatGoogleGenerativeAI"])
+def test_the_signature_of_a_call_stands_on_the_call(target: str, form: str) -> None:
+    if target not in TARGETS:
+        pytest.skip("LangChain's Google class accepts google-genai<3 only")
+    made = FORMS[form](Said("", "hm", (Call("call_1"), Call("call_2"))))
+    turns = [HumanMessage("?"), made, *(ToolMessage("r", tool_call_id=f"call_{n}") for n in (1, 2))]
+    body = check(turns, TARGETS[target])
+    assert body is not None
+    calls = [part for part in body["contents"][1]["parts"] if "function_call" in part]
+    assert [part.get("thought_signature") for part in calls] == [b"signed by its vendor", None]
+
+
+@pytest.mark.parametrize("target", ["anthropic:claude-sonnet-4-5", "ChatAnthropic"])
+def test_no_more_than_four_cache_marks_reach_anthropic(target: str) -> None:
+    """The last ones: what was cached before is found by them as well."""
+    turns: list[BaseMessage] = []
+    for n in range(6):
+        turns.append(HumanMessage([{"type": "text", "text": f"u{n}", "cache_control": {"type": "ephemeral"}}]))
+        turns.append(AIMessage(f"a{n}"))
+    body = check([*turns, HumanMessage("and?")], TARGETS[target])
+    assert body is not None
+    marked = [m["content"][0]["text"] for m in body["messages"] if "cache_control" in said(m)]
+    assert marked == ["u2", "u3", "u4", "u5"]
