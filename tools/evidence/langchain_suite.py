@@ -23,6 +23,8 @@ __all__ = ["figures", "main"]
 _ROOT = Path(__file__).resolve().parents[2]
 _TESTS = "tests/langchain/test_standard.py"
 _MODEL = ("primary", "fallback", "mix")
+_ELSE = ("failed", "skipped", "unserved")
+"""What a test may do but pass. Unserved: no target that is alive can do what it asks, and the error says so."""
 
 
 def figures(*, quick: bool = False) -> dict[str, Any]:
@@ -71,8 +73,11 @@ def _sum(*rows: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _short(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row without what is empty in it."""
-    return {k: v for k, v in row.items() if v not in ({}, None) and k not in ("suite", "registered")}
+    """A row with its counts, and with every test that did not pass by name, outcome and reason."""
+    kept = {k: v for k, v in row.items() if k not in ("suite", "registered", *_ELSE)}
+    counts = {kind: len(row[kind]) for kind in _ELSE}
+    named = [{"test": test, "outcome": kind, "why": why} for kind in _ELSE for test, why in row[kind].items()]
+    return {**kept, **counts, "exceptions": named}
 
 
 class _Recorder:
@@ -113,7 +118,7 @@ class _Recorder:
         if not unit:
             row |= {"fault": cell.fault, "shape": cell.shape}
         row |= {"tests": len(tests), "passed": sum(outcome == "passed" for outcome in tests.values())}
-        for kind in ("failed", "skipped", "unserved"):
+        for kind in _ELSE:
             row[kind] = {
                 test: outcome.partition(": ")[2] for test, outcome in tests.items() if outcome.startswith(f"{kind}: ")
             }

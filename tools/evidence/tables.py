@@ -143,14 +143,14 @@ def _langchain_suite_exceptions(facts: Mapping[str, Any]) -> str:
     cells = facts["cells"]
     rows: list[tuple[Any, ...]] = []
     for exception in facts["exceptions"]:
-        count = sum(exception["test"] in row.get("unserved", {}) for row in cells)
+        count = sum(any(e["test"] == exception["test"] for e in row["exceptions"]) for row in cells)
         rows.append((f"`{exception['test']}`", f"{count:,} cells", exception["why"]))
     for row in facts["without_registration"]:
-        rows += [(f"`{test}`", "class not registered", why) for test, why in row.get("unserved", {}).items()]
+        rows += [(f"`{e['test']}`", "class not registered", e["why"]) for e in row["exceptions"]]
     for row in [*facts["models"], *cells]:
         where = ", ".join(str(row[k]) for k in ("primary", "fallback", "mix", "fault", "shape") if k in row)
-        rows += [(f"`{test}`", where, f"**failed**: {why}") for test, why in row.get("failed", {}).items()]
-        rows += [(f"`{test}`", where, f"skipped: {why}") for test, why in row.get("skipped", {}).items()]
+        wrong = [e for e in row["exceptions"] if e["outcome"] != "unserved"]
+        rows += [(f"`{e['test']}`", where, f"**{e['outcome']}**: {e['why']}") for e in wrong]
     return _table(("test", "where", "why it does not pass"), rows) if rows else "None."
 
 
@@ -160,7 +160,7 @@ def _langchain_suite_short(facts: Mapping[str, Any]) -> str:
     for fault in dict.fromkeys(row["fault"] for row in facts["cells"]):
         mine = [row for row in facts["cells"] if row["fault"] == fault]
         passed, tests = (sum(row["with_unit"][key] for row in mine) for key in ("passed", "tests"))
-        unserved = sum(len(row.get("unserved", {})) for row in mine)
+        unserved = sum(row["unserved"] for row in mine)
         rows.append((fault, len(mine), tests, passed, unserved, tests - passed - unserved))
     head = ("the primary", "models", "tests", "passed", "no target can serve", "failed or skipped")
     return _table(head, rows)
