@@ -28,7 +28,6 @@ from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, usage_of
-from langchain_fallback._convert.dialect import dialect_of, spoken, stubs, thoughtless
 from langchain_fallback._convert.tools import finds_tools, runs_on_servers
 from shared_core.chat.answer_tool import ANSWER_TOOL, with_answer_tool
 from shared_core.chat.events import (
@@ -163,6 +162,8 @@ class LangChainProvider:
         self._google = "langchain_google_genai" in families
         self._anthropic = "langchain_anthropic" in families
         self._origin = Origin(self.name, self.model, _endpoint(model))
+        from langchain_fallback._convert.dialect import dialect_of  # with the rules of history: not on import
+
         self._dialect = dialect_of(model)
         self._over_responses = dialect_of(model, responses=True)
         self._openai = "langchain_openai" in families
@@ -262,6 +263,8 @@ class LangChainProvider:
 
     def _call(self, request: ChatRequest, changes: list[Change] | None = None) -> _Call:
         """One request in the model's own dialect. What of the conversation did not travel as it was: see `changes`."""
+        from langchain_fallback._convert.dialect import spoken
+
         inner = self._inner
         if inner is None:
             inner = self._inner = _without_retries(self.chat_model)
@@ -355,6 +358,8 @@ class LangChainProvider:
         self, inner: BaseChatModel, messages: Sequence[BaseMessage], kwargs: dict[str, Any]
     ) -> BaseChatModel:
         """What Claude asks of a request for the sake of its history: tools it called, thoughts in a running turn."""
+        from langchain_fallback._convert.dialect import stubs, thoughtless
+
         tools = kwargs.get("tools") or []
         if missing := stubs(messages, [str(tool.get("name")) for tool in tools if isinstance(tool, dict)]):
             kwargs["tools"] = [*tools, *missing]

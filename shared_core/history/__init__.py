@@ -5,23 +5,43 @@ Pure: no clock, no I/O, no vendor SDK. The rules per vendor are data (`HistoryRu
 
 from __future__ import annotations
 
-from shared_core.history.changes import Change, ChangeKind, summary
-from shared_core.history.opaque import CITATIONS, OpaqueKind, citations, opaque_kind, told
-from shared_core.history.prepare import UNDECLARED, is_own, prepare, with_stubs
-from shared_core.history.rules import (
-    ANTHROPIC,
-    COMPATIBLE,
-    DEEPSEEK,
-    GOOGLE,
-    LLAMA_CPP,
-    MISTRAL,
-    OPENAI,
-    OPENAI_RESPONSES,
-    OPENROUTER,
-    HistoryRules,
-    MediaKind,
-)
-from shared_core.history.tools import wire_name
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from shared_core.history.changes import Change, ChangeKind, summary
+    from shared_core.history.opaque import CITATIONS, OpaqueKind, citations, opaque_kind, told
+    from shared_core.history.prepare import UNDECLARED, is_own, prepare, with_stubs
+    from shared_core.history.rules import (
+        ANTHROPIC,
+        COMPATIBLE,
+        DEEPSEEK,
+        GOOGLE,
+        LLAMA_CPP,
+        MISTRAL,
+        OPENAI,
+        OPENAI_RESPONSES,
+        OPENROUTER,
+        HistoryRules,
+        MediaKind,
+    )
+    from shared_core.history.tools import wire_name
+
+_HOMES = {
+    name: f"shared_core.history.{home}"
+    for home, names in {
+        "changes": "Change ChangeKind summary",
+        "opaque": "CITATIONS OpaqueKind citations opaque_kind told",
+        "prepare": "UNDECLARED is_own prepare with_stubs",
+        "rules": (
+            "ANTHROPIC COMPATIBLE DEEPSEEK GOOGLE LLAMA_CPP MISTRAL OPENAI OPENAI_RESPONSES OPENROUTER HistoryRules "
+            "MediaKind"
+        ),
+        "tools": "wire_name",
+    }.items()
+    for name in names.split()
+}
+"""Where each name lives: who needs one does not wait for the others."""
 
 __all__ = [
     "ANTHROPIC",
@@ -49,3 +69,16 @@ __all__ = [
     "wire_name",
     "with_stubs",
 ]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
