@@ -440,6 +440,8 @@ def neutral(message: BaseMessage) -> Message:
         return Message("tool", (result,), cache_hint=_cache_hint(message))
     role: Role
     name = message.name
+    if name is None and isinstance(older := message.additional_kwargs.get("name"), str):
+        name = older  # where ChatOpenAI looks for it too
     if isinstance(message, HumanMessage):
         role = "user"
     elif isinstance(message, SystemMessage):

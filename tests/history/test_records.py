@@ -40,8 +40,10 @@ from shared_core.history import (
 )
 from shared_core.routing.target import Target
 from shared_core.testing import FaultServer
+from tests.history.checks import check
 from tests.history.histories import HISTORIES, PDF
 from tests.history.origins import FORMS, KEY, PNG, Said, chat_anthropic, chat_openai
+from tests.history.targets import TARGETS
 from tests.langchain.cells import CLAUDE, GPT, wrapped
 
 ME, OTHER = Origin("me", "m"), Origin("other", "m")
@@ -259,3 +261,24 @@ def test_a_block_nobody_could_read_travels_with_the_callers_own_messages() -> No
     assert messages[0] is odd
     assert messages[1].content == "Yes."
     assert messages[2] is history[2]
+
+
+@pytest.mark.parametrize(
+    ("target", "message", "sent"),
+    [
+        ("ChatOpenAI", HumanMessage("u", additional_kwargs={"name": "Bob B."}), {"content": "Bob B.: u"}),
+        ("ChatOpenAI", HumanMessage("u", additional_kwargs={"name": "bob"}), {"content": "u", "name": "bob"}),
+        ("ChatOpenAI", HumanMessage("u", additional_kwargs={"cache_control": {"type": "ephemeral"}}), {"content": "u"}),
+        (
+            "ChatAnthropic",
+            HumanMessage("u", additional_kwargs={"cache_control": {"type": "ephemeral"}}),
+            {"content": [{"type": "text", "text": "u", "cache_control": {"type": "ephemeral"}}]},
+        ),
+    ],
+)
+def test_what_stands_beside_the_content_is_said_the_targets_way(
+    target: str, message: HumanMessage, sent: dict[str, Any]
+) -> None:
+    body = check([message], TARGETS[target])
+    assert body is not None
+    assert body["messages"] == [{"role": "user", **sent}]

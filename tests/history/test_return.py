@@ -265,3 +265,14 @@ def test_no_more_than_four_cache_marks_reach_anthropic(target: str) -> None:
     assert body is not None
     marked = [m["content"][0]["text"] for m in body["messages"] if "cache_control" in said(m)]
     assert marked == ["u2", "u3", "u4", "u5"]
+
+
+@pytest.mark.parametrize("spec", ["anthropic:claude-sonnet-4-5", "ChatAnthropic"])
+def test_a_call_that_names_another_model_is_another_models(spec: str) -> None:
+    """Its thoughts are those of the model that the call names, not of the target's usual one."""
+    from tests.history.targets import request_of
+
+    turns = [HumanMessage("?"), FORMS["anthropic"](Said("x", "own «own»")), HumanMessage("!")]
+    for model, shown in (("claude-opus-4-1", False), ("claude-sonnet-4-5", True), (None, True)):
+        body = TARGETS[spec].make(request_of(turns, model=model), [])
+        assert ("«own»" in said(body)) is shown
