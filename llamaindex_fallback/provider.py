@@ -450,6 +450,9 @@ class LlamaIndexProvider:
         with self._lock:
             loop = asyncio.get_running_loop()
             if loop not in self._copies:
+                # The open connections of a copy hold its loop, so that the dictionary alone would never let go of it.
+                for ended in [other for other in self._copies if other.is_closed()]:
+                    del self._copies[ended]
                 self._copies[loop] = self.llm.model_copy()
             return self._copies[loop]
 
