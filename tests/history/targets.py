@@ -130,7 +130,7 @@ def _targets() -> dict[str, To]:
         _native("moonshot:kimi-k2.5", wires.moonshot),
         _native("mistral:mistral-large-latest", wires.mistral),
         _native("openrouter:meta-llama/llama-4", wires.openrouter),
-        _native("vllm:qwen3", wires.compatible),
+        _native("vllm:qwen3", wires.local),
         _wrapped("ChatOpenAI", chat_openai(), wires.openai, typed="openai"),
         _wrapped(
             "ChatOpenAI, Responses", chat_openai(True), wires.responses, typed="responses", vendor="responses",

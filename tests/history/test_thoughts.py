@@ -293,11 +293,15 @@ def test_a_signed_thought_is_a_whole_block_however_it_was_kept(data: dict[str, A
 # ── Gemini ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("key", ["thought_signature", "signature"])
 @pytest.mark.parametrize("place", ["before", "behind"])
-def test_geminis_signature_of_a_text_stands_on_the_text(place: str) -> None:
-    """A whole answer has it in front, a streamed one behind: it came with the text's last piece."""
+def test_geminis_signature_of_a_text_stands_on_the_text(place: str, key: str) -> None:
+    """A whole answer has it in front, a streamed one behind: it came with the text's last piece.
+
+    LangChain's own class gives it the shorter name.
+    """
     spec = "google:gemini-3-pro"
-    signed = Reasoning("", {"thought_signature": SIGNATURE})
+    signed = Reasoning("", {key: SIGNATURE})
     parts: list[Part] = [signed, Text("x")] if place == "before" else [Text("x"), signed]
     call = provider(spec)._arguments(
         ChatRequest((user("?"), assistant(parts, origin=provider(spec).origin), user("!")))
