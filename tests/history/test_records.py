@@ -282,3 +282,28 @@ def test_what_stands_beside_the_content_is_said_the_targets_way(
     body = check([message], TARGETS[target])
     assert body is not None
     assert body["messages"] == [{"role": "user", **sent}]
+
+
+def test_the_local_model_is_told_names_it_can_speak_and_answers_with_the_callers() -> None:
+    pytest.importorskip("llama_cpp", reason="the local model is left out")
+    from shared_core.chat.events import ToolCallDelta
+    from shared_core.chat.request import ChatRequest, ToolSpec
+    from shared_core.providers.llama_cpp.provider import _Reading
+    from shared_core.resilience.deadline import Guard
+    from tests.history.targets import TINY, provider
+
+    local = provider(f"llamacpp:{TINY}")
+    request = ChatRequest(
+        (user("u"), assistant(ToolCall("c", "files.read")), tool("c9", "r"), user("v")),
+        tools=(ToolSpec("files.read"),),
+        tool_choice="files.read",
+    )
+    changes: list[Change] = []
+    job = local._job(request, local.model, changes)
+    spoken = job["messages"][1]["tool_calls"][0]["function"]["name"]
+    assert spoken == job["tools"][0]["function"]["name"] == job["tool_choice"] != "files.read"
+    assert [c.kind for c in changes] == ["orphan result", "unanswered call"]
+    reading = _Reading(local, request, Guard(lambda: 0.0, streaming=True))
+    [event] = reading.events({"ev": "call", "index": 0, "name": spoken, "arguments": "{}"})
+    assert isinstance(event, ToolCallDelta)
+    assert event.name == "files.read"
