@@ -70,16 +70,19 @@ class Model:
     """Both vendors' model: it reads and answers, and counts the tokens that it says it used."""
 
     def __init__(self) -> None:
-        self.answered = 0
-        self.prompt_tokens = self.completion_tokens = 0
+        self.used: list[tuple[int, int]] = []
+        """Tokens of the prompt and of the answer, of each answer it gave."""
+
+    @property
+    def answered(self) -> int:
+        return len(self.used)
 
     def answer(self, seen: SeenRequest) -> Answer:
         """The answer, with figures of its own: no two answers have the same."""
         answer = read_and_answer(seen)
-        self.answered += 1
-        usage = Usage(prompt_tokens=1_000 + 7 * self.answered, completion_tokens=100 + 3 * self.answered)
-        self.prompt_tokens += usage.prompt_tokens or 0
-        self.completion_tokens += usage.completion_tokens or 0
+        prompt, completion = 1_007 + 7 * self.answered, 103 + 3 * self.answered
+        self.used.append((prompt, completion))
+        usage = Usage(prompt_tokens=prompt, completion_tokens=completion)
         return Answer(answer.text, tool_calls=answer.tool_calls, continue_from=answer.continue_from, usage=usage)
 
 

@@ -59,6 +59,11 @@ SECTIONS: Mapping[str, Section] = {
              *_SDKS),
         ),
         Section(
+            "llamaindex_matrix", "what LlamaIndex does with an LLM over every model, with the primary well and failing",
+            "tools.evidence.llamaindex_matrix:figures",
+            ("llama-index-core", "llama-index-llms-openai", *_SDKS),
+        ),
+        Section(
             "bench", "what the product costs on the request path, beside its peers",
             "tools.evidence.bench:figures", ("langchain-core", "genai-prices"),
         ),

@@ -166,6 +166,40 @@ def _langchain_suite_short(facts: Mapping[str, Any]) -> str:
     return _table(head, rows)
 
 
+_LLAMAINDEX_MIXES = {"native": "both native", "wrapped": "both ready LLMs"}
+
+
+def _llamaindex_matrix(facts: Mapping[str, Any]) -> str:
+    """By pair of vendors, way to give them, and fault: scenarios passed of scenarios run."""
+    faults = list(dict.fromkeys(row["fault"] for row in facts["cells"]))
+    cells = {(r["primary"], r["fallback"], r["mix"], r["fault"]): r for r in facts["cells"]}
+    rows: list[tuple[Any, ...]] = []
+    for primary, fallback, mix in dict.fromkeys(key[:3] for key in cells):
+        mine = [cells.get((primary, fallback, mix, fault)) for fault in faults]
+        told = ("–" if row is None else f"{row['passed']} of {row['scenarios']}" for row in mine)
+        marked = {vendor for row in mine if row for vendor in row["stand_ins"]}
+        first, second = (f"{_VENDORS[v]}{' *' if v in marked else ''}" for v in (primary, fallback))
+        rows.append((f"{first} → {second}, {_LLAMAINDEX_MIXES.get(mix, mix)}", *told))
+    return f"{_table(('the primary', *faults), rows)}\n\n{_measured(facts)}"
+
+
+def _llamaindex_matrix_exceptions(facts: Mapping[str, Any]) -> str:
+    """What does not pass, and what is not what it stands for."""
+    rows: list[tuple[Any, ...]] = []
+    for row in facts["cells"]:
+        cell = f"{row['primary']} → {row['fallback']}, {row['mix']}, {row['fault']}"
+        for kind in ("failed", "skipped", "exceptions"):
+            rows += [(name, cell, f"{kind}: {why}") for name, why in row[kind].items()]
+    for vendor, why in facts["stand_ins"].items():
+        count = sum(vendor in row["stand_ins"] for row in facts["cells"])
+        rows.append(("every scenario", f"{_VENDORS[vendor]} *, {count} cells", why))
+    return _table(("scenario", "where", "why"), rows)
+
+
+def _llamaindex_scenarios(facts: Mapping[str, Any]) -> str:
+    return _table(("scenario", "what it is"), facts["scenarios"].items())
+
+
 def _bench(facts: Mapping[str, Any]) -> str:
     rows = (
         (
@@ -206,6 +240,10 @@ def _readme(load: Load) -> str:
         wrong = suite["failed"] + suite["skipped"]
         told = f"{suite['passed']:,} of {suite['tests_run']:,} pass, {wrong} fail or are skipped"
         rows.append((what, f"{told}, {suite['unserved']} ask what no live target can do"))
+    if (matrix := load("llamaindex_matrix")) is not None:
+        what = "engines, agents and extractors of LlamaIndex, for every model and with its primary well and failing"
+        wrong = matrix["failed"] + matrix["skipped"] + matrix["unserved"]
+        rows.append((what, f"{matrix['passed']:,} of {matrix['runs']:,} pass, {wrong} fail or are skipped"))
     if (bench := load("bench")) is not None:
         for row in bench["rows"]:
             beside = f", {row['peer']}: {_unit(row['peer_value'], row['unit'])}" if row["peer"] else ""
@@ -226,6 +264,9 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "langchain-suite": ("langchain_suite", _langchain_suite),
     "langchain-suite-exceptions": ("langchain_suite", _langchain_suite_exceptions),
     "langchain-suite-short": ("langchain_suite", _langchain_suite_short),
+    "llamaindex-matrix": ("llamaindex_matrix", _llamaindex_matrix),
+    "llamaindex-matrix-exceptions": ("llamaindex_matrix", _llamaindex_matrix_exceptions),
+    "llamaindex-scenarios": ("llamaindex_matrix", _llamaindex_scenarios),
     "bench": ("bench", _bench),
     "mutants": ("mutants", _mutants),
 }
