@@ -367,11 +367,12 @@ def _filled(schema: Json, question: str, material: str, *, name: str = "", root:
 
 def _figure(name: str, about: str, material: str) -> int:
     """The number that the material last gives for this name, for its description, or at all."""
-    for words in ([name], sorted(_stems(about), key=len, reverse=True)):
-        for word in words:
-            stem = re.escape(word.removesuffix("s")[:5])
-            if stem and (found := re.findall(rf"\b{stem}[^.?!\n]*?\b({_NUMBER})", material, re.IGNORECASE)):
-                return _number(found[-1])
+    for word in re.findall(r"[^\W_]+", f"{name} {about}".lower()):
+        stem = re.escape(word.removesuffix("s")[:5])
+        if word in _COMMON or len(word) < 3:
+            continue
+        if found := re.findall(rf"\b{stem}[^.?!\n]*?\b({_NUMBER})", material, re.IGNORECASE):
+            return _number(found[-1])
     found = re.findall(rf"\b{_NUMBER}", material, re.IGNORECASE)
     return _number(found[0]) if found else 0
 
