@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shared_core.chat.schema_check import violations
 from shared_core.providers.llama_cpp.engine import backed_off
 from shared_core.providers.llama_cpp.prompt import (
     CHATML,
@@ -18,7 +19,6 @@ from shared_core.providers.llama_cpp.prompt import (
     render,
     tool_instructions,
 )
-from shared_core.chat.schema_check import violations
 from shared_core.providers.llama_cpp.schema_grammar import UnsupportedSchema, gbnf, tool_call_gbnf
 from shared_core.providers.llama_cpp.spoken import Spoken, SpokenParser, parse_call
 from shared_core.providers.llama_cpp.stops import StopMatcher
