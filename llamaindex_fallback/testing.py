@@ -501,9 +501,13 @@ async def _agent_whole(llm: LLM) -> Any:
 
 @_scenario("FunctionAgent, one call at a time", tools=True)
 async def _agent_in_turn(llm: LLM) -> Any:
-    """The same, where parallel calls are not allowed."""
-    output, results, _ = await _ran(FunctionAgent(llm=llm, tools=_tools(), allow_parallel_tool_calls=False))
-    return _summed(output, results)
+    """The same, where parallel calls are not allowed: one in each step."""
+    agent: Any = FunctionAgent(llm=llm, tools=_tools(), allow_parallel_tool_calls=False, streaming=False)
+    handler = agent.run(user_msg=SUMS)
+    steps = [len(event.tool_calls) async for event in handler.stream_events() if isinstance(event, AgentOutput)]
+    assert steps == [1, 1, 0], f"calls in each step: {steps}"
+    output: AgentOutput = await handler
+    return _text(output.response.content, ("5", "five"), ("20", "twenty"))
 
 
 @_scenario("FunctionAgent with output_cls", tools=True)

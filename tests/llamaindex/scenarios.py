@@ -87,11 +87,13 @@ class Model:
 
 
 def cut(seen: SeenRequest) -> Fault:
-    """The connection is lost in the middle of the answer, or of the tool call."""
+    """A stream ends in the middle of its text, and HTTP sees nothing wrong: the harder case, since integrations take it
+    for a whole one. In the middle of a tool call, or of the body of a whole answer, the connection is reset.
+    """
     answer = read_and_answer(seen)
-    if seen.streamed and answer.tool_calls:
-        return Fault("cut-tool", answer=answer)
-    return Fault("cut", after_words=2, answer=answer)
+    if not seen.streamed:
+        return Fault("cut", after_words=2, answer=answer)
+    return Fault("cut-tool", answer=answer) if answer.tool_calls else Fault("cut-eof", after_words=2, answer=answer)
 
 
 def overloaded(seen: SeenRequest) -> Fault:
