@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+
 import nbformat
 import pytest
 
@@ -14,19 +16,21 @@ OFFLINE = snippets._PRELUDE  # the same guard that examples in Markdown run unde
 
 
 def outputs(book):
-    """What kinds of output each code cell has, in order."""
-    return [
-        [sorted(output.get("data", {})) or output.output_type for output in cell.outputs]
+    """What kinds of output each code cell has, in order. In how many pieces it printed is the machine's to say."""
+    kinds = [
+        [str(sorted(output.get("data", {})) or output.output_type) for output in cell.outputs]
         for cell in book.cells
         if cell.cell_type == "code"
     ]
+    return [[kind for kind, _ in groupby(cell)] for cell in kinds]
 
 
 def texts(book):
-    """Everything a cell printed or returned as plain text."""
+    """Everything a cell printed, in one piece, or returned as plain text."""
     for cell in book.cells:
-        for output in cell.get("outputs", ()):
-            yield output.get("text") or output.get("data", {}).get("text/plain", "")
+        for kind, group in groupby(cell.get("outputs", ()), lambda output: output.output_type):
+            found = [output.get("text") or output.get("data", {}).get("text/plain", "") for output in group]
+            yield from ["".join(found)] if kind == "stream" else found
 
 
 def test_there_is_a_quick_start():
