@@ -18,7 +18,7 @@ OFFLINE = snippets._PRELUDE  # the same guard that examples in Markdown run unde
 def outputs(book):
     """What kinds of output each code cell has, in order. In how many pieces it printed is the machine's to say."""
     kinds = [
-        [str(sorted(output.get("data", {})) or output.output_type) for output in cell.outputs]
+        [sorted(output.get("data", {})) or [output.output_type] for output in cell.outputs]
         for cell in book.cells
         if cell.cell_type == "code"
     ]
@@ -55,7 +55,7 @@ def test_a_notebook_runs_in_a_fresh_kernel_and_comes_out_as_it_is_committed(path
         assert "(Order(drink='tea', cups=12), Order(drink='tea', cups=12))" in said
     if path.stem == "03_llamaindex":
         said = list(texts(fresh))
-        assert sum("Helsinki" in text or "BlueKite" in text or "every 6 hours" in text for text in said) >= 3
+        assert sum("".join(said).count(word) for word in ("Helsinki", "BlueKite", "every 6 hours")) >= 3
         assert "True" in said, "the continued answer stands in the handbook"
         assert any(" | " in text and text.startswith("Outside the opening hours") for text in said)
         assert "['price', 'stock']" in said, "each tool ran once"
