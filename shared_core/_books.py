@@ -207,7 +207,7 @@ class Books:
                 paid = bool(execution.seams and earlier.delivered) or isinstance(earlier.error, InvalidOutput)
                 if paid and earlier.usage is not None:
                     usage = usage + earlier.usage
-        told = self.events.active or (execution.used_fallback and self.events.alert)
+        told = self.events.active or (execution.recovered and self.events.alert)
         metadata = execution.metadata() if self._metadata or told else {}
         if told:
             self.events.emit(

@@ -147,6 +147,11 @@ class Execution:
         return last if last is not None and last.outcome == "answered" else None
 
     @property
+    def recovered(self) -> bool:
+        """Whether another target stepped in while the request was under way: news, which an open circuit is not."""
+        return len(self.attempts) > 1 and self.used_fallback
+
+    @property
     def used_fallback(self) -> bool:
         """Whether anybody but the first target of the plan had a part in the answer."""
         served = self.served_by

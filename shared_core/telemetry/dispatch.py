@@ -1,7 +1,7 @@
 """Takes events to their observers on a thread of its own, so that a slow or raising one cannot hurt a request.
 
-Each event is a line in the log, too. The level says whose attention it wants: an answer that took a fallback is one
-warning, a request nobody answered is one error, and the steps on the way to either are information.
+Each event is a line in the log, too. The level says whose attention it wants: an answer that another target had to step
+in for is one warning, a request nobody answered is one error, and the steps on the way to either are information.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _INFO = (AttemptFailed, CircuitChanged, FellOver, RequestFailed, StreamContinued
 
 def _level(event: Event) -> int:
     if isinstance(event, RequestSucceeded) and event.used_fallback:
-        return logging.WARNING
+        # That a target is passed over while its circuit is open has been told when it opened, not with every request.
+        return logging.WARNING if event.recovered_from else logging.INFO
     if isinstance(event, RequestFailed) and event.outcome == "failed":
         return logging.ERROR
     return logging.INFO if isinstance(event, _INFO) else logging.DEBUG  # a caller who left is nobody's failure

@@ -139,6 +139,8 @@ async def test_a_call_nobody_answers_is_one_run_that_ends_with_the_error(server:
     model, witness = FallbackChatModel(models=models_of(server, MIXED[0]), max_retries=0), Witness()
     with pytest.raises(AllTargetsFailed):
         await ask(model, face, {"callbacks": [witness]})
+    if others := asyncio.all_tasks() - {asyncio.current_task()}:  # `abatch` raises the first error and leaves the rest
+        await asyncio.wait(others, timeout=5)
     assert sorted(witness.closed) == sorted(witness.started)
     assert all(isinstance(error, AllTargetsFailed) for _, error in witness.failed)
 
@@ -461,3 +463,13 @@ async def test_a_caller_who_leaves_is_no_error(server: FaultServer, caplog: pyte
     with pytest.raises(asyncio.CancelledError):
         await task
     assert levels(caplog) == []
+
+
+def test_an_open_circuit_is_no_news_with_every_request(server: FaultServer, caplog: pytest.LogCaptureFixture) -> None:
+    """Through an outage of an hour a log would hold nothing else."""
+    model = FallbackChatModel(models=models_of(server, MIXED[0]), max_retries=0)
+    model.router.force_open(model.router.targets[0].name)
+    with caplog.at_level(logging.WARNING, "llm_fallback"):
+        for _ in range(3):
+            assert model.invoke("Hello").response_metadata["fallback"]["used_fallback"]
+    assert caplog.records == []

@@ -57,7 +57,7 @@ def test_a_notebook_runs_in_a_fresh_kernel_and_comes_out_as_it_is_committed(path
         said = list(texts(fresh))
         assert sum("".join(said).count(word) for word in ("Helsinki", "BlueKite", "every 6 hours")) >= 3
         assert "True" in said, "the continued answer stands in the handbook"
-        assert any(" | " in text and text.startswith("Outside the opening hours") for text in said)
+        assert any(" | " in text and "Outside the opening hours" in text for text in said)
         assert "['price', 'stock']" in said, "each tool ran once"
         assert "Shipping(standard_days=3, express_euros=12, free_over=50, carrier='BlueKite')" in said
 
