@@ -67,7 +67,7 @@ class Dispatcher:
         """Log it and pass it on. Never blocks, never raises."""
         level = _level(event)
         if _log.isEnabledFor(level):
-            _log.log(level, "%s", _line(event))
+            _log.log(level, "%s", _Line(event))
         if not self._observers:
             return
         if self._thread is None:
@@ -125,6 +125,18 @@ class Dispatcher:
 
 async def _awaited(result: Awaitable[object]) -> object:
     return await result
+
+
+class _Line:
+    """One event as the log shows it. Written out only if a handler does: most programs have none for us."""
+
+    __slots__ = ("_event",)
+
+    def __init__(self, event: Event) -> None:
+        self._event = event
+
+    def __str__(self) -> str:
+        return _line(self._event)
 
 
 def _line(event: Event) -> str:
