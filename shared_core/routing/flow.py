@@ -364,7 +364,7 @@ def _failure(
     parked: Sequence[_Turn],
     fatal: ProviderError | None,
     now: float,
-    on_stream_break: OnStreamBreak = "continue",
+    on_stream_break: OnStreamBreak,
 ) -> FallbackError:
     """The error for a request nobody answered: all attempts, the most useful as its cause, and what to do."""
     execution.outcome = "failed"

@@ -187,9 +187,20 @@ def journal(*attempts, started=0.0, deadline=600.0, skips=(), excluded=()):
     return x
 
 
-def fail(x, *, routes=("a", "b"), parked=(), fatal=None, now=3.0, delivered="", excluded=(), too_small=frozenset()):
+def fail(
+    x,
+    *,
+    routes=("a", "b"),
+    parked=(),
+    fatal=None,
+    now=3.0,
+    delivered="",
+    excluded=(),
+    too_small=frozenset(),
+    broke="continue",
+):
     plan = Plan(tuple(route(n) for n in routes), tuple(excluded), too_small=too_small)
-    return f._failure(x, relay(delivered), plan, list(parked), fatal, now)
+    return f._failure(x, relay(delivered), plan, list(parked), fatal, now, broke)
 
 
 def test_the_message_names_every_attempt_refusal_exclusion_and_what_to_do():
@@ -303,3 +314,23 @@ def test_times_in_the_message_count_from_the_start_of_the_call():
     x = journal(("a", error(), 1.0), started=1.0, deadline=5.5)
     assert "(1 attempt(s) in 2.00 s)" in str(fail(x))
     assert str(fail(x, now=6.0)).startswith("no answer within 4.5 s (1 attempt(s) in 5.00 s)")
+
+
+def test_a_broken_stream_says_whether_anybody_was_asked_to_go_on():
+    asked, left = (
+        str(fail(journal(("a", error(K.STREAM_CUT), 1.0)), delivered="Hello", broke=b)) for b in ("continue", "raise")
+    )
+    assert asked.startswith("the answer broke off after 5 characters and nobody could continue it\n")
+    assert left.startswith(
+        "the answer broke off after 5 characters and nobody was asked to continue it (on_stream_break='raise')\n"
+    )
+
+
+def test_what_has_been_classified_keeps_no_frames():
+    known = error(K.TRANSIENT)
+    try:
+        raise known
+    except ProviderError:
+        assert known.__traceback__ is not None
+    fail(journal(("a", known, 1.0)))
+    assert known.__traceback__ is None

@@ -445,3 +445,9 @@ def test_an_answer_put_back_to_its_target_is_settled_as_a_failure_that_is_tried_
     assert [(s.outcome.error, s.will_retry) for s in h.settled] == [(rejected, True), (None, False)]
     assert h.calls[1].request.messages[1:] == reask(WHOLE, rejected).messages[1:]
     assert h.result is None
+
+
+def test_the_policy_for_broken_streams_is_told_in_the_error():
+    h = Hand([(1.0, "Hello", no(K.STREAM_CUT))], [None], on_stream_break="raise")
+    assert isinstance(h.result, StreamBroken)
+    assert "nobody was asked to continue it" in str(h.result)
