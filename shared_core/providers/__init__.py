@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from shared_core._lazy import lazy
 
 if TYPE_CHECKING:
     from shared_core.providers.classify import classify_body, classify_error
@@ -19,12 +20,4 @@ _HOMES = {
 
 __all__ = ["build", "check", "classify_body", "classify_error", "provider_names"]
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy(__name__, _HOMES)

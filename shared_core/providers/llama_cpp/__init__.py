@@ -6,7 +6,9 @@ half.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from shared_core._lazy import lazy
 
 if TYPE_CHECKING:
     from shared_core.providers.llama_cpp.model_file import check_model_file
@@ -15,18 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["OPTIONS", "LlamaCppProvider", "UnusableModel", "check_model_file", "check_target"]
 
-_HOME = {
-    "OPTIONS": "options",
-    "LlamaCppProvider": "provider",
-    "UnusableModel": "provider",
-    "check_model_file": "model_file",
-    "check_target": "provider",
+_HOMES = {
+    name: f"{__name__}.{home}"
+    for name, home in {
+        "OPTIONS": "options",
+        "LlamaCppProvider": "provider",
+        "UnusableModel": "provider",
+        "check_model_file": "model_file",
+        "check_target": "provider",
+    }.items()
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__, __dir__ = lazy(__name__, _HOMES)
