@@ -208,18 +208,18 @@ def flow(
         error.after_output = attempt.delivered > 0
         verdict = _verdict(error, relay, policy)
         wait_s: float | None = None
+        otherwise = True  # the target is well, and is asked once more in another way: no retry of a fault, and no wait
         if error.code == "prefill_rejected" and mode == "prefill":
-            # It cannot continue an assistant's turn: ask it in words, at once and for ever. Not a retry of a fault.
+            # It cannot continue an assistant's turn: ask it in words, at once and for ever.
             route.gate.prefill_rejected = True
-            turn.tries -= 1
             execution.seams.pop()
-            yield Settle(route, granted, _outcome(attempt, error, now), attempt, True)
-            queue.appendleft(turn)
-            continue
-        if isinstance(error, InvalidOutput) and _may_reask(error, turn):
-            # The model is shown its mistake. Its target is well: this is no retry of a fault, and needs no wait.
+        elif isinstance(error, InvalidOutput) and _may_reask(error, turn):
+            # The model is shown its mistake.
             turn.rejected = error
             turn.reasks += 1
+        else:
+            otherwise = False
+        if otherwise:
             turn.tries -= 1
             yield Settle(route, granted, _outcome(attempt, error, now), attempt, True)
             queue.appendleft(turn)
