@@ -126,13 +126,14 @@ def plan(
     demanding = not is_plain(request)
     least = sum(len(m.text) for m in request.messages) // CHARS_PER_TOKEN
     for route in routes:
-        reason = _exclusion(request, route, least, bound=bound, demanding=demanding)
+        reason = _exclusion(request, route, bound=bound, demanding=demanding)
+        if reason is None and (window := route.capabilities.context_window) is not None and least > window:
+            reason = f"the request needs at least {least} tokens, its context window is {window}"
+            too_small.add(route.name)
         if reason is None:
             eligible.append(route)
         else:
             excluded.append((route.name, reason))
-            if reason.startswith(_TOO_LONG):
-                too_small.add(route.name)
     if strategy_name != "priority" and len(eligible) > 1:
         by_name = {route.name: route for route in eligible}
         views = [TargetView(r.target, turn, None, _reader(r, clock)) for r in eligible]
@@ -144,11 +145,8 @@ def plan(
     return Plan(tuple(eligible), tuple(excluded), strategy_name, too_small=frozenset(too_small))
 
 
-_TOO_LONG = "the request needs at least"
-
-
-def _exclusion(request: ChatRequest, route: Route, least: int, *, bound: bool, demanding: bool) -> str | None:
-    """Why the target cannot or must not serve the request of at least `least` tokens; None when it may.
+def _exclusion(request: ChatRequest, route: Route, *, bound: bool, demanding: bool) -> str | None:
+    """Why the target cannot or must not serve the request, however long it is; None when it may.
 
     `bound` and `demanding` say whether it comes with constraints, and asks for more than text.
     """
@@ -156,13 +154,9 @@ def _exclusion(request: ChatRequest, route: Route, least: int, *, bound: bool, d
         return "disabled"
     if bound and (reason := _forbidden(request.constraints, route)):
         return reason
-    capabilities = route.capabilities
     if demanding:
-        for reason in missing(request, capabilities):
+        for reason in missing(request, route.capabilities):
             return reason
-    window = capabilities.context_window
-    if window is not None and least > window:
-        return f"{_TOO_LONG} {least} tokens, its context window is {window}"
     return None
 
 
