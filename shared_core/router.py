@@ -91,6 +91,7 @@ class Router:
         seed: int | None = None,
         **unknown: Any,
     ) -> None:
+        given = dict(locals())  # first of all: the keywords as they came
         if unknown:
             name = next(iter(unknown))
             raise UnknownOption(f"Router has no option {name!r}. {nearest(name, router_options())}")
@@ -98,13 +99,7 @@ class Router:
             raise ConfigurationError(
                 f"on_stream_break must be one of {', '.join(get_args(OnStreamBreak))}, not {on_stream_break!r}"
             )
-        given = {
-            "strategy": strategy, "retry": retry, "timeouts": timeouts, "breaker": breaker,
-            "on_stream_break": on_stream_break, "continue_prompt": continue_prompt,
-            "route_around_policy": route_around_policy, "on_event": on_event, "ledger": ledger, "metadata": metadata,
-            "clock": clock, "seed": seed,
-        }  # fmt: skip
-        self._options = MappingProxyType({k: v for k, v in given.items() if v != _DEFAULTS[k]})
+        self._options = MappingProxyType({k: given[k] for k, v in _DEFAULTS.items() if given[k] != v})
         self._clock: Clock = clock or SystemClock()
         self._now = self._clock.monotonic
         self._retry: RetryPolicy = option("retry", RetryPolicy, retry)

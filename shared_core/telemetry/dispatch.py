@@ -136,11 +136,8 @@ class _Line:
         self._event = event
 
     def __str__(self) -> str:
-        return _line(self._event)
-
-
-def _line(event: Event) -> str:
-    facts = ", ".join(
-        f"{k}={v!r}" for k, v in event.as_dict().items() if k not in ("event", "execution", "at") and v is not None
-    )
-    return f"{event.name} [{event.execution}] {facts}"
+        event = self._event
+        facts = ", ".join(
+            f"{k}={v!r}" for k, v in event.as_dict().items() if k not in ("event", "execution", "at") and v is not None
+        )
+        return f"{event.name} [{event.execution}] {facts}"
