@@ -29,7 +29,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, usage_of
 from langchain_fallback._convert.tools import finds_tools, runs_on_servers
-from shared_core.chat.answer_tool import ANSWER_TOOL, with_answer_tool
+from shared_core.chat.answer_tool import ANSWER_TOOL, answer_tool, with_answer_tool
 from shared_core.chat.events import (
     ChatEvent,
     Finished,
@@ -39,7 +39,7 @@ from shared_core.chat.events import (
     TextDelta,
     ToolCallDelta,
 )
-from shared_core.chat.request import ChatRequest, Origin, ToolCall
+from shared_core.chat.request import ChatRequest, Origin, OutputSchema, ToolCall
 from shared_core.errors import ErrorKind, ProviderError, redact
 from shared_core.history import Change, summary
 from shared_core.resilience.deadline import Guard
@@ -298,7 +298,7 @@ class LangChainProvider:
                 messages = _asked_for_json(messages, request.output.schema)
             else:
                 answer = ANSWER_TOOL
-                kwargs |= _with_answer_tool(kwargs, request.output.schema)
+                kwargs |= _with_answer_tool(kwargs, request.output)
         if request.model is not None and request.model != self.model:
             if self._google:
                 inner = inner.model_copy(update={"model": request.model})
@@ -776,13 +776,10 @@ def _asked_for_json(messages: list[BaseMessage], schema: Mapping[str, Any]) -> l
     return [SystemMessage(content=asked), *messages]
 
 
-def _with_answer_tool(kwargs: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+def _with_answer_tool(kwargs: Mapping[str, Any], output: OutputSchema) -> dict[str, Any]:
     """Keywords that make ChatAnthropic answer by calling a tool of that schema, or call one of the others first."""
-    tool = {
-        "name": ANSWER_TOOL,
-        "description": "Give the final answer in this shape.",
-        "input_schema": dict(schema) or {"type": "object", "additionalProperties": True},
-    }
+    answer = answer_tool(output)
+    tool = {"name": answer.name, "description": answer.description, "input_schema": dict(answer.parameters)}
     tools = list(kwargs.get("tools") or ())
     if not tools:  # one answer is wanted, and not several after each other
         choice: dict[str, Any] = {"type": "tool", "name": ANSWER_TOOL, "disable_parallel_tool_use": True}

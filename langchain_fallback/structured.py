@@ -25,15 +25,13 @@ from langchain_fallback._convert import message_of
 from langchain_fallback.errors import as_langchain
 from shared_core.chat.events import Answer
 from shared_core.chat.request import ChatRequest
-from shared_core.chat.schema_check import CUT_OFF, violations
+from shared_core.chat.schema_check import CUT_OFF, complaint, violations
 from shared_core.errors import AllTargetsFailed, ConfigurationError, FallbackError, InvalidOutput
 
 __all__ = ["METHODS", "CheckedFormat", "Method", "OutputCheck", "Shape", "spared"]
 
 Method = Literal["function_calling", "json_schema", "json_mode"]
 METHODS = ("function_calling", "json_schema", "json_mode")
-
-_LONGEST = 2_000  # characters of a complaint that the model is told
 
 
 class CheckedFormat(dict[str, Any]):
@@ -90,14 +88,11 @@ def _broken(arguments: str) -> bool:
 
 
 def _complaint(error: Exception) -> str:
-    """What went wrong, without addresses of web pages that no model can open."""
+    """What went wrong, by the cause where LangChain has wrapped it, without the page that it sends its readers to."""
     cause = error.__cause__ if isinstance(error, OutputParserException) and error.__cause__ is not None else error
-    errors = getattr(cause, "errors", None)
-    if callable(errors):  # pydantic's, of either major version
-        text = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the whole'}: {e['msg']}" for e in errors())
-    else:
-        text = str(error).partition("\nFor troubleshooting")[0]
-    return text[:_LONGEST]
+    if callable(getattr(cause, "errors", None)):
+        return complaint(cast("Exception", cause))
+    return complaint(error).partition("\nFor troubleshooting")[0]
 
 
 class Shape:

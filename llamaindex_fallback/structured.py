@@ -22,7 +22,7 @@ from llamaindex_fallback._convert import arguments_text
 from llamaindex_fallback._request import Checked, CheckedTools, schema_name
 from llamaindex_fallback.errors import StructuredOutputFailed
 from shared_core.chat.events import Answer
-from shared_core.chat.schema_check import CUT_OFF
+from shared_core.chat.schema_check import CUT_OFF, complaint
 from shared_core.errors import ErrorKind, InvalidOutput, ProviderError
 from shared_core.routing.capabilities import Capabilities
 
@@ -30,7 +30,7 @@ __all__ = ["CalledCheck", "Grown", "Shape", "way_for"]
 
 M = TypeVar("M", bound=BaseModel)
 
-_LONGEST = 2_000  # characters of a complaint that the model is told
+_LONGEST = 2_000  # characters of an answer that an error shows
 
 
 def way_for(able: Capabilities, mode: PydanticProgramMode) -> Way:
@@ -98,7 +98,7 @@ class Shape(Generic[M]):
         try:
             self._read(answer.text if arguments is None else arguments)
         except ValueError as error:
-            return CUT_OFF if answer.finish_reason == "length" else _complaint(error)
+            return CUT_OFF if answer.finish_reason == "length" else complaint(error)
         return None
 
     def __repr__(self) -> str:
@@ -214,20 +214,11 @@ class CalledCheck:
                 if model is not None:
                     model.model_validate(arguments)
             except ValueError as error:
-                return f"{call.name}: {_complaint(error)}"
+                return f"{call.name}: {complaint(error)}"
         return None
 
     def __repr__(self) -> str:
         return f"CalledCheck({', '.join(self._models)})"
-
-
-def _complaint(error: ValueError) -> str:
-    """What is wrong, without the addresses of web pages that no model can open."""
-    if isinstance(error, ValidationError):
-        said = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the whole'}: {e['msg']}" for e in error.errors())
-    else:
-        said = str(error)
-    return said[:_LONGEST]
 
 
 def _calls(response: ChatResponse) -> list[str]:

@@ -10,13 +10,23 @@ from typing import Any
 
 from shared_core.chat.events import Answer
 
-__all__ = ["CUT_OFF", "SchemaCheck", "violations"]
+__all__ = ["CUT_OFF", "SchemaCheck", "complaint", "violations"]
 
 CUT_OFF = "it was cut off at its length limit"
-
+_LONGEST = 2_000  # characters of a complaint that the model is told
 _KINDS: Mapping[str, tuple[type, ...]] = {
     "object": (dict,), "array": (list,), "string": (str,), "boolean": (bool,), "null": (type(None),),
 }  # fmt: skip
+
+
+def complaint(error: Exception) -> str:
+    """What a validation failed on, in words for the model: pydantic's findings without its addresses of web pages."""
+    findings = getattr(error, "errors", None)
+    if callable(findings):  # pydantic's, of either major version
+        said = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'the whole'}: {e['msg']}" for e in findings())
+    else:
+        said = str(error)
+    return said[:_LONGEST]
 
 
 def violations(text: str, schema: Mapping[str, Any]) -> str:

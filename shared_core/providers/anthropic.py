@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from shared_core.chat.answer_tool import ANSWER_TOOL
+from shared_core.chat.answer_tool import ANSWER_TOOL, answer_tool
 from shared_core.chat.events import (
     ChatEvent,
     Finished,
@@ -231,10 +231,7 @@ class AnthropicProvider(SdkProvider):
             if not self._forces_schema(request):
                 call["output_config"] = {"format": {"type": "json_schema", "schema": _closed(request.output.schema)}}
             else:
-                schema = dict(request.output.schema) or {"type": "object", "additionalProperties": True}
-                wire.append(
-                    {"name": ANSWER_TOOL, "description": "Give the final answer in this shape.", "input_schema": schema}
-                )
+                wire.append(_tool(answer_tool(request.output)))
                 # With other tools on offer the model must stay free to call them first.
                 choice = {"type": "any"} if request.tools else {"type": "tool", "name": ANSWER_TOOL}
         if not wire:
