@@ -7,11 +7,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shared_core.errors import ConfigurationError, UnknownOption, nearest
 
-__all__ = ["OPTIONS", "Options", "cpu_budget"]
+__all__ = ["OPTIONS", "PRIORITY", "Options", "cpu_budget"]
 
 CONTEXT_STEP = 256
 """llama.cpp rounds the context up to a multiple of this; so do we, so that both sides count the same."""
@@ -25,7 +25,8 @@ class Options:
     Attributes:
         n_ctx: context window in tokens, rounded up to a multiple of 256; left out, the trained length, at most 4096.
         n_threads: CPU threads; left out, the CPUs this process may use (affinity, cgroup quota) less one, 1 to 8.
-        n_gpu_layers: layers on the GPU, -1 for all; left out, all where llama.cpp was built for a GPU, else none.
+        n_gpu_layers: layers on the GPU: 'auto' for all of them where there is a GPU, a number, or -1 for all.
+        allow_cpu: go on with the CPU where `n_gpu_layers` asks for a GPU and none is used. False makes that an error.
         n_batch: tokens evaluated at once while the prompt is read. Smaller cancels sooner.
         flash_attn: True, False, or None to let llama.cpp decide.
         seed: for requests that bring none; left out, a fresh one per call, reported in `Finished.extra["seed"]`.
@@ -35,15 +36,22 @@ class Options:
         chat_template: Jinja text in place of the file's own template.
         use_mmap: map the file rather than read it.
         verbose: pass llama.cpp's log to the `llm_fallback.llama_cpp` logger.
-        max_restarts: crashes within a minute after which the model is reported unhealthy instead of restarted.
+        max_restarts: restarts after a crash within a minute; one crash more and the model is reported unhealthy.
         startup_timeout_s: seconds the process may take to load the model.
         queue: requests that may wait while one is served; more are refused as busy.
+        queue_timeout_s: seconds a request may wait for its turn; left out, as long as for its first token.
+        priority: -100 to 100, of requests that bring none: higher ones are served first, equal ones as they came.
+        truncate: 'oldest' leaves out the oldest turns of a conversation that the context window cannot hold; left out,
+            such a request is refused.
+        standby: 'warm' loads the model when the router is built, in the background, and again after a crash; 'prefill'
+            also reads the prompt while a hosted target ahead of this one is awaited.
         rlimit_as: address space limit of the process in bytes; left out, none.
     """
 
     n_ctx: int | None = None
     n_threads: int | None = None
-    n_gpu_layers: int | None = None
+    n_gpu_layers: int | Literal["auto"] = "auto"
+    allow_cpu: bool = False
     n_batch: int = 256
     flash_attn: bool | None = None
     seed: int | None = None
@@ -53,9 +61,13 @@ class Options:
     chat_template: str | None = None
     use_mmap: bool = True
     verbose: bool = False
-    max_restarts: int = 3
+    max_restarts: int = 2
     startup_timeout_s: float = 300.0
     queue: int = 4
+    queue_timeout_s: float | None = None
+    priority: int = 0
+    truncate: Literal["oldest"] | None = None
+    standby: Literal["warm", "prefill"] | None = None
     rlimit_as: int | None = None
 
     @classmethod
@@ -98,12 +110,25 @@ def _number(low: float, high: float = math.inf) -> tuple[Callable[[Any], bool], 
     )
 
 
+def _whole_or(word: str, low: int) -> tuple[Callable[[Any], bool], str]:
+    fits, wanted = _whole(low)
+    return lambda v: v == word or fits(v), f"{word!r} or {wanted}"
+
+
+def _one_of(*words: str) -> tuple[Callable[[Any], bool], str]:
+    return lambda v: isinstance(v, str) and v in words, " or ".join(map(repr, words))
+
+
 _FLAG: tuple[Callable[[Any], bool], str] = (lambda v: isinstance(v, bool), "True or False")
+
+PRIORITY = _whole(-100, 100)
+"""What a priority may be, and how to say so: for the option, and for a request's own."""
 
 _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "n_ctx": _whole(1, 1 << 24),
     "n_threads": _whole(1, 512),
-    "n_gpu_layers": _whole(-1),
+    "n_gpu_layers": _whole_or("auto", -1),
+    "allow_cpu": _FLAG,
     "n_batch": _whole(1, 1 << 16),
     "flash_attn": _FLAG,
     "seed": _whole(0, 2**32 - 2),
@@ -116,6 +141,10 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "max_restarts": _whole(0),
     "startup_timeout_s": _number(0.001),
     "queue": _whole(0),
+    "queue_timeout_s": _number(0.001),
+    "priority": PRIORITY,
+    "truncate": _one_of("oldest"),
+    "standby": _one_of("warm", "prefill"),
     "rlimit_as": _whole(1 << 20),
 }
 _DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in fields(Options)}
