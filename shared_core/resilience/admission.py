@@ -156,7 +156,7 @@ class Gate:
             changes: list[Transition] = []
             rule = error.rule
             text = str(error.kind) if error.status is None else f"{error.kind} (HTTP {error.status})"
-            if rule.trips_breaker and error.code not in ("deadline", "shortened"):
+            if rule.trips_breaker and error.code not in ("deadline", "shortened", "no_turn"):
                 health.failure(text, now)
                 self.budget.failure()
                 result = Result.FAILURE

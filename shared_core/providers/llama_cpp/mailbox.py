@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import threading
+from collections.abc import Callable
 from typing import Any
+
+from shared_core.providers.llama_cpp.schedule import Work
 
 __all__ = ["Call"]
 
@@ -13,11 +17,33 @@ Message = dict[str, Any]
 
 
 class Call:
-    """One request on its way through the supervisor."""
+    """One request on its way through the supervisor.
 
-    def __init__(self, op: str, job: Message | None = None) -> None:
+    Args:
+        op: 'generate', 'count', 'prefill' or 'warm'.
+        job: what the worker is sent; may be a function that makes it, called in the supervisor's thread.
+        priority: higher ones are served first.
+        work: how much it is, for estimates.
+        within_s: seconds it may wait for its turn, not counting the model's loading.
+        unattended: nobody reads its messages, so that a failure is to be logged.
+    """
+
+    def __init__(
+        self,
+        op: str,
+        job: Message | Callable[[], Message] | None = None,
+        *,
+        priority: int = 0,
+        work: Work = Work(),
+        within_s: float = math.inf,
+        unattended: bool = False,
+    ) -> None:
         self.op = op
         self.job = job
+        self.priority = priority
+        self.work = work
+        self.within_s = within_s
+        self.unattended = unattended
         self.id = 0
         """Set when it is handed to the worker."""
         self.accepted = False

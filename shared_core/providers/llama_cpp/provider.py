@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import math
 import os
 import sys
 import time
@@ -25,9 +26,12 @@ from shared_core.errors import (
     nearest,
 )
 from shared_core.history import LLAMA_CPP, Change, prepare, summary, wire_name
+from shared_core.models.places import ModelNotHere
+from shared_core.providers.llama_cpp import fetching
 from shared_core.providers.llama_cpp.mailbox import Call
 from shared_core.providers.llama_cpp.model_file import ModelFile, check_model_file, resolve_path
-from shared_core.providers.llama_cpp.options import Options, cpu_budget
+from shared_core.providers.llama_cpp.options import PRIORITY, Options, cpu_budget
+from shared_core.providers.llama_cpp.schedule import Work
 from shared_core.providers.llama_cpp.supervisor import Busy, Supervisor, acquire, release
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
@@ -64,8 +68,7 @@ def check_target(target: Target) -> None:
             f"Target {target.spec!r}: the local model needs Linux or macOS.\n"
             "hint: run llama.cpp's own server and use 'llama-server:<model>'"
         )
-    Options.of(target.options)
-    check_model_file(resolve_path(target.model))
+    fetching.check(target.model, Options.of(target.options))
     if importlib.util.find_spec("llama_cpp") is None:
         raise MissingDependency(
             f'Target {target.spec!r} needs the llama-cpp-python package.\nhint: pip install "llm-fallback[local]"'
@@ -90,7 +93,8 @@ class LlamaCppProvider:
         self.target = target
         self.model = target.model
         self.options = Options.of(target.options)
-        self._files: dict[str, ModelFile] = {self.model: check_model_file(resolve_path(self.model))}
+        self._files: dict[str, ModelFile] = {}
+        self._known(self.model)
         self._held: dict[str, Supervisor] = {}
         self._finalizer = weakref.finalize(self, _release_all, self._held)
 
@@ -107,8 +111,9 @@ class LlamaCppProvider:
 
     @property
     def n_ctx(self) -> int:
-        """The context window in tokens."""
-        return self.options.context(self._files[self.model].context_train)
+        """The context window in tokens; before the file is here, what it will be at most."""
+        file = self._known(self.model)
+        return self.options.context(None if file is None else file.context_train)
 
     @property
     def origin(self) -> Origin:
@@ -148,7 +153,7 @@ class LlamaCppProvider:
                 if message is None:
                     if guard.remaining() > 0:
                         continue
-                    raise reading.out_of_time(supervisor)
+                    raise reading.out_of_time()
                 yield from reading.events(message)
                 if reading.over:
                     return
@@ -169,7 +174,7 @@ class LlamaCppProvider:
                         async with asyncio.timeout(guard.remaining()):
                             message = await call.aget()
                     except TimeoutError:
-                        raise reading.out_of_time(supervisor) from None
+                        raise reading.out_of_time() from None
                 else:
                     message = await call.aget()
                 for event in reading.events(message):
@@ -183,9 +188,11 @@ class LlamaCppProvider:
         """Load the model now, so that the first request does not wait for it; returns `facts`.
 
         Raises:
-            InvalidModelFile: llama.cpp refuses the file; the message carries its reason.
-            ProviderError: it was not ready within `timeout_s` (by default the option `startup_timeout_s`).
+            InvalidModelFile: llama.cpp refuses the file, or it cannot be downloaded; the message carries the reason.
+            ProviderError: it was not ready within `timeout_s` (by default: to download, as long as it takes; to load, the
+                option `startup_timeout_s`).
         """
+        fetching.fetch(self.model, self.options, timeout_s)
         call, supervisor = self._submit(Call("warm"), self.model)
         until = time.monotonic() + (self.options.startup_timeout_s if timeout_s is None else timeout_s)
         while True:
@@ -200,6 +207,8 @@ class LlamaCppProvider:
 
     async def awarm(self) -> Mapping[str, Any]:
         """`warm` on an event loop."""
+        if self._known(self.model) is None:
+            await asyncio.to_thread(fetching.fetch, self.model, self.options)
         call, supervisor = self._submit(Call("warm"), self.model)
         try:
             while not _settled(await call.aget()):
@@ -230,18 +239,13 @@ class LlamaCppProvider:
 
     # ── building ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _submit(self, call: Call, model: str) -> tuple[Call, Supervisor]:
+    def _submit(self, call: Call, model: str, *, left_s: float = math.inf) -> tuple[Call, Supervisor]:
         for _ in range(3):
             supervisor = self._supervisor(model)
             try:
-                supervisor.submit(call)
+                supervisor.submit(call, left_s=left_s)
             except Busy as error:
-                raise ProviderError.of(
-                    ErrorKind.OVERLOADED,
-                    f"the local model is busy: {error}",
-                    code="busy",
-                    hint="raise the option queue=",
-                ) from None
+                raise _busy(error) from None
             except RuntimeError:
                 if not supervisor.closed:
                     raise
@@ -259,10 +263,18 @@ class LlamaCppProvider:
                 supervisor = other
         return supervisor
 
+    def _known(self, model: str) -> ModelFile | None:
+        """What its file says; None while that is still to be downloaded."""
+        if model not in self._files and (file := fetching.look(model)) is not None:
+            self._files[model] = file
+        return self._files.get(model)
+
     def _file(self, model: str) -> ModelFile:
         if model not in self._files:
             try:
                 self._files[model] = check_model_file(resolve_path(model))
+            except ModelNotHere as error:
+                raise fetching.refusal(model, self.options, error) from error
             except InvalidModelFile as error:
                 raise UnusableModel(str(error), kind=ErrorKind.NOT_FOUND) from error
         return self._files[model]
@@ -290,6 +302,7 @@ class LlamaCppProvider:
             "max_restarts": o.max_restarts,
             "startup_timeout_s": float(o.startup_timeout_s),
             "rlimit_as": o.rlimit_as,
+            "stand_by": o.standby is not None,
         }
 
     def _job(self, request: ChatRequest, model: str, changes: list[Change]) -> dict[str, Any]:
@@ -327,7 +340,6 @@ class _Reading:
         self._model = request.model or provider.model
         self._id = f"local-{uuid.uuid4().hex[:16]}"
         self._content = False
-        self._waited = True
         self._seed: int | None = None
         self._names = {wire_name(t.name, _RULES): t.name for t in request.tools}
         self.over = False
@@ -337,12 +349,21 @@ class _Reading:
     def begin(self) -> tuple[Call, Supervisor]:
         """Hand the request in."""
         changes: list[Change] = []
-        job = self._provider._job(self._request, self._model, changes)
+        provider, request, guard = self._provider, self._request, self._guard
+        job = provider._job(request, self._model, changes)
         if changes:
-            self._guard.notes.extend(summary(changes))
+            guard.notes.extend(summary(changes))
         self._seed = job["seed"] if job["temperature"] > 0 else None
-        call, supervisor = self._provider._submit(Call("generate", job), self._model)
-        return call, supervisor
+        longest = provider.options.queue_timeout_s
+        first_s = max(0.0, guard.remaining())
+        call = Call(
+            "generate",
+            job,
+            priority=_priority(request, provider.options.priority),
+            work=_work(job),
+            within_s=first_s if longest is None else longest,
+        )
+        return provider._submit(call, self._model, left_s=first_s + guard.deadline - guard.at)
 
     def events(self, message: dict[str, Any]) -> Iterator[ChatEvent]:
         """The events of one message.
@@ -351,13 +372,13 @@ class _Reading:
             ProviderError: it reports a failure.
         """
         match message["ev"]:
-            case "loading":
+            case "loading" | "queued":
                 self._guard.suspend()
-            case "loaded":
+            case "loaded" | "turn":
                 self._guard.resume()
                 self.unwatched = True
             case "start":
-                self._waited = self.unwatched = False
+                self.unwatched = False
                 self._guard.resume()
                 yield Started(self._id, self._model)
             case "text":
@@ -397,17 +418,9 @@ class _Reading:
         error.after_output = self._content
         return error
 
-    def out_of_time(self, supervisor: Supervisor) -> ProviderError:
+    def out_of_time(self) -> ProviderError:
         """The guard has run out."""
         which = self._guard.which
-        if self._waited and which != "deadline":
-            serving, waiting = supervisor.load
-            if serving + waiting > 1:
-                return ProviderError.of(
-                    ErrorKind.OVERLOADED,
-                    f"the local model is busy: no turn in time, {waiting} requests are waiting",
-                    code="busy",
-                )
         said = "the stream fell silent" if which == "idle" else f"no {which} in time"
         error = ProviderError.of(ErrorKind.TIMEOUT, f"the local model: {said}")
         error.after_output = self._content
@@ -416,7 +429,7 @@ class _Reading:
 
 def _settled(message: dict[str, Any]) -> bool:
     """Whether this message ends a call that is not an answer; raises if it is a failure."""
-    if message["ev"] in ("loading", "loaded"):
+    if message["ev"] in ("loading", "loaded", "queued", "turn"):
         return False
     if message["ev"] in ("done", "counted"):
         return True
@@ -427,6 +440,8 @@ def _error(message: dict[str, Any], *, content: bool) -> ProviderError:
     match message["ev"]:
         case "failed":
             error: Exception = message["error"]
+            if isinstance(error, Busy):
+                return _busy(error)
             if isinstance(error, ProviderError):
                 return error
             if isinstance(error, InvalidModelFile):
@@ -447,6 +462,30 @@ def _error(message: dict[str, Any], *, content: bool) -> ProviderError:
             if kind is ErrorKind.CONTEXT_OVERFLOW:
                 hint = "shorten the conversation, lower max_tokens, or raise n_ctx="
             return ProviderError.of(kind, message["message"], hint=hint)
+
+
+def _busy(error: Busy) -> ProviderError:
+    return ProviderError.of(
+        ErrorKind.OVERLOADED,
+        f"the local model is busy: {error}",
+        code="no_turn",  # no fault of its health: the circuit does not count it
+        retry_after_s=error.retry_after_s,
+        retryable_hint=None if error.retry_after_s is not None else False,
+    )
+
+
+def _priority(request: ChatRequest, default: int) -> int:
+    given = (request.extra.get("llamacpp") or {}).get("priority", default)
+    fits, wanted = PRIORITY
+    if not fits(given):
+        raise InvalidRequest(f"extra['llamacpp']['priority'] must be {wanted}, not {given!r}")
+    return int(given)
+
+
+def _work(job: Mapping[str, Any]) -> Work:
+    """How much this is. Tool calls in the history count by their arguments' rough size, which is near enough."""
+    characters = sum(len(m["content"]) + len(str(m.get("tool_calls", ""))) for m in job["messages"])
+    return Work(characters + len(str(job["tools"])) + len(job["partial"]), job["max_tokens"])
 
 
 def _release_all(held: dict[str, Supervisor]) -> None:
@@ -471,15 +510,16 @@ def _tool(name: str, description: str, parameters: Mapping[str, Any]) -> dict[st
 
 
 def _sampling(request: ChatRequest) -> dict[str, Any]:
-    given = request.extra.get("llamacpp") or {}
+    given = {name: v for name, v in (request.extra.get("llamacpp") or {}).items() if name != "priority"}
     for name, value in given.items():
         if name not in _SAMPLING:
-            raise InvalidRequest(f"extra['llamacpp'] has no option {name!r}. {nearest(name, _SAMPLING)}")
+            close = nearest(name, [*_SAMPLING, "priority"])
+            raise InvalidRequest(f"extra['llamacpp'] has no option {name!r}. {close}")
         kind, low, high = _SAMPLING[name]
         wanted = (int,) if kind is int else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted) or not low <= value <= high:  # also refuses NaN
             raise InvalidRequest(f"extra['llamacpp'][{name!r}] must be {low:g} to {high:g}, not {value!r}")
-    return dict(given)
+    return given
 
 
 def _text(parts: Sequence[Part]) -> str:

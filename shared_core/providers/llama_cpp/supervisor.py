@@ -6,12 +6,15 @@ kernel kills the worker when that thread goes, which must not be some caller's).
 
     cold ──call──> loading ──> ready ──crash──> cold (a running call fails; the next one restarts, with a backoff)
                       └─ the file cannot be loaded: every waiting call gets InvalidModelFile
+
+Who is served, who waits and who is turned away is decided in `schedule`; here it is done.
 """
 
 from __future__ import annotations
 
 import atexit
 import logging
+import math
 import os
 import re
 import selectors
@@ -22,13 +25,13 @@ import sys
 import threading
 import time
 import weakref
-from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from shared_core.errors import ConfigurationError, ErrorKind, InvalidModelFile, MissingDependency, ProviderError
 from shared_core.providers.llama_cpp.mailbox import Call
+from shared_core.providers.llama_cpp.schedule import Crashes, Schedule, TurnedAway
 from shared_core.providers.llama_cpp.wire import FrameError, Frames, frame
 
 __all__ = ["Busy", "Supervisor", "acquire", "release"]
@@ -37,14 +40,20 @@ log = logging.getLogger("llm_fallback.llama_cpp")
 
 CANCEL_GRACE_S = 0.25
 """Seconds a worker may take to obey a cancel before it is killed and started anew."""
-CRASH_WINDOW_S = 60.0
 _PACKAGE_ROOT = str(Path(__file__).resolve().parents[3])
 _STDERR_KEPT = 4096
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 class Busy(Exception):
-    """One request is served and the queue behind it is full."""
+    """There is no turn for this call: the queue is full, or it would come too late, or it did not come in time.
+
+    `retry_after_s` is when to come again; None if that would be too late.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float | None) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
 class Supervisor:
@@ -58,9 +67,11 @@ class Supervisor:
         max_restarts: int,
         startup_timeout_s: float,
         rlimit_as: int | None,
+        stand_by: bool = False,
     ) -> None:
+        """`stand_by` loads the model again after a crash, without waiting for a call."""
         self._settings = dict(settings)
-        self._queue, self._max_restarts = queue, max_restarts
+        self._queue, self._max_restarts, self._stand_by = queue, max_restarts, stand_by
         self._startup_timeout_s, self._rlimit_as = startup_timeout_s, rlimit_as
         self.references = 0
         self._reset()
@@ -69,8 +80,9 @@ class Supervisor:
 
     def _reset(self) -> None:
         self._lock = threading.RLock()  # re-entrant: a finalizer may close us inside our own thread
-        self._waiting: deque[Call] = deque()
-        self._running: Call | None = None
+        self._schedule: Schedule[Call] = Schedule(self._queue)
+        self._crashes = Crashes(self._max_restarts)
+        self._warming: list[Call] = []
         self._thread: threading.Thread | None = None
         self._selector: selectors.BaseSelector | None = None
         self._wake: socket.socket | None = None
@@ -79,9 +91,6 @@ class Supervisor:
         self._sock: socket.socket | None = None
         self._closed = False
         self._ready = False
-        self._crashes: deque[float] = deque()
-        self._last_crash = ""
-        self._not_before = 0.0
         self._kill_at = float("inf")
         self._started_at = 0.0
         self._frames = Frames()
@@ -89,6 +98,8 @@ class Supervisor:
         self._stderr = b""
         self._ids = 0
         self._progress = 0.0
+        self._load_s: float | None = None
+        self._load_failure: str | None = None
         self.facts: dict[str, Any] = {}
         """What the worker reported when it was ready: context, GPU offload, threads. Empty before."""
 
@@ -114,44 +125,103 @@ class Supervisor:
     def load(self) -> tuple[int, int]:
         """Requests being served and requests waiting."""
         with self._lock:
-            return int(self._running is not None), len(self._waiting)
+            return int(self._schedule.running is not None), len(self._schedule.waiting)
 
-    def submit(self, call: Call) -> None:
-        """Queue a call.
+    def submit(self, call: Call, *, left_s: float = math.inf) -> None:
+        """Queue a call with `left_s` seconds to its deadline.
 
         Raises:
-            Busy: the queue is full.
+            Busy: there is no turn for it.
             ProviderError: it crashed too often lately; `retry_after_s` says when to come again.
             RuntimeError: closed.
         """
+        now = time.monotonic()
         with self._lock:
             if self._closed:
                 raise RuntimeError("this local model is closed")
-            if call.op == "warm" and self._ready:
-                call.put({"ev": "done"})
-                return
-            self._check_health()
-            if len(self._waiting) >= self._queue + (self._running is None):
-                raise Busy(f"one request is being served and {len(self._waiting)} are waiting")
-            if not self._ready:
-                call.put({"ev": "loading"})
-            self._waiting.append(call)
-            if self._thread is None:
-                self._wake, self._woken = socket.socketpair()
-                self._wake.setblocking(False)
-                self._woken.setblocking(False)
-                self._thread = threading.Thread(target=self._own, name="llama-supervisor", daemon=True)
-                self._thread.start()
+            displaced: Call | None = None
+            if call.op == "warm":
+                if self._ready:
+                    call.put({"ev": "done"})
+                    return
+                self._refuse_if_unhealthy(now)
+                self._warming.append(call)
+            else:
+                self._refuse_if_unhealthy(now)
+                answer = self._schedule.submit(call, now, left_s=left_s)
+                if isinstance(answer, TurnedAway):
+                    raise Busy(answer.reason, answer.retry_after_s)
+                displaced = answer.displaced
+                if not self._ready:
+                    call.put({"ev": "loading"})
+                elif self._schedule.running is not None:
+                    call.put({"ev": "queued"})
+            self._ensure_thread()
         self._nudge()
+        if displaced is not None:
+            _no_turn(displaced, "a request of higher priority has taken its place", 0.0)
+
+    def read_ahead(self, call: Call) -> None:
+        """Let the model read this call's prompt while nobody needs it, until `forget`. Never blocks or starts it."""
+        with self._lock:
+            if self._closed or not self._ready:
+                return
+            self._schedule.read_ahead(call)
+        self._nudge()
+
+    def forget(self, call: Call) -> None:
+        """A prompt that was to be read ahead is not needed any more. Never blocks."""
+        with self._lock:
+            if not self._schedule.forget(call):
+                return
+            call.cancelled = True
+        self._nudge()
+
+    def wait_s(self, priority: int = 0) -> float | None:
+        """Seconds until a call of this priority is expected to have its turn, loading included; None unmeasured."""
+        now = time.monotonic()
+        with self._lock:
+            wait = self._schedule.wait_s(now, priority)
+            if wait is None or self._ready:
+                return wait
+            begun = now - self._started_at if self._process is not None else 0.0
+            return None if self._load_s is None else wait + max(0.0, self._load_s - begun)
+
+    def unhealthy(self) -> tuple[str, float | None] | None:
+        """Why calls fail at once or would fail again, and in how many seconds that may change; None if they do not."""
+        with self._lock:
+            too_often = self._crashes.unhealthy(time.monotonic())
+            if too_often is not None:
+                return too_often
+            return None if self._load_failure is None else (self._load_failure, None)
+
+    def report(self) -> dict[str, Any]:
+        """What is known of it now: the worker's facts, its state, and the schedule's figures."""
+        with self._lock:
+            pid, rates = self.pid, self._schedule.rates
+            state = "ready" if self._ready else "loading" if pid is not None else "cold"
+            return {
+                **{name: value for name, value in self.facts.items() if name != "warnings"},
+                "state": state,
+                "pid": pid,
+                "memory_bytes": _resident(pid),
+                "load_s": self._load_s,
+                "serving": int(self._schedule.running is not None),
+                "waiting": len(self._schedule.waiting),
+                "wait_s": self.wait_s(),
+                "prompt_tokens_per_s": rates.prompt_rate,
+                "output_tokens_per_s": rates.output_rate,
+            }
 
     def cancel(self, call: Call) -> None:
         """The caller has gone. Never blocks."""
         with self._lock:
             call.cancelled = True
-            if call in self._waiting:
-                self._waiting.remove(call)
+            if self._schedule.remove(call):
                 return
-            if call is not self._running:
+            if call is not self._schedule.running:
+                if call in self._warming:
+                    self._warming.remove(call)
                 return
         self._nudge()
 
@@ -175,16 +245,21 @@ class Supervisor:
             # Full: it is awake anyway. Closed: it has ended.
             return
 
-    def _check_health(self) -> None:
-        now = time.monotonic()
-        while self._crashes and now - self._crashes[0] > CRASH_WINDOW_S:
-            self._crashes.popleft()
-        if len(self._crashes) > self._max_restarts:
+    def _ensure_thread(self) -> None:
+        if self._thread is None:
+            self._wake, self._woken = socket.socketpair()
+            self._wake.setblocking(False)
+            self._woken.setblocking(False)
+            self._thread = threading.Thread(target=self._own, name="llama-supervisor", daemon=True)
+            self._thread.start()
+
+    def _refuse_if_unhealthy(self, now: float) -> None:
+        found = self._crashes.unhealthy(now)
+        if found is not None:
             raise ProviderError.of(
                 ErrorKind.TRANSIENT,
-                f"the local model is unhealthy: its process died {len(self._crashes)} times within a minute, "
-                f"last: {self._last_crash}",
-                retry_after_s=round(CRASH_WINDOW_S - (now - self._crashes[0]), 1),
+                f"the local model is unhealthy: {found[0]}",
+                retry_after_s=round(found[1], 1),
                 retryable_hint=False,
             )
 
@@ -227,22 +302,30 @@ class Supervisor:
     def _act(self, selector: selectors.BaseSelector) -> bool:
         """Do what the state asks for; False ends the thread."""
         now = time.monotonic()
-        start = give = None
+        schedule = self._schedule
+        start = False
+        give: Call | None = None
+        late: list[Call] = []
         with self._lock:
             if self._closed:
                 return False
-            if self._process is None and self._waiting and now >= self._not_before:
-                start = True
-            elif self._ready and self._running is None and self._waiting:
-                self._ids += 1
-                self._running = give = self._waiting.popleft()
-                give.id = self._ids
+            if self._process is None:
+                start = bool(schedule.waiting or self._warming) and now >= self._crashes.not_before
+            elif self._ready:
+                late = schedule.expired(now)
+                give = schedule.next(now)
+                if give is not None:
+                    self._ids += 1
+                    give.id, give.accepted = self._ids, False
+            running = schedule.running
+            stop = running is not None and (running.cancelled or schedule.makes_way() is not None)
+        for call in late:
+            _no_turn(call, f"no turn in time, within {call.within_s:.1f} s", 0.0)
         if start:
             self._start_process(selector)
         if give is not None:
-            self._write({"op": give.op, "id": give.id, "job": give.job}, selector)
-        running = self._running
-        if running is not None and running.cancelled and self._kill_at == float("inf"):
+            self._give(give, selector)
+        if running is not None and stop and give is None and self._kill_at == float("inf"):
             self._kill_at = now + CANCEL_GRACE_S
             self._write({"op": "cancel", "id": running.id}, selector)
         if self._process is not None and now >= self._kill_at:
@@ -255,14 +338,35 @@ class Supervisor:
             self._fail_waiting(lambda: ProviderError.of(ErrorKind.TIMEOUT, f"the local model is not ready: {reason}"))
         return True
 
+    def _give(self, call: Call, selector: selectors.BaseSelector) -> None:
+        """Hand a call to the worker."""
+        if callable(call.job):
+            try:
+                call.job = call.job()
+            except Exception:
+                # It is not needed: whoever asks for this prompt in earnest gets the error.
+                log.debug("a prompt cannot be read ahead", exc_info=True)
+                with self._lock:
+                    self._schedule.ended(call)
+                    self._schedule.forget(call)
+                return
+        if call.op != "prefill":
+            call.put({"ev": "turn"})
+        self._write({"op": call.op, "id": call.id, "job": call.job}, selector)
+
     def _patience(self) -> float | None:
         until = float("inf")
-        if self._process is not None:
-            until = min(until, self._kill_at)
-            if not self._ready:
-                until = min(until, self._started_at + self._startup_timeout_s + 0.01)
-        elif self._waiting:
-            until = min(until, self._not_before)
+        with self._lock:
+            if self._process is not None:
+                until = min(until, self._kill_at)
+                if not self._ready:
+                    until = min(until, self._started_at + self._startup_timeout_s + 0.01)
+                else:
+                    until = min(until, self._schedule.next_expiry())
+                    if self._schedule.running is None and (self._schedule.waiting or self._schedule.wants_reading):
+                        return 0.0
+            elif self._schedule.waiting or self._warming:
+                until = min(until, self._crashes.not_before)
         return None if until == float("inf") else max(0.0, until - time.monotonic())
 
     def _start_process(self, selector: selectors.BaseSelector) -> None:
@@ -335,6 +439,10 @@ class Supervisor:
 
     def _heard(self, message: dict[str, Any], selector: selectors.BaseSelector) -> None:
         match message.get("ev"):
+            case "text" | "thought":  # first, as they are the many
+                running = self._schedule.running
+                if running is not None and message["id"] == running.id:
+                    running.put(message)
             case "loaded":
                 self._loaded(message["facts"])
             case "load_failed":
@@ -346,35 +454,58 @@ class Supervisor:
             case "health":
                 return
             case kind:
-                running = self._running
+                running = self._schedule.running
                 if running is None or message.get("id") != running.id:
                     return
                 if kind == "accepted":
                     running.accepted = True
                     return
-                if kind in ("done", "error", "cancelled", "counted"):
-                    with self._lock:
-                        self._running = None
-                    self._kill_at = float("inf")
-                running.put(message)
+                self._learn(running, kind, message)
+                if running.op != "prefill":
+                    running.put(message)
+
+    def _learn(self, running: Call, kind: Any, message: dict[str, Any]) -> None:
+        """What a message of the running call says about the model's speed, and whether the call is over."""
+        now, schedule = time.monotonic(), self._schedule
+        with self._lock:
+            if kind == "start" or (kind == "done" and running.op == "prefill"):
+                schedule.spoke(now, message["prompt"] - message["cached"])
+            elif kind == "done":
+                schedule.finished(now, message["output"])
+            if kind in ("done", "error", "cancelled", "counted"):
+                schedule.ended(running, whole=kind == "done")
+                self._kill_at = float("inf")
+                if kind == "error" and running.op == "prefill":
+                    schedule.forget(running)
 
     def _loaded(self, facts: dict[str, Any]) -> None:
         for warning in facts.get("warnings", ()):
             log.warning("%s: %s", self._settings["path"], warning)
+        now = time.monotonic()
         with self._lock:
             self.facts = facts
-            self._ready = True
-            for call in self._waiting:
-                call.put({"ev": "done" if call.op == "warm" else "loaded"})
-            self._waiting = deque(call for call in self._waiting if call.op != "warm")
+            self._ready, self._load_failure = True, None
+            self._load_s = now - self._started_at
+            self._schedule.wait_anew(now)
+            for place, call in enumerate(self._schedule.waiting):
+                call.put({"ev": "loaded"})
+                if place:
+                    call.put({"ev": "queued"})
+            warmed, self._warming = self._warming, []
+        for call in warmed:
+            call.put({"ev": "done"})
 
     def _load_failed(self, message: dict[str, Any], selector: selectors.BaseSelector) -> None:
         reason, path = message["reason"], self._settings["path"]
         self._end_process(selector)
-        if message.get("what") == "dependency":
-            self._fail_waiting(lambda: MissingDependency(f"{reason}\nhint: pip install 'llm-fallback[local]'"))
-        else:
-            self._fail_waiting(lambda: InvalidModelFile(f"model file {path!r} cannot be loaded: {reason}"))
+        self._load_failure = f"it cannot be loaded: {reason}"
+        match message.get("what"):
+            case "dependency":
+                self._fail_waiting(lambda: MissingDependency(f"{reason}\nhint: pip install 'llm-fallback[local]'"))
+            case "config":
+                self._fail_waiting(lambda: ConfigurationError(reason))
+            case _:
+                self._fail_waiting(lambda: InvalidModelFile(f"model file {path!r} cannot be loaded: {reason}"))
 
     def _lost(self, selector: selectors.BaseSelector, what: str | None = None, *, crash: bool = True) -> None:
         """The worker is gone, or is as good as gone."""
@@ -385,38 +516,44 @@ class Supervisor:
         said = _last_words(self._stderr)
         if stderr_end is not None and not stderr_end.closed:
             stderr_end.close()
-        self._last_crash = how + (f" ({said})" if said else "")
-        if crash:
-            now = time.monotonic()
-            self._crashes.append(now)
-            recent = sum(now - at <= CRASH_WINDOW_S for at in self._crashes)
-            self._not_before = now + (0.0 if recent <= 1 else min(5.0, 0.1 * 2 ** (recent - 2)))
+        now = time.monotonic()
+        ending = how + (f" ({said})" if said else "")
         with self._lock:
-            running, self._running = self._running, None
-            if running is not None and not running.accepted and not running.cancelled:
-                # It died before it was given this call, only nobody had noticed yet: the next process serves it.
-                self._waiting.appendleft(running)
-                running = None
+            if crash:
+                self._crashes.died(now, ending)
+            running = self._schedule.running
+            self._schedule.forget_all()
+            if running is not None:
+                self._schedule.ended(running)
+                if running.op == "prefill":  # perhaps it was this prompt
+                    self._schedule.forget(running)
+                    running = None
+                elif not running.accepted and not running.cancelled:
+                    # It died before it was given this call, only nobody had noticed yet: the next process serves it.
+                    self._schedule.back(running, now)
+                    running = None
         if running is not None:
             running.put({"ev": "died", "how": f"local model process {how}", "said": said})
         if loading and crash:
-            path, last = self._settings["path"], self._last_crash
+            path = self._settings["path"]
             if code in _FAULTS:  # llama.cpp itself fell over this file: asking again would end the same
-                self._fail_waiting(lambda: InvalidModelFile(f"model file {path!r} cannot be loaded: llama.cpp {last}"))
-            else:
+                self._load_failure = f"it cannot be loaded: llama.cpp {ending}"
                 self._fail_waiting(
-                    lambda: ProviderError.of(ErrorKind.TRANSIENT, f"local model process {last} while loading {path!r}")
+                    lambda: InvalidModelFile(f"model file {path!r} cannot be loaded: llama.cpp {ending}")
                 )
-            return
+                return
+            self._fail_waiting(
+                lambda: ProviderError.of(ErrorKind.TRANSIENT, f"local model process {ending} while loading {path!r}")
+            )
         with self._lock:
-            try:
-                self._check_health()
-            except ProviderError:
-                failed, self._waiting = self._waiting, deque()
+            failed: list[Call] = []
+            if self._crashes.unhealthy(now) is not None:
+                failed, self._warming = self._schedule.clear() + self._warming, []
             else:
-                failed = deque()
-                for call in self._waiting:
+                for call in self._schedule.waiting:
                     call.put({"ev": "loading"})
+                if self._stand_by and not self._warming:
+                    self._warming.append(Call("warm", unattended=True))
         for call in failed:
             call.put({"ev": "died", "how": f"local model process {how}", "said": said})
 
@@ -461,15 +598,20 @@ class Supervisor:
                 end.close()
         return process.returncode
 
-    def _fail_waiting(self, error: Any) -> None:
+    def _fail_waiting(self, error: Callable[[], Exception]) -> None:
         with self._lock:
-            failed, self._waiting = self._waiting, deque()
+            failed = self._schedule.clear() + self._warming
+            self._warming = []
+        if any(call.unattended for call in failed) and not self._closed:
+            log.warning("a local model on standby is not ready: %s", error())
         for call in failed:
             call.put({"ev": "failed", "error": error()})
 
-    def _fail_everyone(self, error: Any) -> None:
+    def _fail_everyone(self, error: Callable[[], Exception]) -> None:
         with self._lock:
-            running, self._running = self._running, None
+            running = self._schedule.running
+            if running is not None:
+                self._schedule.ended(running)
         if running is not None:
             running.put({"ev": "failed", "error": error()})
         self._fail_waiting(error)
@@ -490,6 +632,19 @@ class Supervisor:
 _FAULTS = frozenset(-int(s) for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)) | frozenset(
     {-int(getattr(signal, "SIGBUS", signal.SIGSEGV))}
 )
+
+
+def _no_turn(call: Call, reason: str, retry_after_s: float | None) -> None:
+    call.put({"ev": "failed", "error": Busy(reason, retry_after_s)})
+
+
+def _resident(pid: int | None) -> int | None:
+    """Bytes of memory that a process holds; None where nobody says so (macOS)."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]
+    except (OSError, IndexError):
+        return None
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _how(code: int | None) -> str:
