@@ -185,11 +185,6 @@ def test_the_window_is_a_multiple_of_256(n_ctx, trained, window):
     assert Options(n_ctx=n_ctx).context(trained) == window
 
 
-def test_a_download_is_refused_with_what_to_do_instead():
-    with pytest.raises(ConfigurationError, match=r"download the \.gguf yourself"):
-        LlamaCppProvider(Target("llamacpp:hf:org/repo/x.gguf"))
-
-
 @pytest.mark.parametrize("form", ["./{name}", "{name}", "~/{name}", "{folder}/{name}"])
 def test_paths_are_understood_in_every_form(random_gguf, monkeypatch, form):
     monkeypatch.chdir(random_gguf.parent)

@@ -46,6 +46,8 @@ class Options:
         standby: 'warm' loads the model when the router is built, in the background, and again after a crash; 'prefill'
             also reads the prompt while a hosted target ahead of this one is awaited.
         rlimit_as: address space limit of the process in bytes; left out, none.
+        download: of an 'hf:' file that is not here: 'background' lets the first request start it (which is refused),
+            'warm' leaves it to `warm()` and `llm-fallback models pull`, 'never' wants it here when the target is built.
     """
 
     n_ctx: int | None = None
@@ -69,6 +71,7 @@ class Options:
     truncate: Literal["oldest"] | None = None
     standby: Literal["warm", "prefill"] | None = None
     rlimit_as: int | None = None
+    download: Literal["background", "warm", "never"] = "background"
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Options:
@@ -146,6 +149,7 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "truncate": _one_of("oldest"),
     "standby": _one_of("warm", "prefill"),
     "rlimit_as": _whole(1 << 20),
+    "download": _one_of("background", "warm", "never"),
 }
 _DEFAULTS: Mapping[str, Any] = {f.name: f.default for f in fields(Options)}
 

@@ -189,8 +189,8 @@ class LlamaCppProvider:
 
         Raises:
             InvalidModelFile: llama.cpp refuses the file, or it cannot be downloaded; the message carries the reason.
-            ProviderError: it was not ready within `timeout_s` (by default: to download, as long as it takes; to load, the
-                option `startup_timeout_s`).
+            ProviderError: it was not ready within `timeout_s` (by default a download may take as long as it takes, and
+                loading the option `startup_timeout_s`).
         """
         fetching.fetch(self.model, self.options, timeout_s)
         call, supervisor = self._submit(Call("warm"), self.model)
