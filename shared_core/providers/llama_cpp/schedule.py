@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bisect import insort
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 __all__ = ["Admitted", "Crashes", "Rates", "Schedule", "TurnedAway", "Work"]
@@ -96,11 +97,12 @@ class _Place(Generic[C]):
     """A place in the line: by priority, then by arrival."""
 
     call: C
+    priority: float
     number: int
     since: float
 
     def __lt__(self, other: _Place[C]) -> bool:
-        return (-self.call.priority, self.number) < (-other.call.priority, other.number)
+        return (-self.priority, self.number) < (-other.priority, other.number)
 
 
 class Admitted(NamedTuple):
@@ -154,8 +156,7 @@ class Schedule(Generic[C]):
                 )
         displaced = None
         if len(self._line) >= self.bound + (not self._serving):
-            last = self._line[-1].call if self._line else None
-            if last is None or last.priority >= call.priority:
+            if not self._line or self._line[-1].priority >= call.priority:
                 expected = "" if wait is None else f"; a turn would be expected in {wait:.1f} s"
                 free = self._remaining_s(now)
                 return TurnedAway(
@@ -163,13 +164,13 @@ class Schedule(Generic[C]):
                 )
             displaced = self._line.pop().call
         self._numbers += 1
-        insort(self._line, _Place(call, self._numbers, now))
+        insort(self._line, _Place(call, call.priority, self._numbers, now))
         return Admitted(displaced)
 
     def back(self, call: C, now: float) -> None:
         """It was running when the process died, and had not been begun: it is the first to be served again."""
         self.ended(call)
-        self._line.insert(0, _Place(call, 0, now))
+        self._line.insert(0, _Place(call, inf, -self._numbers, now))
 
     def remove(self, call: C) -> bool:
         """Its caller has gone. Whether it was in the line."""
@@ -235,7 +236,7 @@ class Schedule(Generic[C]):
 
     def next_expiry(self) -> float:
         """When `expired` is to be asked again."""
-        return min((place.since + place.call.within_s for place in self._line), default=float("inf"))
+        return min((place.since + place.call.within_s for place in self._line), default=inf)
 
     def wait_anew(self, now: float) -> None:
         """What has been waited until now was no waiting for a turn: the model was being loaded."""
@@ -278,7 +279,7 @@ class Schedule(Generic[C]):
         return int(self.running is not None and self.running.op != "prefill")
 
     def _ahead_of(self, priority: int) -> int:
-        return sum(place.call.priority >= priority for place in self._line)
+        return sum(place.priority >= priority for place in self._line)
 
     def _remaining_s(self, now: float) -> float | None:
         """Seconds the running request is expected to take still; 0 with nobody running, None unmeasured."""
@@ -300,7 +301,7 @@ class Schedule(Generic[C]):
         """Seconds until a call of this priority is expected to have its turn; None unmeasured."""
         wait = self._remaining_s(now)
         for place in self._line:
-            if wait is None or place.call.priority < priority:
+            if wait is None or place.priority < priority:
                 break
             serving = self.rates.serving_s(place.call.work)
             wait = None if serving is None else wait + serving
