@@ -13,6 +13,7 @@ from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.llm import LLM
 
 from llamaindex_fallback._convert import peek
+from llamaindex_fallback._faces import bare
 
 __all__ = ["aacquire", "acquire", "blocks", "method", "misread", "private", "unfinished", "variant", "without_retries"]
 
@@ -71,6 +72,8 @@ def method(llm: LLM, name: Method) -> Callable[..., Any]:
 @lru_cache(maxsize=256)
 def _undecorated(cls: type[LLM], name: Method) -> Callable[..., Any] | None:
     function = inspect.getattr_static(cls, name)
+    if (mine := bare(function)) is not None:
+        return mine  # a router in a router
     function = peek(function, "__wrapped__") or function  # the span decorator's
     if inspect.isfunction(function) and function.__globals__.get("__name__") == callbacks.__name__:
         inner = inspect.getclosurevars(function).nonlocals.get("f")

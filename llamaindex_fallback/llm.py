@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, cast
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -20,7 +20,6 @@ from llama_index.core.base.llms.types import (
 from llama_index.core.bridge.pydantic import Field, PrivateAttr
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
-from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.types import PydanticProgramMode
@@ -29,6 +28,7 @@ from llama_index_instrumentation import get_dispatcher
 from llamaindex_fallback import _mould as mould
 from llamaindex_fallback._answer import Chunks, chat_response, completion_response
 from llamaindex_fallback._convert import arguments_dict, legacy_calls
+from llamaindex_fallback._faces import chat_face, completion_face, straight
 from llamaindex_fallback._models import dump_target, load_model, pickled, targets_of
 from llamaindex_fallback._request import CheckedTools, openai_tool, to_request, tool_choice
 from llamaindex_fallback._state import plain_options
@@ -47,23 +47,12 @@ if TYPE_CHECKING:
 
 __all__ = ["FallbackLLM"]
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _dispatcher = get_dispatcher(__name__)
 _SHAPED_HERE = frozenset({PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION, PydanticProgramMode.LLM})
 """The modes of `pydantic_program_mode` that need no further package of LlamaIndex's."""
 
 
-def _chat_face(method: F) -> F:
-    """LlamaIndex's events around a chat method. (The decorator is untyped; this says that it keeps the signature.)"""
-    return cast(F, llm_chat_callback()(method))
-
-
-def _completion_face(method: F) -> F:
-    """LlamaIndex's events around a completion method."""
-    return cast(F, llm_completion_callback()(method))
-
-
+@straight
 class FallbackLLM(FunctionCallingLLM):
     """Asks one target after another until one answers: use it wherever LlamaIndex takes an LLM.
 
@@ -184,7 +173,7 @@ class FallbackLLM(FunctionCallingLLM):
 
     # ── the eight faces ──────────────────────────────────────────────────────────────────────────────────────────────
 
-    @_chat_face
+    @chat_face
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """A whole answer. Keywords are those of a request: temperature, max_tokens, stop, tools, chain, timeout, …, and
         `response_format`: a pydantic class, or a schema in OpenAI's form.
@@ -195,12 +184,12 @@ class FallbackLLM(FunctionCallingLLM):
         """
         return chat_response(self._asked(messages, kwargs))
 
-    @_chat_face
+    @chat_face
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat`, async."""
         return chat_response(await self._aasked(messages, kwargs))
 
-    @_chat_face
+    @chat_face
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """The answer as it comes. Returns at once; nothing is sent before the first response is asked for.
 
@@ -209,30 +198,30 @@ class FallbackLLM(FunctionCallingLLM):
         """
         return self._streamed(self._request(messages, kwargs, streaming=True))
 
-    @_chat_face
+    @chat_face
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """`stream_chat`, async: a coroutine that returns an async generator."""
         return self._astreamed(self._request(messages, kwargs, streaming=True))
 
-    @_completion_face
+    @completion_face
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """A whole answer to one user message."""
         return completion_response(chat_response(self._asked(self._prompted(prompt, formatted=formatted), kwargs)))
 
-    @_completion_face
+    @completion_face
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete`, async."""
         answer = await self._aasked(self._prompted(prompt, formatted=formatted), kwargs)
         return completion_response(chat_response(answer))
 
-    @_completion_face
+    @completion_face
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """`complete` as it comes."""
         messages = self._prompted(prompt, formatted=formatted)
         responses = self._streamed(self._request(messages, kwargs, streaming=True))
         return (completion_response(response) for response in responses)
 
-    @_completion_face
+    @completion_face
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """`stream_complete`, async: a coroutine that returns an async generator."""
         messages = self._prompted(prompt, formatted=formatted)

@@ -58,7 +58,7 @@ async def test_one_call_is_one_chain_of_events(server, face, kind, state):
 @pytest.mark.parametrize("kind", ["native", "wrapped"])
 @pytest.mark.parametrize("face", FACES)
 async def test_a_failure_ends_its_chain(server, face, kind):
-    """The legacy callback ends with the exception; streams send an exception event, spans are dropped."""
+    """The legacy callback ends with the exception, an event tells of it, and the span is dropped."""
     script_all(server, 503)
     debug = LlamaDebugHandler(print_trace_on_end=False)
     spans = SimpleSpanHandler()
@@ -72,7 +72,9 @@ async def test_a_failure_ends_its_chain(server, face, kind):
     assert isinstance((end.payload or {})[EventPayload.EXCEPTION], AllTargetsFailed)
     assert events.names().count(f"LLM{'Completion' if 'complete' in face else 'Chat'}StartEvent") == 1
     assert not [name for name in events.names() if "End" in name]
-    assert events.count("ExceptionEvent") == (1 if face in STREAMED else 0)
+    (told,) = [event for event in events.seen if type(event).__name__ == "ExceptionEvent"]
+    assert isinstance(told.exception, AllTargetsFailed)
+    assert told.span_id == events.seen[0].span_id, "in the span that began"
     ours: list[SimpleSpan] = [s for s in (*spans.dropped_spans, *spans.completed_spans) if "FallbackLLM" in s.id_]
     assert len(ours) == 1
 
