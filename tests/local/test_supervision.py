@@ -75,9 +75,26 @@ def test_the_worker_is_given_no_keys(own, monkeypatch):
     assert b"HARMLESS=yes" in environment
 
 
-def test_a_gpu_that_is_not_there_is_reported(own, caplog):
-    assert any("no effect" in w for w in own(n_gpu_layers=-1).warm()["warnings"])
+@pytest.mark.parametrize("layers", [-1, 1])
+def test_asking_for_a_gpu_that_is_not_there_is_an_error_that_names_the_ways_out(own, layers):
+    provider = own(n_gpu_layers=layers)
+    for _ in range(2):
+        with pytest.raises(ProviderError, match="built without GPU support") as caught:
+            provider.warm()
+        assert caught.value.kind is ErrorKind.CONFIG
+        assert f"n_gpu_layers={layers}" in str(caught.value)
+        assert "allow_cpu=True" in str(caught.value)
+
+
+def test_with_leave_to_use_the_cpu_a_gpu_that_is_not_there_is_only_reported(own, caplog):
+    facts = own(n_gpu_layers=-1, allow_cpu=True).warm()
+    assert any("no effect" in w for w in facts["warnings"])
     assert "built without GPU support" in caplog.text
+    assert facts["gpu_layers"] == 0
+
+
+def test_left_to_itself_it_uses_the_cpu_where_there_is_no_gpu(own):
+    assert own(n_gpu_layers="auto").warm()["warnings"] == []
 
 
 def test_closing_ends_the_process_and_leaks_no_descriptor_and_no_thread(own):

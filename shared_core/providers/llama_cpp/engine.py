@@ -36,7 +36,11 @@ _MAX_FORCED = 256
 
 
 class LoadError(Exception):
-    """The model cannot be loaded; the message is llama.cpp's reason."""
+    """The model cannot be loaded; the message is llama.cpp's reason. `what` is at fault: 'model' or 'config'."""
+
+    def __init__(self, reason: str, what: str = "model") -> None:
+        super().__init__(reason)
+        self.what = what
 
 
 class Refused(Exception):
@@ -108,6 +112,12 @@ class Engine:
         gpu = bool(c.llama_supports_gpu_offload())
         wanted = settings.get("n_gpu_layers")
         layers = (-1 if gpu else 0) if wanted is None else wanted
+        if layers != 0 and not gpu and not settings.get("allow_cpu"):
+            raise LoadError(
+                f"n_gpu_layers={layers} asks for a GPU, but llama-cpp-python was built without GPU support.\n"
+                "hint: install a build with CUDA, Metal or Vulkan, leave n_gpu_layers='auto', or set allow_cpu=True",
+                "config",
+            )
         params.n_gpu_layers = 0x7FFFFFFF if layers < 0 else layers
         if not settings.get("use_mmap", True):
             params.load_mode = c.LLAMA_LOAD_MODE_NONE
@@ -383,6 +393,18 @@ class Engine:
         """Tokens of the prompt, a partial answer included."""
         tokens, _ = self.prompt_tokens(job)
         return len(tokens) + len(self._tokenise_answer(job.get("partial") or ""))
+
+    def prefill(self, job: Json) -> Json:
+        """Read the prompt and keep it, so that answering it begins at once. Returns its tokens and those cached before.
+
+        Raises:
+            Refused: the prompt does not fit, or the template cannot render it.
+            Cancelled: the abort flag was set; what was read until then is kept.
+        """
+        tokens, _ = self.prompt_tokens(job)
+        if len(tokens) >= self._n_ctx:
+            raise Refused("context_overflow", f"the prompt takes {len(tokens)} tokens, the window is {self._n_ctx}")
+        return {"prompt": len(tokens), "cached": self._evaluate(tokens)}
 
     def generate(self, job: Json) -> Iterator[Json]:
         """Answer. Yields `start`, then `text`, `thought` and `call` messages, and one `done`.

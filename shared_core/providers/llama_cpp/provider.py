@@ -105,8 +105,10 @@ class LlamaCppProvider:
         """What this model can take: what the target says, else what the file and the options say."""
         if self.target.capabilities is not None:
             return self.target.capabilities
+        # One that leaves out the oldest turns takes a conversation of any length.
+        window = self.n_ctx if self.options.truncate is None else None
         return Capabilities(
-            images=False, image_urls=False, pdfs=False, audio=False, continuation="exact", context_window=self.n_ctx
+            images=False, image_urls=False, pdfs=False, audio=False, continuation="exact", context_window=window
         )
 
     @property
@@ -328,6 +330,7 @@ class LlamaCppProvider:
             "seed": int.from_bytes(os.urandom(4), "big") % (2**32 - 1) if seed is None else seed % (2**32 - 1),
             "max_tokens": min(self.options.max_tokens, n_ctx) if request.max_tokens is None else request.max_tokens,
             "fit": self.options.fit_max_tokens or request.max_tokens is None,
+            "truncate": self.options.truncate,
             **_sampling(request),
         }
 
@@ -377,6 +380,8 @@ class _Reading:
             case "loaded" | "turn":
                 self._guard.resume()
                 self.unwatched = True
+            case "note":
+                self._guard.notes.append(message["text"])
             case "start":
                 self.unwatched = False
                 self._guard.resume()

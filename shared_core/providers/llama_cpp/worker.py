@@ -5,9 +5,9 @@
 Two threads: the main one reads messages, so that a cancel is heard at once; the compute thread alone touches llama.cpp.
 The process ends when its socket does, and the kernel ends it when its parent's owning thread is gone.
 
-    parent -> worker   load {settings}; generate | count {id, job}; cancel {id}; health {id}; shutdown
+    parent -> worker   load {settings}; generate | count | prefill {id, job}; cancel {id}; health {id}; shutdown
     worker -> parent   loaded {facts} | load_failed {reason} | progress {value} | log {line};
-                       accepted, start, text, thought, call …, then done | error {kind, message} | cancelled,
+                       accepted, note, start, text, thought, call …, then done | error {kind, message} | cancelled,
                        each with its id
 """
 
@@ -40,6 +40,7 @@ class Worker:
         self._sending = threading.Lock()
         self._jobs: queue.SimpleQueue[Json | None] = queue.SimpleQueue()
         self._engine: Engine | None = None
+        self._n_ctx = 0
         self._turn = threading.Lock()  # guards the two below and the abort flag
         self._current: int | None = None
         self._cancelled: set[int] = set()
@@ -99,13 +100,13 @@ class Worker:
         try:
             facts = engine.load(settings)
         except LoadError as error:
-            self.send({"ev": "load_failed", "reason": str(error), "what": "model"})
+            self.send({"ev": "load_failed", "reason": str(error), "what": error.what})
             return
         except MemoryError:
             reason = "there is not enough memory (or rlimit_as is too low)"
             self.send({"ev": "load_failed", "reason": reason, "what": "model"})
             return
-        self._engine = engine
+        self._engine, self._n_ctx = engine, facts["n_ctx"]
         self.send({"ev": "loaded", "facts": facts, "pid": os.getpid()})
 
     def _log_line(self, line: str) -> None:
@@ -132,11 +133,21 @@ class Worker:
             else:
                 engine.abort.clear()
         try:
+            wanted = message["job"]
             if message["op"] == "count":
-                self.send({"ev": "counted", "id": job, "tokens": engine.count(message["job"])})
-            else:
-                for event in engine.generate(message["job"]):
-                    self.send({"id": job, **event})
+                self.send({"ev": "counted", "id": job, "tokens": engine.count(wanted)})
+                return
+            if wanted.get("truncate"):
+                from shared_core.providers.llama_cpp.truncate import fitted
+
+                wanted, note = fitted(wanted, engine.count, self._n_ctx)
+                if note is not None:
+                    self.send({"ev": "note", "id": job, "text": note})
+            if message["op"] == "prefill":
+                self.send({"ev": "done", "id": job, **engine.prefill(wanted)})
+                return
+            for event in engine.generate(wanted):
+                self.send({"id": job, **event})
         except Cancelled:
             self.send({"ev": "cancelled", "id": job})
         except Refused as error:
