@@ -90,6 +90,11 @@ def test_every_public_module_lists_its_names():
     assert exports.dangling() == []
 
 
+def test_no_module_is_called_like_something_that_its_package_loads_late():
+    """Whoever imports the module puts it in the package in that thing's place, and nobody looks for the thing."""
+    assert exports.shadowed() == []
+
+
 # ── what is shipped ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -102,11 +107,7 @@ def test_the_wheel_holds_the_packages_their_data_and_nothing_else(tmp_path):
         shipped = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert {name.partition("/")[0] for name in shipped} == set(exports.PACKAGES)
     assert {f"{package}/py.typed" for package in exports.PACKAGES} <= shipped
-    expected = {
-        name
-        for name in _ours()
-        if name.partition("/")[0] in exports.PACKAGES and (ROOT / name).is_file()
-    }
+    expected = {name for name in _ours() if name.partition("/")[0] in exports.PACKAGES and (ROOT / name).is_file()}
     assert expected - shipped == set()
 
 

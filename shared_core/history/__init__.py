@@ -12,7 +12,7 @@ from shared_core._lazy import lazy
 if TYPE_CHECKING:
     from shared_core.history.changes import Change, ChangeKind, summary
     from shared_core.history.opaque import CITATIONS, OpaqueKind, citations, opaque_kind, told
-    from shared_core.history.prepare import UNDECLARED, is_own, prepare, with_stubs
+    from shared_core.history.rewrite import UNDECLARED, is_own, prepare, with_stubs
     from shared_core.history.rules import (
         ANTHROPIC,
         COMPATIBLE,
@@ -33,7 +33,7 @@ _HOMES = {
     for home, names in {
         "changes": "Change ChangeKind summary",
         "opaque": "CITATIONS OpaqueKind citations opaque_kind told",
-        "prepare": "UNDECLARED is_own prepare with_stubs",
+        "rewrite": "UNDECLARED is_own prepare with_stubs",
         "rules": (
             "ANTHROPIC COMPATIBLE DEEPSEEK GOOGLE LLAMA_CPP MISTRAL OPENAI OPENAI_RESPONSES OPENROUTER HistoryRules "
             "MediaKind"
@@ -42,7 +42,8 @@ _HOMES = {
     }.items()
     for name in names.split()
 }
-"""Where each name lives: who needs one does not wait for the others."""
+"""Where each name lives: who needs one does not wait for the others. No module is called like a name that it holds:
+importing the module would put it in the name's place."""
 
 __all__ = [
     "ANTHROPIC",

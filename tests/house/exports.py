@@ -54,6 +54,17 @@ def dangling() -> list[str]:
     ]
 
 
+def shadowed() -> list[str]:
+    """Public names of packages that a module of the package has too."""
+    packages = [module for module in map(importlib.import_module, public_modules()) if hasattr(module, "__path__")]
+    return [
+        f"{package.__name__}.{info.name}"
+        for package in packages
+        for info in pkgutil.iter_modules(package.__path__)
+        if info.name in getattr(package, "__all__", ())
+    ]
+
+
 if __name__ == "__main__":
     PINNED.write_text(surface(), encoding="utf-8")
     sys.stdout.write(f"{PINNED.name}: {len(surface().splitlines())} public names\n")
