@@ -352,7 +352,7 @@ def _connect(task: _Task, file: _File, commit: str, part: IO[bytes], digest: Any
         if response.status_code not in (200, 206):
             raise _refused(task, response.status_code)
         part.seek(have)
-        for chunk in response.iter_bytes(_CHUNK):
+        for chunk in response.iter_bytes():  # as they come: what has come must not be lost with the connection
             _check_stop(task)
             part.write(chunk)
             digest.update(chunk)
@@ -426,6 +426,7 @@ class Download:
 
     def start(self) -> None:
         """Begin. Returns at once."""
+        log.warning("%s is being downloaded to %s", self.model, hub_cache())
         self._thread.start()
 
     @property
@@ -455,7 +456,6 @@ class Download:
                 self.progress = progress
                 told(progress)
 
-            log.warning("%s is being downloaded to %s", self.model, hub_cache())
             try:
                 path = pull(self.model, told=note, stop=self._stop)
                 log.info("%s is here: %s", self.model, path)

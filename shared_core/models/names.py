@@ -38,7 +38,7 @@ class HubModel:
         """
         if not text.startswith("hf:"):
             return None
-        rest = text.removeprefix("hf:").removeprefix("//").strip("/")
+        rest = text.removeprefix("hf:").removeprefix("//").rstrip("/")
         owner, _, rest = rest.partition("/")
         name, _, pattern = rest.partition("/")
         name, _, revision = name.partition("@")
