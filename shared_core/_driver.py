@@ -9,11 +9,13 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 from shared_core._books import Books
 from shared_core._clock import Clock
 from shared_core._lane import Calm, run_guarded
 from shared_core._watch import Watchdog
+from shared_core.chat.answer_tool import adelivered, delivered
 from shared_core.chat.events import ChatEvent, Finished, ReasoningDelta, TextDelta, ToolCallDelta
 from shared_core.chat.request import ChatRequest, ToolCall
 from shared_core.errors import ErrorKind, FallbackError, ProviderError
@@ -21,6 +23,7 @@ from shared_core.resilience.deadline import Guard
 from shared_core.routing.execution import Execution
 from shared_core.routing.flow import Admit, Call, FlowPolicy, Report, Settle, Step, Wait, first_token_s, flow
 from shared_core.routing.planner import Plan, Route
+from shared_core.routing.provider import Prefill
 from shared_core.routing.relay import Relay
 
 __all__ = ["Driver"]
@@ -72,6 +75,7 @@ class Driver:
         pending: Call | None = None
         report: Report = None
         failure: FallbackError | None = None
+        ahead: Prefill | None = None
         try:
             while True:
                 try:
@@ -85,7 +89,9 @@ class Driver:
                         report = step.route.gate.admit(self._now(), step.lease_s, self._chance())
                     case Call():
                         pending = step
-                        report = yield from self._call(step, relay)
+                        if step.standby is not None and ahead is None:
+                            ahead = self._read_ahead(execution, step)
+                        report = yield from self._call(step, relay, ahead)
                     case Settle():
                         pending = None
                         self._books.settle(execution, step, self._chance(), self.routes)
@@ -94,6 +100,9 @@ class Driver:
         except BaseException as error:
             self._leave(execution, pending, error)
             raise
+        finally:
+            if ahead is not None:
+                ahead.drop()
         if failure is not None:
             self._books.failed(execution, failure)
             raise failure
@@ -105,6 +114,7 @@ class Driver:
         pending: Call | None = None
         report: Report = None
         failure: FallbackError | None = None
+        ahead: Prefill | None = None
         try:
             while True:
                 try:
@@ -118,8 +128,10 @@ class Driver:
                         report = step.route.gate.admit(self._now(), step.lease_s, self._chance())
                     case Call():
                         pending = step
+                        if step.standby is not None and ahead is None:
+                            ahead = self._read_ahead(execution, step)
                         ended = _Ended()
-                        events = self._acall(execution, step, relay, ended)
+                        events = self._acall(execution, step, relay, ended, ahead)
                         try:
                             async for event in events:
                                 yield event
@@ -134,6 +146,9 @@ class Driver:
         except BaseException as error:
             self._leave(execution, pending, error)
             raise
+        finally:
+            if ahead is not None:
+                ahead.drop()
         if failure is not None:
             self._books.failed(execution, failure)
             raise failure
@@ -143,6 +158,13 @@ class Driver:
         self._books.interrupted(execution, pending, error)
         if pending is not None:
             self._books.neutral(execution, pending, self._chance(), self.routes)
+
+    def _read_ahead(self, execution: Execution, call: Call) -> Prefill | None:
+        """Let the target on standby read the prompt while this call is awaited."""
+        assert call.standby is not None
+        provider: Any = call.standby.provider  # `prefill` is an optional part of the protocol
+        prefill: Callable[[ChatRequest], Prefill | None] = provider.prefill
+        return prefill(self._prepare(call._replace(route=call.standby, request=execution.request)))
 
     def _request(self, call: Call) -> ChatRequest:
         """The request as its target gets it. Another model than the target's own is another origin."""
@@ -163,7 +185,9 @@ class Driver:
         call.attempt.notes = guard.notes  # the provider writes, the journal shows
         return guard
 
-    def _call(self, call: Call, relay: Relay) -> Generator[ChatEvent, None, ProviderError | None]:
+    def _call(
+        self, call: Call, relay: Relay, ahead: Prefill | None
+    ) -> Generator[ChatEvent, None, ProviderError | None]:
         """Make one attempt; yields what reaches the caller, returns the error it ended with."""
         provider, attempt = call.route.provider, call.attempt
         if call.route not in self._loaded:
@@ -183,11 +207,15 @@ class Driver:
                 events = run_guarded(
                     lambda: provider.stream(request, guard), guard, lambda took: self._calm.took(call.route, took)
                 )
+            if attempt.output_by is not None:
+                events = delivered(events, attempt.output_by)
             for event in events:
                 kind = type(event)
                 if kind in _CONTENT:
                     if attempt.first_token is None:
                         attempt.first_token = self._now()
+                        if ahead is not None:
+                            ahead.drop()  # somebody answers
                     for out in feed(event):
                         yield out
                     touch()
@@ -211,7 +239,7 @@ class Driver:
                 close()
 
     async def _acall(
-        self, execution: Execution, call: Call, relay: Relay, ended: _Ended
+        self, execution: Execution, call: Call, relay: Relay, ended: _Ended, ahead: Prefill | None
     ) -> AsyncGenerator[ChatEvent, None]:
         """Make one attempt; yields what reaches the caller, leaves the error it ended with in `ended`."""
         provider, attempt = call.route.provider, call.attempt
@@ -226,6 +254,8 @@ class Driver:
         events: AsyncIterator[ChatEvent] | None = None
         try:
             events = provider.astream(request, guard)
+            if attempt.output_by is not None:
+                events = adelivered(events, attempt.output_by)
             step = events.__anext__
             while True:
                 watch.arm()
@@ -245,6 +275,8 @@ class Driver:
                 if kind in _CONTENT:
                     if attempt.first_token is None:
                         attempt.first_token = self._now()
+                        if ahead is not None:
+                            ahead.drop()  # somebody answers
                     for out in feed(event):
                         yield out
                     touch()

@@ -11,7 +11,7 @@ import itertools
 import os
 import random
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, Self, get_args
@@ -21,6 +21,7 @@ from shared_core._clock import Clock, SystemClock
 from shared_core._driver import Driver
 from shared_core._inputs import RequestLike, TargetLike, as_request, as_target, option, price_of
 from shared_core._streams import AnswerStream, AsyncAnswerStream
+from shared_core.chat.answer_tool import in_words, with_answer_tool
 from shared_core.chat.events import Answer, collect
 from shared_core.chat.request import ChatRequest
 from shared_core.errors import ConfigurationError, UnknownOption, nearest
@@ -29,9 +30,9 @@ from shared_core.ledger.entry import CostReport
 from shared_core.resilience.admission import Account, Gate
 from shared_core.resilience.breaker import BreakerConfig
 from shared_core.resilience.deadline import Timeouts
-from shared_core.resilience.health import HealthReport
+from shared_core.resilience.health import HealthReport, SelfReport, TargetHealth
 from shared_core.resilience.retry import RetryPolicy
-from shared_core.routing.capabilities import Capabilities, best, shared
+from shared_core.routing.capabilities import Capabilities, best, shared, unusual
 from shared_core.routing.execution import Execution
 from shared_core.routing.flow import Call, FlowPolicy, OnStreamBreak
 from shared_core.routing.planner import Plan, Route, plan
@@ -67,7 +68,7 @@ class Router:
 
     Raises:
         ConfigurationError: no targets, duplicate names, an unknown provider or strategy, a missing key, SDK or model
-            file. Nothing is sent, imported or started.
+            file. Nothing is sent, imported or started, but a local model with `standby=` begins to load.
 
     Thread-safe, and usable from any number of event loops. Close it when done: `with Router(...)`, `router.close()` or
     `await router.aclose()`.
@@ -109,9 +110,7 @@ class Router:
         observers = () if on_event is None else (on_event,) if callable(on_event) else tuple(on_event)
         self._events = Dispatcher(observers)
         self._books = Books(self._clock, MemoryLedger() if ledger is None else ledger, self._events, metadata=metadata)
-        policy = FlowPolicy(self._retry, on_stream_break, continue_prompt, route_around_policy)
         chance = random.Random(seed).random
-        self._driver = Driver(self._clock, chance, policy, self._books, self._prepare, _load, _aload)
         self._prefix = os.urandom(3).hex()
         self._turns = itertools.count()
         self._turn = 0
@@ -126,7 +125,13 @@ class Router:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigurationError(f"two targets share the name {twice[0]!r}; give one of them another name=")
+        prefill = any(route.standby == "prefill" for route in self._routes)
+        policy = FlowPolicy(self._retry, on_stream_break, continue_prompt, route_around_policy, prefill)
+        self._driver = Driver(self._clock, chance, policy, self._books, self._prepare, _load, _aload)
         self._driver.routes = self._routes
+        for route in self._routes:
+            if route.standby is not None and route.target.enabled:
+                route.provider.stand_by()  # type: ignore[attr-defined]  # who has a standby has this too
 
     def _route(self, target: Target, position: int) -> Route:
         from shared_core.providers import registry
@@ -189,19 +194,14 @@ class Router:
             if refusal is not None:
                 again = "" if refusal.retry_at is None else f", for {refusal.retry_at - now:.1f} s more"
                 notes[route.name] = refusal.reason + again
+            elif route.wait_s is not None and (wait := route.wait_s(asked)):
+                notes[route.name] = f"busy: a turn is expected in {wait:.1f} s"
         return replace(chosen, notes=notes)
 
     def health(self) -> HealthReport:
         """How every target has been doing lately."""
         now = self._now()
-        return HealthReport(
-            tuple(
-                route.gate.read(now)
-                if route.target.enabled
-                else replace(route.gate.read(now), available=False, unavailable_reason="disabled")
-                for route in self._routes
-            )
-        )
+        return HealthReport(tuple(_health(route, now) for route in self._routes))
 
     def costs(self) -> CostReport:
         """What every target has cost so far."""
@@ -370,7 +370,18 @@ class Router:
             request = request.replace(max_tokens=most)
         if request.model is not None and not self._overrides(request.model, call.route):
             request = request.replace(model=None)
+        if request.output is not None:
+            request = self._in_schema(request, call)
         return request
+
+    @staticmethod
+    def _in_schema(request: ChatRequest, call: Call) -> ChatRequest:
+        """The request for a model that may have no means of its own to answer in a schema."""
+        able = call.route.capabilities
+        call.attempt.output_by = way = unusual(request, able)
+        if way == "tool":
+            return with_answer_tool(request, by_name="any" not in able.tool_choice)
+        return in_words(request, json_mode=able.json_mode) if way == "words" else request
 
     def _overrides(self, model: str, route: Route) -> bool:
         if any(model in (r.name, r.target.model) for r in self._routes):
@@ -388,6 +399,14 @@ _DEFAULTS = {
 def router_options() -> tuple[str, ...]:
     """The keywords `Router` takes besides its targets, for wrappers that pass them on."""
     return tuple(_DEFAULTS)
+
+
+def _health(route: Route, now: float) -> TargetHealth:
+    health = route.gate.read(now)
+    report: Callable[[], SelfReport] | None = getattr(route.provider, "report", None)
+    if report is not None:
+        health = health.told(report())
+    return health if route.target.enabled else replace(health, available=False, unavailable_reason="disabled")
 
 
 def _load(route: Route) -> None:

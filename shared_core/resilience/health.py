@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from html import escape
 from typing import Any
 
 from shared_core.resilience.breaker import CircuitState
 
-__all__ = ["HealthRecord", "HealthReport", "HealthStatus", "TargetHealth", "percentile"]
+__all__ = ["HealthRecord", "HealthReport", "HealthStatus", "SelfReport", "TargetHealth", "percentile"]
 
 
 class HealthStatus(enum.StrEnum):
@@ -23,6 +23,17 @@ class HealthStatus(enum.StrEnum):
     """Never asked, or only ever asked for things that say nothing about it."""
     CHECKING = "CHECKING"
     """Its circuit is half-open: a probe decides."""
+
+
+@dataclass(frozen=True, slots=True)
+class SelfReport:
+    """What a provider knows of itself: one that runs the model here sees more than its calls show."""
+
+    facts: Mapping[str, Any]
+    """Engine, threads, layers on the GPU, memory, rates, queue, …"""
+    unhealthy: str | None = None
+    """Why it cannot serve now."""
+    retry_in_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +57,21 @@ class TargetHealth:
     """May be tried now: enabled, circuit and account not closed, not parked."""
     unavailable_reason: str | None = None
     retry_in_s: float | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What the target reports of itself; local models do (docs/local-model.md)."""
+
+    def told(self, report: SelfReport) -> TargetHealth:
+        """The same with what the target says of itself. It knows first when it cannot serve."""
+        if report.unhealthy is None:
+            return replace(self, facts=report.facts)
+        return replace(
+            self,
+            facts=report.facts,
+            status=HealthStatus.UNHEALTHY,
+            available=False,
+            unavailable_reason=report.unhealthy,
+            retry_in_s=report.retry_in_s,
+        )
 
     @property
     def error_rate(self) -> float | None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -55,6 +55,8 @@ class FlowPolicy:
     continue_prompt: str = CONTINUE_PROMPT
     route_around_policy: bool = False
     """Whether a refusal on grounds of content is tried elsewhere."""
+    prefill: bool = False
+    """Whether a target is on standby that reads the prompt while another is awaited."""
 
 
 class Admit(NamedTuple):
@@ -75,6 +77,8 @@ class Call(NamedTuple):
     idle_s: float
     connect_s: float
     deadline: float
+    standby: Route | None = None
+    """A target behind this one that is to read the prompt meanwhile."""
 
 
 class Wait(NamedTuple):
@@ -194,7 +198,8 @@ def flow(
         attempt.origin = route.provider.origin
         relay.begin(attempt, seam=mode, restart=relay.committed and mode is None)
         turn.tries += 1
-        error = yield Call(route, sent, attempt, granted, first_s, idle_s, route.timeouts.connect, deadline)
+        standby = _standby(route, queue) if policy.prefill else None
+        error = yield Call(route, sent, attempt, granted, first_s, idle_s, route.timeouts.connect, deadline, standby)
         assert error is None or isinstance(error, ProviderError)
         now = clock()
         if error is None:
@@ -254,6 +259,13 @@ def flow(
         queue.appendleft(turn)
 
     return _failure(execution, relay, plan, parked, fatal, clock(), policy.on_stream_break)
+
+
+def _standby(route: Route, behind: Iterable[_Turn]) -> Route | None:
+    """The first target behind that reads ahead. While a local one answers, this machine has enough to do."""
+    if route.local:
+        return None
+    return next((turn.route for turn in behind if turn.route.standby == "prefill"), None)
 
 
 def _soonest(parked: Sequence[_Turn], deadline: float) -> _Turn | None:

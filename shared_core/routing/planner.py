@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 from shared_core.chat.request import ANYONE, ChatRequest, Constraints
 from shared_core.errors import ConfigurationError
@@ -38,8 +39,13 @@ class Route:
 
     def __post_init__(self) -> None:
         self.name = self.target.name
+        self.wait_s = getattr(self.provider, "wait_s", None)
+        self.standby = getattr(self.provider, "standby", None)
 
     name: str = field(init=False)
+    wait_s: Callable[[ChatRequest], float | None] | None = field(init=False)
+    """Seconds until a request would have its turn, where requests wait for one another."""
+    standby: Literal["warm", "prefill"] | None = field(init=False)
 
     def __repr__(self) -> str:
         return f"Route({self.name})"
@@ -109,6 +115,10 @@ def _reader(route: Route, clock: Callable[[], float] | None) -> Callable[[], Tar
     return None if clock is None else lambda: route.gate.read(clock())
 
 
+def _waiter(route: Route, request: ChatRequest) -> Callable[[], float | None] | None:
+    return None if route.wait_s is None else partial(route.wait_s, request)
+
+
 def plan(
     request: ChatRequest,
     routes: Sequence[Route],
@@ -136,7 +146,7 @@ def plan(
             excluded.append((route.name, reason))
     if strategy_name != "priority" and len(eligible) > 1:
         by_name = {route.name: route for route in eligible}
-        views = [TargetView(r.target, turn, None, _reader(r, clock)) for r in eligible]
+        views = [TargetView(r.target, turn, None, _reader(r, clock), _waiter(r, request)) for r in eligible]
         chosen = [by_name[view.name] for view in strategy(request, views)]
         if len({r.name for r in chosen}) != len(chosen):
             raise ConfigurationError(f"strategy {strategy_name!r} returned a target twice")

@@ -10,7 +10,15 @@ from shared_core.chat.request import ChatRequest, Origin
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
 
-__all__ = ["Provider"]
+__all__ = ["Prefill", "Provider"]
+
+
+class Prefill(Protocol):
+    """A prompt that is being read ahead."""
+
+    def drop(self) -> None:
+        """It is not needed any more. Any thread, never blocks; idempotent."""
+        ...
 
 
 @runtime_checkable
@@ -30,6 +38,13 @@ class Provider(Protocol):
     call in
       a thread it can walk away from. Async calls are cancelled by the router.
     * Closing the iterator closes the connection. Any thread and any event loop may call; messages are never mutated.
+
+    What runs a model on this machine may have more, none of which blocks or does I/O beyond reading its own state:
+
+    * `wait_s(request) -> float | None`: seconds until a request would have its turn; None unmeasured.
+    * `report() -> SelfReport`: what it knows of itself, for `Router.health()`.
+    * `standby`: 'warm' or 'prefill' if it is to be ready before it is asked; then `stand_by()` begins to load it in the
+      background, and with 'prefill' `prefill(request) -> Prefill` lets it read a prompt that it may be asked.
     """
 
     name: str

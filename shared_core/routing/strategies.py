@@ -23,6 +23,7 @@ class TargetView:
     turn: int
     price: Price | None = None
     _health: Callable[[], TargetHealth] | None = None
+    _wait: Callable[[], float | None] | None = None
 
     @property
     def name(self) -> str:
@@ -33,6 +34,11 @@ class TargetView:
     def health(self) -> TargetHealth | None:
         """How it has been doing; None outside a router."""
         return self._health() if self._health is not None else None
+
+    @property
+    def wait_s(self) -> float | None:
+        """Seconds until this request would have its turn there; None where that is unmeasured, or nobody waits."""
+        return self._wait() if self._wait is not None else None
 
 
 class RoutingStrategy(Protocol):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import logging
 import math
 import os
 import sys
@@ -12,7 +13,7 @@ import uuid
 import weakref
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from shared_core.chat.events import ChatEvent, Finished, ReasoningDelta, Started, TextDelta, ToolCallDelta, Usage
 from shared_core.chat.request import ChatRequest, Message, Origin, Part, Text, ToolResult
@@ -34,10 +35,13 @@ from shared_core.providers.llama_cpp.options import PRIORITY, Options, cpu_budge
 from shared_core.providers.llama_cpp.schedule import Work
 from shared_core.providers.llama_cpp.supervisor import Busy, Supervisor, acquire, release
 from shared_core.resilience.deadline import Guard
+from shared_core.resilience.health import SelfReport
 from shared_core.routing.capabilities import Capabilities
 from shared_core.routing.target import Target
 
 __all__ = ["LlamaCppProvider", "UnusableModel", "check_target"]
+
+log = logging.getLogger("llm_fallback.llama_cpp")
 
 _RULES = replace(LLAMA_CPP, media=frozenset())
 """What chat templates take, without the pictures: the engine here reads text."""
@@ -219,6 +223,48 @@ class LlamaCppProvider:
             supervisor.cancel(call)
         return supervisor.facts
 
+    @property
+    def standby(self) -> Literal["warm", "prefill"] | None:
+        """Whether it is to be ready before it is asked, and to read prompts ahead."""
+        return self.options.standby
+
+    def stand_by(self) -> None:
+        """Begin to load the model, in the background. What goes wrong is logged; a request meets it again."""
+        try:
+            self._submit(Call("warm", unattended=True), self.model)
+        except ProviderError as error:
+            log.warning("%s is not ready to stand by: %s", self.target.name, error)
+
+    def prefill(self, request: ChatRequest) -> _ReadAhead | None:
+        """Let the model read this request's prompt while nobody else needs it, so that answering it begins at once."""
+        model = request.model or self.model
+        supervisor = self._held.get(model)
+        if supervisor is None:
+            return None
+        call = Call("prefill")
+
+        def job() -> dict[str, Any]:
+            made = self._job(request, model, [])
+            call.work = _work(made)
+            return made
+
+        call.job = job
+        supervisor.read_ahead(call)
+        return _ReadAhead(supervisor, call)
+
+    def wait_s(self, request: ChatRequest) -> float | None:
+        """Seconds until this request is expected to have its turn, loading included; None unmeasured."""
+        supervisor = self._held.get(request.model or self.model)
+        return None if supervisor is None else supervisor.wait_s(_priority(request, self.options.priority))
+
+    def report(self) -> SelfReport:
+        """What is known of the model and its process now: `facts`, state, memory, rates, and who waits."""
+        supervisor = self._held.get(self.model)
+        if supervisor is None:
+            return SelfReport({"state": "cold", "pid": None, "serving": 0, "waiting": 0})
+        reason, retry_in_s = supervisor.unhealthy() or (None, None)
+        return SelfReport(supervisor.report(), reason, retry_in_s)
+
     def count_tokens(self, request: ChatRequest, timeout_s: float = 30.0) -> int:
         """The tokens of this request's prompt, by the model's own tokeniser and template; starts the worker."""
         call, supervisor = self._submit(Call("count", self._job(request, self.model, [])), self.model)
@@ -333,6 +379,19 @@ class LlamaCppProvider:
             "truncate": self.options.truncate,
             **_sampling(request),
         }
+
+
+class _ReadAhead:
+    """A prompt that this model reads ahead."""
+
+    __slots__ = ("_call", "_supervisor")
+
+    def __init__(self, supervisor: Supervisor, call: Call) -> None:
+        self._supervisor, self._call = supervisor, call
+
+    def drop(self) -> None:
+        """It is not needed any more; what has been read is kept until the model needs the room."""
+        self._supervisor.forget(self._call)
 
 
 class _Reading:

@@ -164,7 +164,7 @@ class Supervisor:
     def read_ahead(self, call: Call) -> None:
         """Let the model read this call's prompt while nobody needs it, until `forget`. Never blocks or starts it."""
         with self._lock:
-            if self._closed or not self._ready:
+            if self._closed:
                 return
             self._schedule.read_ahead(call)
         self._nudge()
