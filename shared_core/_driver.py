@@ -164,7 +164,8 @@ class Driver:
         assert call.standby is not None
         provider: Any = call.standby.provider  # `prefill` is an optional part of the protocol
         prefill: Callable[[ChatRequest], Prefill | None] = provider.prefill
-        return prefill(self._prepare(call._replace(route=call.standby, request=execution.request)))
+        call = call._replace(route=call.standby, request=execution.request, attempt=replace(call.attempt))
+        return prefill(self._prepare(call))
 
     def _request(self, call: Call) -> ChatRequest:
         """The request as its target gets it. Another model than the target's own is another origin."""
