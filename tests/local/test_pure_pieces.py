@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared_core.chat.schema_check import violations
-from shared_core.providers.llama_cpp.engine import backed_off
+from shared_core.providers.llama_cpp.local_model import backed_off
 from shared_core.providers.llama_cpp.prompt import (
     CHATML,
     Segment,

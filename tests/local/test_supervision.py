@@ -15,6 +15,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -313,15 +314,15 @@ def test_a_cancel_that_comes_before_its_turn_is_remembered():
     worker = Worker(theirs)
     flag = threading.Event()
 
-    class Engine:
-        abort = flag
+    class Model:
+        engine = SimpleNamespace(abort=flag)
 
-        def generate(self, job):
+        def generate(self, job, emit):
             if flag.is_set():
                 raise Cancelled
-            yield {"ev": "done"}
+            emit({"ev": "done"})
 
-    worker._engine = Engine()  # type: ignore[assignment]  # all that a worker asks of its engine
+    worker._model = Model()  # type: ignore[assignment]  # all that a worker asks of its model
     worker._cancel(2)
     for job in (1, 2, 3):
         worker._serve_one({"op": "generate", "id": job, "job": {}})

@@ -47,6 +47,7 @@ class LogKeeper:
     def __init__(self, library: Any, on_line: Callable[[str], None] | None = None) -> None:
         """`on_line` also gets every line of every level (the option `verbose`)."""
         self._lines: deque[tuple[int, str]] = deque(maxlen=40)
+        self._all: deque[str] = deque(maxlen=2000)
         self._level = self.INFO
         self._partial = ""
         self._on_line = on_line
@@ -60,6 +61,7 @@ class LogKeeper:
         *whole, self._partial = self._partial.split("\n")
         for line in whole:
             if line.strip():
+                self._all.append(line)
                 if self._level in (self.WARN, self.ERROR):
                     self._lines.append((self._level, line.strip()))
                 if self._on_line is not None:
@@ -72,9 +74,14 @@ class LogKeeper:
         # The deepest cause is logged first; what follows repeats that loading failed.
         return "; ".join(dict.fromkeys(lines[:3]))
 
+    def said(self, word: str) -> str:
+        """The lines, of any level, with this word in them."""
+        return "\n".join(line for line in self._all if word in line)
+
     def clear(self) -> None:
         """Forget what was said so far."""
         self._lines.clear()
+        self._all.clear()
 
 
 class AbortFlag:

@@ -93,11 +93,11 @@ def tool_call_gbnf(functions: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
         writer = _Writer(function.get("parameters") or {"type": "object"}, prefix=f"t{index}-")
         body = writer.visit(function.get("parameters") or {"type": "object"}, f"{writer.prefix}args")
         name = _literal(json.dumps(function["name"]))
-        options.append(f'{name} "," ws "\\"arguments\\": " {body}')
+        options.append(f'{name} gap "," gap "\\"arguments\\"" gap ":" gap {body}')
         exact = exact and writer.exact
         rules |= writer.rules
-    rules |= {"ws": _PRIMITIVES["ws"]}
-    rules["root"] = '"{\\"name\\": " (' + " | ".join(options) + ') "}" "\\n</tool_call>"'
+    rules |= {"ws": _PRIMITIVES["ws"], "gap": "[ \\n]?"}
+    rules["root"] = 'gap "{" gap "\\"name\\"" gap ":" gap (' + " | ".join(options) + ') gap "}" gap "</tool_call>"'
     return "\n".join(f"{name} ::= {body}" for name, body in rules.items()), exact
 
 

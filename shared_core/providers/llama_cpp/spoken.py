@@ -8,10 +8,12 @@ from typing import Any, Literal
 
 from shared_core.providers.llama_cpp.stops import held_back
 
-__all__ = ["CALL", "CALL_END", "THINK", "THINK_END", "Spoken", "SpokenParser", "parse_call"]
+__all__ = ["CALL", "CALL_END", "THINK", "THINK_END", "VISIBLE", "Spoken", "SpokenParser", "parse_call"]
 
 CALL, CALL_END = "<tool_call>", "</tool_call>"
 THINK, THINK_END = "<think>", "</think>"
+VISIBLE = frozenset({CALL, CALL_END, THINK, THINK_END})
+"""Markers that must show in the text even where a file declares them control tokens, which render as nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +56,41 @@ class SpokenParser:
     tools to call. A call that is not JSON comes out as the text it is.
     """
 
-    def __init__(self, *, tools: bool, inside: Literal["text", "thought", "call"] = "text") -> None:
-        """`inside` says what the prompt has already opened."""
+    def __init__(
+        self, *, tools: bool, inside: Literal["text", "thought", "call"] = "text", begun: bool = False
+    ) -> None:
+        """`inside` says what the prompt has already opened, `begun` whether visible text has come before."""
         self._tools = tools
-        self._state = inside
+        self._state: Literal["text", "thought", "call"] = inside
         self._buffer = ""
-        self._fresh = inside == "text"  # nothing visible yet: a <think> may still come
+        self._fresh = inside == "text" and not begun  # nothing visible yet: a <think> may still come
         self._trim = False  # blank space that follows a call or a thought is not part of the answer
         self.calls = 0
         self.unfinished: str | None = None
         """The body of a call that a limit cut off."""
+
+    @property
+    def inside(self) -> Literal["text", "thought", "call"]:
+        """What is being said now."""
+        return self._state
+
+    @property
+    def body(self) -> str:
+        """What of a call has been written so far."""
+        return self._buffer if self._state == "call" else ""
+
+    @property
+    def transparent(self) -> bool:
+        """Whether all further text is just text, and comes out as it goes in."""
+        return not (self._tools or self._fresh or self._trim or self._buffer or self._state != "text")
+
+    def resume(self, body: str) -> None:
+        """Be inside a call of which this much is written."""
+        self._state, self._buffer = "call", body
+
+    def deafen(self) -> None:
+        """Understand no more calls: what is being said is the text of an answer that may well contain the marker."""
+        self._tools = False
 
     def feed(self, text: str) -> list[Spoken]:
         """The pieces that are certain now."""

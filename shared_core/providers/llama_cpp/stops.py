@@ -32,6 +32,16 @@ class StopMatcher:
             size = held_back(delivered, self._stops)
             self._held, self._old = delivered[len(delivered) - size :], size
 
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to look for."""
+        return bool(self._stops)
+
+    @property
+    def held(self) -> str:
+        """New text that is held back, as it may become a stop sequence."""
+        return self._held[self._old :]
+
     def feed(self, text: str) -> str:
         """What may be let out now. After a match (`matched`) it is always empty."""
         if self.matched is not None:

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from shared_core.providers.llama_cpp.wire import FrameError, frame, receive
 
 if TYPE_CHECKING:
-    from shared_core.providers.llama_cpp.engine import Engine
+    from shared_core.providers.llama_cpp.local_model import LocalModel
 
 __all__ = ["Worker", "main"]
 
@@ -39,8 +39,7 @@ class Worker:
         self._sock = sock
         self._sending = threading.Lock()
         self._jobs: queue.SimpleQueue[Json | None] = queue.SimpleQueue()
-        self._engine: Engine | None = None
-        self._n_ctx = 0
+        self._model: LocalModel | None = None
         self._turn = threading.Lock()  # guards the two below and the abort flag
         self._current: int | None = None
         self._cancelled: set[int] = set()
@@ -75,8 +74,8 @@ class Worker:
     def _cancel(self, job: int) -> None:
         with self._turn:
             self._cancelled.add(job)
-            if self._current == job and self._engine is not None:
-                self._engine.abort.set()
+            if self._current == job and self._model is not None:
+                self._model.engine.abort.set()
 
     def _compute(self) -> None:
         while (message := self._jobs.get()) is not None:
@@ -88,17 +87,16 @@ class Worker:
     def _load(self, settings: Json) -> None:
         on_line = self._log_line if settings.get("log_lines") else None
         try:
-            from shared_core.providers.llama_cpp.library import LogKeeper, bindings
+            from shared_core.providers.llama_cpp.engine import LoadError, open_engine
+            from shared_core.providers.llama_cpp.local_model import LocalModel
 
-            library = bindings()
-            from shared_core.providers.llama_cpp.engine import Engine, LoadError
+            engine = open_engine(settings.get("engine") or "llama-cpp-python", self._on_progress, on_line)
         except ImportError as error:
             self.send({"ev": "load_failed", "reason": str(error), "what": "dependency"})
             return
-        log = LogKeeper(library, on_line)
-        engine = Engine(library, log, on_progress=self._on_progress)
+        model = LocalModel(engine)
         try:
-            facts = engine.load(settings)
+            facts = model.load(settings)
         except LoadError as error:
             self.send({"ev": "load_failed", "reason": str(error), "what": error.what})
             return
@@ -106,7 +104,7 @@ class Worker:
             reason = "there is not enough memory (or rlimit_as is too low)"
             self.send({"ev": "load_failed", "reason": reason, "what": "model"})
             return
-        self._engine, self._n_ctx = engine, facts["n_ctx"]
+        self._model = model
         self.send({"ev": "loaded", "facts": facts, "pid": os.getpid()})
 
     def _log_line(self, line: str) -> None:
@@ -121,33 +119,36 @@ class Worker:
     def _serve_one(self, message: Json) -> None:
         from shared_core.providers.llama_cpp.engine import Cancelled, Refused
 
-        job, engine = message["id"], self._engine
-        if engine is None:
+        job, model = message["id"], self._model
+        if model is None:
             self.send({"ev": "error", "id": job, "kind": "transient", "message": "the model is not loaded"})
             return
         with self._turn:
             self._current = job
             self._cancelled = {j for j in self._cancelled if j >= job}  # ids only grow
             if job in self._cancelled:
-                engine.abort.set()
+                model.engine.abort.set()
             else:
-                engine.abort.clear()
+                model.engine.abort.clear()
+
+        def emit(event: Json) -> None:
+            self.send({"id": job, **event})
+
         try:
             wanted = message["job"]
             if message["op"] == "count":
-                self.send({"ev": "counted", "id": job, "tokens": engine.count(wanted)})
+                emit({"ev": "counted", "tokens": model.count(wanted)})
                 return
             if wanted.get("truncate"):
                 from shared_core.providers.llama_cpp.truncate import fitted
 
-                wanted, note = fitted(wanted, engine.count, self._n_ctx)
+                wanted, note = fitted(wanted, model.count, model.engine.n_ctx)
                 if note is not None:
-                    self.send({"ev": "note", "id": job, "text": note})
+                    emit({"ev": "note", "text": note})
             if message["op"] == "prefill":
-                self.send({"ev": "done", "id": job, **engine.prefill(wanted)})
-                return
-            for event in engine.generate(wanted):
-                self.send({"id": job, **event})
+                model.prefill(wanted, emit)
+            else:
+                model.generate(wanted, emit)
         except Cancelled:
             self.send({"ev": "cancelled", "id": job})
         except Refused as error:
@@ -158,7 +159,7 @@ class Worker:
             with self._turn:
                 self._current = None
                 self._cancelled.discard(job)
-                engine.abort.clear()
+                model.engine.abort.clear()
 
 
 def _die_with_parent(parent: int) -> None:
