@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, Literal
@@ -16,6 +15,7 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.tools.types import BaseTool, ToolMetadata, ToolOutput
 
 from llamaindex_fallback._convert import peek
+from shared_core.chat.answer_tool import asked as in_so_many_words
 from shared_core.chat.request import ChatRequest, OutputSchema, ToolSpec
 from shared_core.errors import ErrorKind, ProviderError
 from shared_core.history import HistoryRules, wire_name
@@ -80,8 +80,7 @@ def answer_tool(output: OutputSchema, rules: HistoryRules) -> ToolSpec:
 
 def instructed(messages: Sequence[ChatMessage], schema: Mapping[str, Any]) -> list[ChatMessage]:
     """`messages` with the last turn asking for JSON in `schema`. What was passed in is not changed."""
-    what = f"fits this JSON schema:\n{json.dumps(schema, ensure_ascii=False)}" if schema else "answers this"
-    asked = TextBlock(text=f"Answer with one JSON object, and nothing else, that {what}")
+    asked = TextBlock(text=in_so_many_words(schema))
     if not messages or messages[-1].role != MessageRole.USER:
         return [*messages, ChatMessage(role=MessageRole.USER, blocks=[asked])]
     last = messages[-1]

@@ -144,19 +144,18 @@ def output_schema(wanted: Any, strict: bool | None = None) -> OutputSchema | Non
     """
     if isinstance(wanted, type) and issubclass(wanted, BaseModel):
         schema = wanted.model_json_schema()
-        return OutputSchema(schema, schema_name(schema, wanted.__name__), strict)
+        return OutputSchema(schema, schema_name(schema, wanted.__name__), strict, anyhow=True)
     match wanted:
         case {"type": "text"}:
             return None
         case {"type": "json_object"}:
-            return OutputSchema(strict=strict)
+            return OutputSchema(strict=strict, anyhow=True)
         case {"type": "json_schema", "json_schema": {"schema": Mapping() as inner, **rest}}:
             exactly = rest.get("strict") if strict is None else strict
-            return OutputSchema(
-                inner, str(rest.get("name") or "answer"), exactly if isinstance(exactly, bool) else None
-            )
+            exactly = exactly if isinstance(exactly, bool) else None
+            return OutputSchema(inner, str(rest.get("name") or "answer"), exactly, anyhow=True)
         case {"type": "object", **_schema}:
-            return OutputSchema(wanted, schema_name(wanted, "answer"), strict)
+            return OutputSchema(wanted, schema_name(wanted, "answer"), strict, anyhow=True)
         case _:
             raise InvalidRequest(
                 f"response_format must be a pydantic class or a schema in OpenAI's form, not {wanted!r}"

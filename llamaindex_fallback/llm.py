@@ -421,7 +421,7 @@ class FallbackLLM(FunctionCallingLLM):
     ) -> tuple[Shape[Model], Sequence[ChatMessage], dict[str, Any]]:
         """What to ask for and how to read it, the conversation, and the keywords of the chat call."""
         able = self._router.capabilities()
-        shape = Shape(output_cls, way_for(able, self.pydantic_program_mode), able)
+        shape = Shape(output_cls, way_for(self.pydantic_program_mode), able)
         messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
         asked, wanted = shape.asked(messages)
         return shape, asked, {k: v for k, v in (llm_kwargs or {}).items() if k not in _CHOSEN_HERE} | wanted

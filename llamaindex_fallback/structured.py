@@ -33,21 +33,15 @@ M = TypeVar("M", bound=BaseModel)
 _LONGEST = 2_000  # characters of an answer that an error shows
 
 
-def way_for(able: Capabilities, mode: PydanticProgramMode) -> Way:
-    """How to ask for a shape so that everyone who may have to answer can.
-
-    Args:
-        able: what every enabled target can take.
-        mode: LlamaIndex's own setting: FUNCTION asks for a tool call and LLM for text, whoever could do better.
-    """
-    if mode == PydanticProgramMode.FUNCTION:
-        return "tool"
-    if mode == PydanticProgramMode.LLM:
-        return "words"
-    if able.json_schema:
-        return "schema"
-    forced = not able.tool_choice.isdisjoint({"tool", "any"})
-    return "tool" if able.tools and forced else "words"
+def way_for(mode: PydanticProgramMode) -> Way:
+    """How to ask for a shape: in each target's own way, unless LlamaIndex's setting insists on a call or on text."""
+    match mode:
+        case PydanticProgramMode.FUNCTION:
+            return "tool"
+        case PydanticProgramMode.LLM:
+            return "words"
+        case _:
+            return "schema"
 
 
 @lru_cache(maxsize=256)

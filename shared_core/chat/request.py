@@ -221,6 +221,9 @@ class OutputSchema:
     schema: Mapping[str, Any] = field(default_factory=dict, hash=False)
     name: str = "answer"
     strict: bool | None = None
+    anyhow: bool = False
+    """Whether a model without means of its own may be made to answer so by a forced tool call, or by being asked to.
+    Otherwise such a model is not asked."""
 
     def __post_init__(self) -> None:
         if self.schema:

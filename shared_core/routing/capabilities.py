@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from shared_core.chat.answer_tool import Unusual
 from shared_core.chat.request import Audio, ChatRequest, File, Image, Text, ToolResult
 from shared_core.errors import ConfigurationError
 
-__all__ = ["Capabilities", "best", "is_plain", "missing", "shared"]
+__all__ = ["Capabilities", "best", "is_plain", "missing", "shared", "unusual"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,17 @@ def is_plain(request: ChatRequest) -> bool:
     return all(type(part) is Text for message in request.messages for part in message.parts)
 
 
+def unusual(request: ChatRequest, capabilities: Capabilities) -> Unusual | None:
+    """How a model must be made to answer in the request's schema; None where it has its own means, or none is asked."""
+    output = request.output
+    if output is None or not output.anyhow:
+        return None
+    if capabilities.json_schema if output.schema else capabilities.json_mode:
+        return None
+    forced = capabilities.tool_choice & ({"any"} if request.tools else {"any", "tool"})
+    return "tool" if capabilities.tools and forced else "words"
+
+
 def missing(request: ChatRequest, capabilities: Capabilities) -> Iterator[str]:
     """Why a model with these capabilities cannot serve this request, one phrase each; nothing when it can."""
     if request.tools and not capabilities.tools:
@@ -112,7 +124,7 @@ def missing(request: ChatRequest, capabilities: Capabilities) -> Iterator[str]:
         kind = request.tool_choice if request.tool_choice in ("auto", "any", "none") else "tool"
         if kind not in capabilities.tool_choice:
             yield f"cannot be made to choose tools by {kind!r}"
-    if request.output is not None:
+    if request.output is not None and not request.output.anyhow:
         if request.output.schema and not capabilities.json_schema:
             yield "cannot answer in a JSON schema"
         elif not request.output.schema and not capabilities.json_mode:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from shared_core.chat.answer_tool import Unusual
 from shared_core.chat.events import Usage
 from shared_core.chat.request import ChatRequest, Origin
 from shared_core.errors import ProviderError
@@ -46,6 +47,8 @@ class Attempt:
     """What of the conversation did not travel to this target as it was, in words."""
     delivered: int = 0
     """Characters of this attempt that reached the caller."""
+    output_by: Unusual | None = None
+    """How it was made to answer in a schema that its model has no means of its own for."""
 
     @property
     def duration_s(self) -> float | None:
@@ -74,6 +77,8 @@ class Attempt:
             facts["reask"] = True
         if self.seam:
             facts["continued_by"] = self.seam
+        if self.output_by:
+            facts["output_by"] = self.output_by
         if self.notes:
             facts["history"] = list(self.notes)
         if self.usage is not None:

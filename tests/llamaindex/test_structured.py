@@ -91,7 +91,8 @@ def how(request: SeenRequest) -> str:
     """How the model was asked: by schema, by a forced tool call, or in words."""
     body = request.body
     config = body.get("generationConfig", {})
-    if any(key in body for key in ("response_format", "output_config")) or "responseJsonSchema" in config:
+    schema = body.get("response_format", {}).get("type") == "json_schema" or "output_config" in body
+    if schema or "responseJsonSchema" in config:
         return "schema"
     choice = body.get("tool_choice") or body.get("toolConfig", {}).get("functionCallingConfig", {}).get("mode")
     return "words" if choice in (None, "auto", "AUTO") else "tool"
@@ -110,8 +111,8 @@ LESSER: dict[str, Callable[[Any], list[Any]]] = {
     ],
 }  # fmt: skip
 WAYS = dict.fromkeys(KINDS, ("schema", "schema")) | {
-    "tools alone": ("tool", "tool"),
-    "text alone": ("words", "words"),
+    "tools alone": ("tool", "schema"),
+    "text alone": ("words", "schema"),
     "wrapped by tool": ("tool", "schema"),
     "wrapped by tool then claude": ("tool", "schema"),
 }
@@ -380,7 +381,7 @@ def test_names_are_in_letters_that_every_vendor_takes(server):
     script_all(server, says({"value": 3}))
     for way in ("tools alone", "native"):
         assert llm_of(server, way).structured_predict(Boxed[int], PROMPT, topic="x").value == 3
-    assert server.requests[0].tools == ("Boxed_int",)
+    assert server.requests[0].tools == ("answer_in_schema",)
     assert server.requests[1].body["response_format"]["json_schema"]["name"] == "Boxed_int"
 
 
