@@ -12,6 +12,8 @@ import pytest
 from shared_core.providers.llama_cpp import LlamaCppProvider
 from shared_core.routing.target import Target
 
+ENGINES = ("llama-cpp-python", "xllamacpp")
+"""What the conformance tests run on."""
 NO_LOCAL = os.environ.get("LLM_FALLBACK_NO_LOCAL") == "1"
 
 

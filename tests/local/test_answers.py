@@ -13,7 +13,19 @@ from shared_core.chat.request import Image, Message, OutputSchema, ToolSpec, ass
 from shared_core.errors import ErrorKind, InvalidRequest, ProviderError
 from shared_core.providers.llama_cpp import LlamaCppProvider
 from shared_core.routing.provider import Provider
+from shared_core.routing.target import Target
+from tests.local.conftest import ENGINES
 from tests.local.support import aanswer, answer, ask, guard
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def noise(request, random_gguf):
+    """The random model with a warm worker, on either engine."""
+    provider = LlamaCppProvider(Target(f"llamacpp:{random_gguf}", n_ctx=512, queue=64, engine=request.param))
+    provider.warm()
+    yield provider
+    provider.close()
+
 
 CITY = {"type": "object", "properties": {"city": {"enum": ["Lima", "Oslo"]}}, "required": ["city"]}
 WEATHER = ToolSpec("get_weather", "The weather", CITY)
@@ -208,7 +220,8 @@ def test_what_only_a_check_can_see_is_held_back_until_it_was_checked(noise):
 @pytest.mark.parametrize("choice", ["any", "get_weather"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_a_forced_tool_call_is_a_call_of_a_tool_with_valid_arguments(noise, choice, seed):
-    got = answer(noise, "x", tools=(WEATHER,), tool_choice=choice, temperature=1.0, seed=seed, max_tokens=100)
+    fields = {"tools": (WEATHER,), "tool_choice": choice, "parallel_tool_calls": False}
+    got = answer(noise, "x", **fields, temperature=1.0, seed=seed, max_tokens=200)
     assert got.finish_reason == "tool_calls"
     assert [c.name for c in got.tool_calls] == ["get_weather"]
     assert json.loads(got.tool_calls[0].arguments)["city"] in ("Lima", "Oslo")
@@ -258,9 +271,8 @@ async def test_threads_and_event_loops_share_one_worker_and_get_their_own_answer
 
 
 def test_providers_of_the_same_file_and_options_share_a_process(noise, random_gguf):
-    from shared_core.routing.target import Target
-
-    other = LlamaCppProvider(Target(f"llamacpp:{random_gguf}", n_ctx=500, queue=64))  # 500 is rounded up to 512
+    options = {**noise.target.options, "n_ctx": 500}  # rounded up to 512
+    other = LlamaCppProvider(Target(f"llamacpp:{random_gguf}", **options))
     try:
         other.warm()
         assert other.pid == noise.pid

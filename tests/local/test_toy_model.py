@@ -5,7 +5,22 @@ from __future__ import annotations
 import pytest
 
 from shared_core.chat.request import OutputSchema, ToolSpec, assistant, user
+from shared_core.providers.llama_cpp import LlamaCppProvider
+from shared_core.routing.target import Target
+from tests.local.conftest import ENGINES, NO_LOCAL
 from tests.local.support import aanswer, answer
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def tiny(request):
+    """The toy model with a warm worker, on either engine."""
+    if NO_LOCAL:
+        pytest.skip("LLM_FALLBACK_NO_LOCAL=1")
+    provider = LlamaCppProvider(Target("llamacpp:tiny", engine=request.param))
+    provider.warm()
+    yield provider
+    provider.close()
+
 
 QUESTION = "Explain what a circuit breaker does."
 

@@ -401,7 +401,7 @@ class CEngine:
             piece = pieces.get(token)
             if piece is None:
                 piece = self._piece(token)
-            if not on_piece((token,), piece):
+            if not on_piece((token,), 1, piece):
                 return "stopped"
             if len(piece) > len(rest) or not rest:
                 left -= 1

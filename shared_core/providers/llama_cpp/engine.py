@@ -29,8 +29,10 @@ __all__ = [
 Json = dict[str, Any]
 OnStart = Callable[[int], None]
 """Takes the number of prompt tokens that were known already, once the others have been read."""
-OnPiece = Callable[[Sequence[int], bytes], bool]
-"""Takes the tokens that were chosen and the bytes they stand for; False ends the generation."""
+OnPiece = Callable[[Sequence[int], int, bytes], bool]
+"""Takes tokens that were chosen, how many there were, and the bytes they stand for; False ends the generation.
+
+Where an engine only gives text, the tokens are those of the text, and may be fewer or more than there were."""
 End = Literal["eos", "limit", "stopped", "context_full"]
 """Why a generation ended: the model ended it, `Wanted.limit`, `OnPiece` said so, or no room was left."""
 

@@ -387,16 +387,16 @@ class _Answering:
         decode, stops = self._decoder.feed, self._stops
         plain = not stops.active
 
-        def read(tokens: Sequence[int], data: bytes) -> bool:
+        def read(tokens: Sequence[int], count: int, data: bytes) -> bool:
             nonlocal rest
             written.extend(tokens)
             if rest:
                 new, rest = data[len(rest) :], rest[len(data) :]
                 if not new:
-                    self._prompt += len(tokens)
+                    self._prompt += count
                     return True
                 data = new
-            self._output += len(tokens)
+            self._output += count
             text = decode(data)
             if not plain:
                 text = stops.feed(text)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from shared_core.errors import ConfigurationError, UnknownOption, nearest
+from shared_core.providers.llama_cpp.prompt import NAMED
 
 __all__ = ["OPTIONS", "PRIORITY", "Options", "cpu_budget"]
 
@@ -33,7 +34,9 @@ class Options:
         temperature: for requests that bring none. 0 by default: answers repeat, and a continuation is exact.
         max_tokens: for requests that bring none, as far as the context has room.
         fit_max_tokens: shorten a request's `max_tokens` to the room that is left. False refuses the request instead.
-        chat_template: Jinja text in place of the file's own template.
+        chat_template: in place of the file's own: 'chatml', 'llama-3', 'mistral', 'gemma' and the like, or Jinja text.
+        engine: 'llama-cpp-python', or 'xllamacpp', which comes as ready-made wheels.
+        kv_cache_mb: MiB for what was read of other conversations, so that they need not be read again. 0: none.
         use_mmap: map the file rather than read it.
         verbose: pass llama.cpp's log to the `llm_fallback.llama_cpp` logger.
         max_restarts: restarts after a crash within a minute; one crash more and the model is reported unhealthy.
@@ -61,6 +64,8 @@ class Options:
     max_tokens: int = 1024
     fit_max_tokens: bool = True
     chat_template: str | None = None
+    engine: Literal["llama-cpp-python", "xllamacpp"] = "llama-cpp-python"
+    kv_cache_mb: int = 512
     use_mmap: bool = True
     verbose: bool = False
     max_restarts: int = 2
@@ -138,7 +143,12 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "temperature": _number(0.0, 2.0),
     "max_tokens": _whole(1),
     "fit_max_tokens": _FLAG,
-    "chat_template": (lambda v: isinstance(v, str) and bool(v), "the text of a Jinja template"),
+    "chat_template": (
+        lambda v: isinstance(v, str) and (v in NAMED or "{" in v),
+        f"one of {', '.join(NAMED)}, or the text of a Jinja template",
+    ),
+    "engine": _one_of("llama-cpp-python", "xllamacpp"),
+    "kv_cache_mb": _whole(0, 1 << 20),
     "use_mmap": _FLAG,
     "verbose": _FLAG,
     "max_restarts": _whole(0),

@@ -72,10 +72,12 @@ def check_target(target: Target) -> None:
             f"Target {target.spec!r}: the local model needs Linux or macOS.\n"
             "hint: run llama.cpp's own server and use 'llama-server:<model>'"
         )
-    fetching.check(target.model, Options.of(target.options))
-    if importlib.util.find_spec("llama_cpp") is None:
+    options = Options.of(target.options)
+    fetching.check(target.model, options)
+    module, extra = ("xllamacpp", "xllamacpp") if options.engine == "xllamacpp" else ("llama_cpp", "local")
+    if importlib.util.find_spec(module) is None:
         raise MissingDependency(
-            f'Target {target.spec!r} needs the llama-cpp-python package.\nhint: pip install "llm-fallback[local]"'
+            f"Target {target.spec!r} needs the {options.engine} package.\nhint: pip install 'llm-fallback[{extra}]'"
         )
 
 
@@ -338,6 +340,8 @@ class LlamaCppProvider:
             "n_batch": options.n_batch,
             "flash_attn": options.flash_attn,
             "chat_template": options.chat_template,
+            "engine": options.engine,
+            "kv_cache_mb": options.kv_cache_mb,
             "use_mmap": options.use_mmap,
             "log_lines": options.verbose,
             "kv_bytes_per_token": file.kv_bytes_per_token,
@@ -418,12 +422,14 @@ class _Reading:
         self._seed = job["seed"] if job["temperature"] > 0 else None
         longest = provider.options.queue_timeout_s
         first_s = max(0.0, guard.remaining())
+        if longest is None:
+            longest = math.inf if guard.which == "deadline" else first_s
         call = Call(
             "generate",
             job,
             priority=_priority(request, provider.options.priority),
             work=_work(job),
-            within_s=first_s if longest is None else longest,
+            within_s=longest,
         )
         return provider._submit(call, self._model, left_s=first_s + guard.deadline - guard.at)
 
@@ -534,7 +540,7 @@ def _busy(error: Busy) -> ProviderError:
         f"the local model is busy: {error}",
         code="no_turn",  # no fault of its health: the circuit does not count it
         retry_after_s=error.retry_after_s,
-        retryable_hint=None if error.retry_after_s is not None else False,
+        retryable_hint=False if error.too_late else None,
     )
 
 

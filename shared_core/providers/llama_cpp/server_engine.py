@@ -223,7 +223,7 @@ class ServerEngine:
     def evaluate(self, prompt: Sequence[int]) -> int:
         """Read a prompt, so that a generation from it begins at once; returns how many tokens were known already."""
         known: list[int] = []
-        self._run(prompt, {"n_predict": 0, "temperature": 0.0}, known.append, lambda _ids, _data: True)
+        self._run(prompt, {"n_predict": 0, "temperature": 0.0}, known.append, lambda *_: True)
         return known[0] if known else 0
 
     def generate(self, prompt: Sequence[int], wanted: Wanted, on_start: OnStart, on_piece: OnPiece) -> End:
@@ -261,12 +261,12 @@ class ServerEngine:
             options["grammar"] = grammar
         left, rest, limited = wanted.limit, len(wanted.forced), False
 
-        def counted(tokens: Sequence[int], data: bytes) -> bool:
+        def counted(tokens: Sequence[int], count: int, data: bytes) -> bool:
             nonlocal left, rest, limited
-            if not on_piece(tokens, data):
+            if not on_piece(tokens, count, data):
                 return False
             if not rest or len(data) > rest:
-                left -= len(tokens)
+                left -= count
             rest = max(0, rest - len(data))
             limited = left <= 0
             return not limited
@@ -278,13 +278,13 @@ class ServerEngine:
         if self.abort.is_set():
             raise Cancelled
         started = stopped = False
-        counted = 0
+        counted = delivered = 0
         silent: list[int] = []
         reason, failure, fault = "stop", None, None
 
         def heard(chunk: Json) -> bool:
             """One chunk of the stream; True ends it. Exceptions would be swallowed, so they are kept."""
-            nonlocal started, stopped, counted, reason, failure, fault
+            nonlocal started, stopped, counted, delivered, reason, failure, fault
             try:
                 if (error := chunk.get("error")) is not None:
                     failure = error
@@ -304,18 +304,23 @@ class ServerEngine:
                     on_start(int(cached))
                 if choice["finish_reason"] is not None:
                     reason = choice["finish_reason"]
+                    unseen = (chunk.get("usage") or {}).get("completion_tokens", 0) - delivered - (reason == "stop")
+                    if unseen > 0:  # tokens without text, or of a character that was not finished
+                        on_piece(silent, unseen, b"")
                     return False
                 text, total = choice["text"], details.get("tokens_predicted") or 0
                 tokens = details.get("tokens") or []
                 fresh, counted = total - counted, total
                 if not text:  # a control token, or the one that ends the answer: the next chunk tells which
-                    silent.extend(tokens if fresh else ())
+                    if fresh:
+                        silent.extend(tokens)
                     return False
                 if fresh != len(tokens):  # a character in several tokens comes with the last of them alone
                     tokens = self.tokenise(text, trusted=True)
-                tokens = [*silent, *tokens]
+                tokens, fresh = [*silent, *tokens], fresh + len(silent)
                 silent.clear()
-                if not on_piece(tokens, text.encode("utf-8", "replace")):
+                delivered += fresh
+                if not on_piece(tokens, fresh, text.encode("utf-8", "replace")):
                     stopped = True
                     return True
             except BaseException as error:  # noqa: BLE001 - raised below, outside of the C++ that calls this

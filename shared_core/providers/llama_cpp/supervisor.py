@@ -48,12 +48,13 @@ _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 class Busy(Exception):
     """There is no turn for this call: the queue is full, or it would come too late, or it did not come in time.
 
-    `retry_after_s` is when to come again; None if that would be too late.
+    `retry_after_s` is when to come again, if that is known; `too_late` that it would be too late then.
     """
 
-    def __init__(self, reason: str, retry_after_s: float | None) -> None:
+    def __init__(self, reason: str, retry_after_s: float | None = None, *, too_late: bool = False) -> None:
         super().__init__(reason)
         self.retry_after_s = retry_after_s
+        self.too_late = too_late
 
 
 class Supervisor:
@@ -150,7 +151,7 @@ class Supervisor:
                 self._refuse_if_unhealthy(now)
                 answer = self._schedule.submit(call, now, left_s=left_s)
                 if isinstance(answer, TurnedAway):
-                    raise Busy(answer.reason, answer.retry_after_s)
+                    raise Busy(answer.reason, answer.retry_after_s, too_late=answer.too_late)
                 displaced = answer.displaced
                 if not self._ready:
                     call.put({"ev": "loading"})
@@ -159,7 +160,7 @@ class Supervisor:
             self._ensure_thread()
         self._nudge()
         if displaced is not None:
-            _no_turn(displaced, "a request of higher priority has taken its place", 0.0)
+            _no_turn(displaced, "a request of higher priority has taken its place")
 
     def read_ahead(self, call: Call) -> None:
         """Let the model read this call's prompt while nobody needs it, until `forget`. Never blocks or starts it."""
@@ -320,7 +321,7 @@ class Supervisor:
             running = schedule.running
             stop = running is not None and (running.cancelled or schedule.makes_way() is not None)
         for call in late:
-            _no_turn(call, f"no turn in time, within {call.within_s:.1f} s", 0.0)
+            _no_turn(call, f"no turn in time, within {call.within_s:.1f} s")
         if start:
             self._start_process(selector)
         if give is not None:
@@ -501,7 +502,8 @@ class Supervisor:
         self._load_failure = f"it cannot be loaded: {reason}"
         match message.get("what"):
             case "dependency":
-                self._fail_waiting(lambda: MissingDependency(f"{reason}\nhint: pip install 'llm-fallback[local]'"))
+                extra = "xllamacpp" if self._settings.get("engine") == "xllamacpp" else "local"
+                self._fail_waiting(lambda: MissingDependency(f"{reason}\nhint: pip install 'llm-fallback[{extra}]'"))
             case "config":
                 self._fail_waiting(lambda: ConfigurationError(reason))
             case _:
@@ -634,8 +636,8 @@ _FAULTS = frozenset(-int(s) for s in (signal.SIGSEGV, signal.SIGABRT, signal.SIG
 )
 
 
-def _no_turn(call: Call, reason: str, retry_after_s: float | None) -> None:
-    call.put({"ev": "failed", "error": Busy(reason, retry_after_s)})
+def _no_turn(call: Call, reason: str) -> None:
+    call.put({"ev": "failed", "error": Busy(reason)})
 
 
 def _resident(pid: int | None) -> int | None:
