@@ -27,6 +27,7 @@ class Asked:
     within_s: float = INF
     op: str = "generate"
     job: Any = field(default_factory=dict)
+    cancelled: bool = False
     rank: float = 0.0
     number: int = 0
 
@@ -149,8 +150,8 @@ def test_rates_follow_what_was_measured_lately():
 
 TURNED_AWAY = [
     # what it brings, what is said; a turn is expected in 2 s and its answer takes 2 s
-    ({"within_s": 1.5}, INF, "a turn is expected in 2.0 s, and it may wait 1.5 s", 0.5),
-    ({}, 3.5, "2.0 s and the answer would take 2.0 s more, but only 3.5 s are left to the deadline", None),
+    ({"within_s": 1.5}, INF, "a turn is expected in 2.0 s, and it may wait 1.5 s", (0.5, False)),
+    ({}, 3.5, "2.0 s and the answer would take 2.0 s more, but only 3.5 s are left to the deadline", (None, True)),
     ({"within_s": 2.5}, 4.5, None, None),
     ({"work": Work(10, 1)}, 2.1, None, None),
 ]
@@ -165,12 +166,21 @@ def test_who_cannot_be_served_in_time_is_turned_away_at_once_with_the_figures(br
         assert isinstance(answer, Admitted)
     else:
         assert said in answer.reason
-        assert answer.retry_after_s == again
+        assert (answer.retry_after_s, answer.too_late) == again
 
 
 def test_nobody_is_turned_away_on_an_estimate_while_nobody_is_ahead():
     schedule = measured()
     assert isinstance(schedule.submit(Asked(within_s=0.0), 0.0, left_s=0.001), Admitted)
+
+
+def test_one_whose_caller_has_gone_keeps_nobody_out():
+    schedule = measured(bound=0)
+    running = serve(schedule)
+    assert isinstance(schedule.submit(Asked(), 0.0, left_s=INF), TurnedAway)
+    running.cancelled = True
+    assert schedule.wait_s(0.0) == 0.0
+    assert isinstance(schedule.submit(Asked(within_s=0.0), 0.0, left_s=0.0), Admitted)
 
 
 # ── prompts read ahead ───────────────────────────────────────────────────────────────────────────────────────────────

@@ -87,6 +87,8 @@ class Asking(Protocol):
     work: Work
     within_s: float
     """Seconds it may wait for its turn."""
+    cancelled: bool
+    """Its caller has gone: it will be over in a moment."""
 
 
 C = TypeVar("C", bound=Asking)
@@ -112,10 +114,11 @@ class Admitted(NamedTuple):
 
 
 class TurnedAway(NamedTuple):
-    """It has none. `retry_after_s` is when there may be one, None if that would be too late for it."""
+    """It has none. `retry_after_s` is when there may be one, if that is known; `too_late` that this would not help."""
 
     reason: str
     retry_after_s: float | None = None
+    too_late: bool = False
 
 
 class Schedule(Generic[C]):
@@ -152,7 +155,8 @@ class Schedule(Generic[C]):
             if wait + needs > left_s:
                 return TurnedAway(
                     f"a turn is expected in {wait:.1f} s and the answer would take {needs:.1f} s more, "
-                    f"but only {max(0.0, left_s):.1f} s are left to the deadline"
+                    f"but only {max(0.0, left_s):.1f} s are left to the deadline",
+                    too_late=True,
                 )
         displaced = None
         if len(self._line) >= self.bound + (not self._serving):
@@ -276,7 +280,8 @@ class Schedule(Generic[C]):
 
     @property
     def _serving(self) -> int:
-        return int(self.running is not None and self.running.op != "prefill")
+        running = self.running
+        return int(running is not None and running.op != "prefill" and not running.cancelled)
 
     def _ahead_of(self, priority: int) -> int:
         return sum(place.priority >= priority for place in self._line)
