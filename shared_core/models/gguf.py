@@ -38,6 +38,7 @@ _MIXTURES = {
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4", 39: "NVFP4", 40: "Q1_0",
 }  # fmt: skip
 _MAX_ITEMS = 10_000_000
+_LISTED = "`llm-fallback models` lists what is on this machine"
 _INTERRUPTED = "the download was probably interrupted: fetch the file again and compare its SHA-256"
 
 
@@ -104,7 +105,7 @@ def _checked(path: Path, first: Path) -> ModelFile:
     except FileNotFoundError:
         if path != first:
             raise _bad(first, f"it is one of several files, and {path.name} is not there", _INTERRUPTED) from None
-        raise _bad(path, "there is no such file", _similar(path)) from None
+        raise _bad(path, "there is no such file", _similar(path) or _LISTED) from None
     except OSError as error:
         raise _bad(path, f"it cannot be reached: {error.strerror}") from error
     if path.is_dir():
