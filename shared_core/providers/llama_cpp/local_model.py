@@ -257,7 +257,9 @@ class _Answering:
         self._limit = self._fitted(start)
         self._prompt = len(start.tokens)
         plain = bool(start.partial) or self._schema is not None  # JSON does not begin with a thought
-        self._speech = SpokenParser(tools=bool(self._tools), inside=start.inside, begun=plain)
+        self._speech = SpokenParser(
+            tools=bool(self._tools), inside=start.inside, begun=plain, delivered=start.partial
+        )
         self._decoder = Utf8Stream()
         self._stops = StopMatcher([*(self._job.get("stop") or ()), *self._template_stops], delivered=start.partial)
         phase: _Phase | None = self._first(start, whole)

@@ -57,12 +57,23 @@ class SpokenParser:
     """
 
     def __init__(
-        self, *, tools: bool, inside: Literal["text", "thought", "call"] = "text", begun: bool = False
+        self,
+        *,
+        tools: bool,
+        inside: Literal["text", "thought", "call"] = "text",
+        begun: bool = False,
+        delivered: str = "",
     ) -> None:
-        """`inside` says what the prompt has already opened, `begun` whether visible text has come before."""
+        """`inside` says what the prompt has already opened, `begun` whether visible text has come before.
+
+        `delivered` is text that the caller has: a call may begin at its end, but it does not come out again.
+        """
         self._tools = tools
         self._state: Literal["text", "thought", "call"] = inside
-        self._buffer = ""
+        size = held_back(delivered, (CALL,)) if tools and inside == "text" else 0
+        self._buffer = delivered[len(delivered) - size :]
+        self._old = size
+        """How many characters of the buffer the caller has already."""
         self._fresh = inside == "text" and not begun  # nothing visible yet: a <think> may still come
         self._trim = False  # blank space that follows a call or a thought is not part of the answer
         self.calls = 0
@@ -86,7 +97,7 @@ class SpokenParser:
 
     def resume(self, body: str) -> None:
         """Be inside a call of which this much is written."""
-        self._state, self._buffer = "call", body
+        self._state, self._buffer, self._old = "call", body, 0
 
     def deafen(self) -> None:
         """Understand no more calls: what is being said is the text of an answer that may well contain the marker."""
@@ -147,7 +158,7 @@ class SpokenParser:
             before = buffer[:at].rstrip()
             if before:
                 self._say("text", before if marker == CALL else buffer[:at], out)
-            self._state = "call" if marker == CALL else "thought"
+            self._state, self._old = "call" if marker == CALL else "thought", 0
             self._fresh = False
             self._buffer = buffer[at + len(marker) :]
             return bool(self._buffer)
@@ -167,7 +178,8 @@ class SpokenParser:
         return False
 
     def _say(self, kind: Literal["text", "thought"], text: str, out: list[Spoken]) -> None:
-        if text:
+        old, self._old = self._old, max(0, self._old - len(text))
+        if text := text[old:]:
             out.append(Spoken(kind, text))
 
     def _call(self, call: tuple[str, str], out: list[Spoken]) -> None:

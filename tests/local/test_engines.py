@@ -1,0 +1,156 @@
+"""What both engines must do alike: go on exactly, also within JSON and calls; hold to schemas; remember conversations."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from shared_core.chat.request import OutputSchema, ToolSpec, assistant, system, user
+from shared_core.errors import ErrorKind, MissingDependency, ProviderError, UnknownOption
+from shared_core.providers.llama_cpp import LlamaCppProvider
+from shared_core.routing.target import Target
+from tests.local.conftest import ENGINES, NO_LOCAL
+from tests.local.support import answer
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "city": {"type": "string"}},
+    "required": ["name", "age", "city"],
+    "additionalProperties": False,
+}
+WEATHER = ToolSpec(
+    "get_weather", "", {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+)
+ASKED = "What is the weather in Lima?"
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def tiny(request):
+    """The toy model, warm, on either engine."""
+    if NO_LOCAL:
+        pytest.skip("LLM_FALLBACK_NO_LOCAL=1")
+    provider = LlamaCppProvider(Target("llamacpp:tiny", engine=request.param, queue=8))
+    provider.warm()
+    yield provider
+    provider.close()
+
+
+def test_the_facts_name_the_engine_and_what_it_runs_on(tiny):
+    facts = tiny.facts
+    assert facts["engine"] == tiny.options.engine
+    assert facts["backend"] == "CPU"
+    assert facts["gpu_layers"] == 0
+    assert any(device["name"] == "CPU" and not device["gpu"] for device in facts["devices"])
+    assert facts["template"] == {
+        "system": True, "any_order": True, "tools": True, "tool_turns": True, "parts": False,
+    }  # fmt: skip
+
+
+# ── going on within JSON and calls ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def call(tiny):
+    """The arguments that the model chooses, and the text in which it says so."""
+    got = answer(tiny, ASKED, tools=(WEATHER,))
+    (only,) = got.tool_calls
+    return only.arguments, f'<tool_call>\n{{"name": "get_weather", "arguments": {only.arguments}}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("choice", ["auto", "any", "get_weather"])
+def test_a_call_cut_at_any_character_goes_on_to_the_same_call(tiny, call, choice):
+    arguments, raw = call
+    for cut in range(1, len(raw) - len("</tool_call>")):
+        fields = {"tools": (WEATHER,), "tool_choice": choice, "parallel_tool_calls": False}
+        got = answer(tiny, user(ASKED), assistant(raw[:cut]), continues=True, **fields)
+        if choice != "auto" and cut < len("<tool_call>"):
+            assert len(got.tool_calls) == 1  # a call begins anew: what looked like its beginning is text by now
+            continue
+        assert [(c.name, c.arguments) for c in got.tool_calls] == [("get_weather", arguments)], f"cut at {cut}"
+        assert (got.text, got.finish_reason) == ("", "tool_calls"), f"cut at {cut}"
+
+
+def test_json_cut_at_any_character_goes_on_as_it_would_have(tiny):
+    question, schema = "Return JSON for: Uma is 44 years old and lives in Hanoi.", OutputSchema(PERSON)
+    whole = answer(tiny, question, output=schema).text
+    assert json.loads(whole)["age"]
+    for cut in range(1, len(whole)):
+        rest = answer(tiny, user(question), assistant(whole[:cut]), continues=True, output=schema)
+        assert whole[:cut] + rest.text == whole, f"cut at {cut}"
+
+
+def test_a_partial_answer_that_another_model_laid_out_differently_is_completed_within_the_schema(tiny):
+    begun = '{\n  "name": "Uma",\n  "age"'
+    got = answer(tiny, user("x"), assistant(begun), continues=True, output=OutputSchema(PERSON))
+    assert set(json.loads(begun + got.text)) == {"name", "age", "city"}
+
+
+# ── calls ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_with_a_schema_and_tools_the_model_may_do_either(tiny):
+    called = answer(tiny, ASKED, tools=(WEATHER,), output=OutputSchema(PERSON))
+    assert called.tool_calls or json.loads(called.text)
+    said = answer(tiny, ASKED, tools=(WEATHER,), tool_choice="none", output=OutputSchema(PERSON))
+    assert set(json.loads(said.text)) == {"name", "age", "city"}
+
+
+def test_a_forced_call_of_several_may_be_followed_by_others_and_ends_by_itself(tiny):
+    got = answer(tiny, ASKED, tools=(WEATHER,), tool_choice="any")
+    assert got.finish_reason == "tool_calls"
+    assert {c.name for c in got.tool_calls} == {"get_weather"}
+    assert all(isinstance(c.parsed()["city"], str) for c in got.tool_calls)
+
+
+# ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+TALKS = [
+    (system("Be brief. " * 12), user(f"My name is {name}."), assistant(f"Nice to meet you, {name}."))
+    for name in ("Grace", "Hugo", "Uma")
+]
+
+
+def test_conversations_that_take_turns_are_remembered_and_answered_as_if_they_were_not(tiny):
+    alone = LlamaCppProvider(Target("llamacpp:tiny", engine=tiny.options.engine, kv_cache_mb=0, queue=9))
+    try:
+        question = user("What is my name?")
+        for talk in TALKS:
+            answer(tiny, *talk[:2])
+        for talk in TALKS:
+            got = answer(tiny, *talk, question)
+            alone_got = answer(alone, *talk, question)
+            assert got.text == alone_got.text
+            assert got.usage.cached_tokens > got.usage.input_tokens * 0.5, (
+                "the talk itself is known, not its opening alone"
+            )
+    finally:
+        alone.close()
+
+
+def test_an_unknown_engine_is_refused():
+    with pytest.raises((UnknownOption, ValueError), match="xllamacpp"):
+        LlamaCppProvider(Target("llamacpp:tiny", engine="llama.cpp"))
+
+
+def test_an_engine_that_is_not_installed_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(MissingDependency, match=r"pip install 'llm-fallback\[xllamacpp\]'"):
+        LlamaCppProvider(Target("llamacpp:tiny", engine="xllamacpp"))
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_damaged_weights_are_found_when_the_model_is_loaded(tmp_path, engine):
+    from shared_core.providers.llama_cpp.model_file import TINY
+
+    data = bytearray(TINY.read_bytes())
+    data[-400_000:] = b"\xff\x7f" * 200_000  # NaN in 16 bits
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(data)
+    provider = LlamaCppProvider(Target(f"llamacpp:{path}", engine=engine))
+    try:
+        with pytest.raises(ProviderError, match="NaN or infinity") as caught:
+            provider.warm()
+        assert caught.value.kind is ErrorKind.CONFIG
+    finally:
+        provider.close()
