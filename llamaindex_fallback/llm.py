@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypeVar
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -17,7 +17,7 @@ from llama_index.core.base.llms.types import (
     MessageRole,
     ToolCallBlock,
 )
-from llama_index.core.bridge.pydantic import Field, PrivateAttr
+from llama_index.core.bridge.pydantic import BaseModel, Field, PrivateAttr
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
 from llama_index.core.instrumentation.events.llm import LLMStructuredPredictEndEvent, LLMStructuredPredictStartEvent
 from llama_index.core.llms.function_calling import FunctionCallingLLM
@@ -41,11 +41,18 @@ from shared_core.router import Router, router_options
 from shared_core.routing.capabilities import Capabilities
 
 if TYPE_CHECKING:
+    from llama_index.core.llms.structured_llm import StructuredLLM
     from llama_index.core.prompts import BasePromptTemplate, PromptTemplate
     from llama_index.core.tools.types import BaseTool
     from llama_index.core.types import Model
 
 __all__ = ["FallbackLLM"]
+
+M = TypeVar("M", bound=BaseModel)
+_Given = Mapping[str, Any] | None
+
+_NO_RESPONSE: Final = ChatResponse(message=ChatMessage())
+"""Before the first response of a stream; every stream ends with one."""
 
 _dispatcher = get_dispatcher(__name__)
 _SHAPED_HERE = frozenset({PydanticProgramMode.DEFAULT, PydanticProgramMode.FUNCTION, PydanticProgramMode.LLM})
@@ -346,11 +353,7 @@ class FallbackLLM(FunctionCallingLLM):
         if self.pydantic_program_mode not in _SHAPED_HERE:
             found: Model = super().structured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return found
-        self._begin_shaping(output_cls, prompt, prompt_args)
-        shape, messages, kwargs = self._shaped(output_cls, prompt, llm_kwargs, prompt_args)
-        found = shape.parsed(self.chat(messages, **kwargs))
-        _dispatcher.event(LLMStructuredPredictEndEvent(output=found))
-        return found
+        return self._predicted(output_cls, prompt, llm_kwargs, prompt_args)[0]
 
     async def astructured_predict(
         self,
@@ -363,11 +366,7 @@ class FallbackLLM(FunctionCallingLLM):
         if self.pydantic_program_mode not in _SHAPED_HERE:
             found: Model = await super().astructured_predict(output_cls, prompt, llm_kwargs, **prompt_args)
             return found
-        self._begin_shaping(output_cls, prompt, prompt_args)
-        shape, messages, kwargs = self._shaped(output_cls, prompt, llm_kwargs, prompt_args)
-        found = shape.parsed(await self.achat(messages, **kwargs))
-        _dispatcher.event(LLMStructuredPredictEndEvent(output=found))
-        return found
+        return (await self._apredicted(output_cls, prompt, llm_kwargs, prompt_args))[0]
 
     def _structured_stream_call(
         self,
@@ -382,11 +381,8 @@ class FallbackLLM(FunctionCallingLLM):
         if self.pydantic_program_mode not in _SHAPED_HERE:
             yield from super()._structured_stream_call(output_cls, prompt, llm_kwargs, **prompt_args)
             return
-        shape, messages, kwargs = self._shaped(output_cls, prompt, llm_kwargs, prompt_args)
-        grown = shape.grown(checked=kwargs.get("validate") is not False)
-        for response in self.stream_chat(messages, **kwargs):
-            yield from grown.feed(response)
-        yield from grown.finish()
+        for found, _ in self._growing(output_cls, prompt, llm_kwargs, prompt_args):
+            yield found
 
     async def _structured_astream_call(
         self,
@@ -400,25 +396,67 @@ class FallbackLLM(FunctionCallingLLM):
                 output_cls, prompt, llm_kwargs, **prompt_args
             )
             return theirs
+        growing = self._agrowing(output_cls, prompt, llm_kwargs, prompt_args)
+        return (found async for found, _ in growing)
+
+    def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> StructuredLLM:
+        """An LLM whose answers are objects of `output_cls`, and whose calls observers hear of once."""
+        from llama_index.core.llms.structured_llm import StructuredLLM
+
+        from llamaindex_fallback._structured_llm import FallbackStructuredLLM
+
+        # With a callback manager of its own, or a way of asking that is LlamaIndex's, it is LlamaIndex's altogether.
+        here = self.pydantic_program_mode in _SHAPED_HERE and "callback_manager" not in kwargs
+        cls = FallbackStructuredLLM if here else StructuredLLM
+        return cls(llm=self, output_cls=output_cls, **kwargs)
+
+    def _predicted(
+        self, output_cls: type[M], prompt: BasePromptTemplate, llm_kwargs: _Given, prompt_args: dict[str, Any]
+    ) -> tuple[M, ChatResponse]:
+        """The object, and the response that it was read from."""
+        shape, messages, kwargs = self._begun(output_cls, prompt, llm_kwargs, prompt_args)
+        response = self.chat(messages, **kwargs)
+        return self._ended(shape.parsed(response)), response
+
+    async def _apredicted(
+        self, output_cls: type[M], prompt: BasePromptTemplate, llm_kwargs: _Given, prompt_args: dict[str, Any]
+    ) -> tuple[M, ChatResponse]:
+        shape, messages, kwargs = self._begun(output_cls, prompt, llm_kwargs, prompt_args)
+        response = await self.achat(messages, **kwargs)
+        return self._ended(shape.parsed(response)), response
+
+    def _growing(
+        self, output_cls: type[M], prompt: BasePromptTemplate, llm_kwargs: _Given, prompt_args: dict[str, Any]
+    ) -> Generator[tuple[M | BaseModel, ChatResponse], None, None]:
+        """The objects of a stream, each with the response that it was read from."""
         shape, messages, kwargs = self._shaped(output_cls, prompt, llm_kwargs, prompt_args)
         grown = shape.grown(checked=kwargs.get("validate") is not False)
+        response = _NO_RESPONSE
+        for response in self.stream_chat(messages, **kwargs):
+            for found in grown.feed(response):
+                yield found, response
+        for found in grown.finish():
+            yield found, response
 
-        async def objects() -> AsyncGenerator[Any, None]:
-            async for response in await self.astream_chat(messages, **kwargs):
-                for one in grown.feed(response):
-                    yield one
-            for one in grown.finish():
-                yield one
-
-        return objects()
+    async def _agrowing(
+        self, output_cls: type[M], prompt: BasePromptTemplate, llm_kwargs: _Given, prompt_args: dict[str, Any]
+    ) -> AsyncGenerator[tuple[M | BaseModel, ChatResponse], None]:
+        shape, messages, kwargs = self._shaped(output_cls, prompt, llm_kwargs, prompt_args)
+        grown = shape.grown(checked=kwargs.get("validate") is not False)
+        response = _NO_RESPONSE
+        async for response in await self.astream_chat(messages, **kwargs):
+            for found in grown.feed(response):
+                yield found, response
+        for found in grown.finish():
+            yield found, response
 
     def _shaped(
         self,
-        output_cls: type[Model],
+        output_cls: type[M],
         prompt: BasePromptTemplate,
-        llm_kwargs: Mapping[str, Any] | None,
+        llm_kwargs: _Given,
         prompt_args: Mapping[str, Any],
-    ) -> tuple[Shape[Model], Sequence[ChatMessage], dict[str, Any]]:
+    ) -> tuple[Shape[M], Sequence[ChatMessage], dict[str, Any]]:
         """What to ask for and how to read it, the conversation, and the keywords of the chat call."""
         able = self._router.capabilities()
         shape = Shape(output_cls, way_for(self.pydantic_program_mode), able)
@@ -426,11 +464,19 @@ class FallbackLLM(FunctionCallingLLM):
         asked, wanted = shape.asked(messages)
         return shape, asked, {k: v for k, v in (llm_kwargs or {}).items() if k not in _CHOSEN_HERE} | wanted
 
-    @staticmethod
-    def _begin_shaping(output_cls: type[Model], prompt: Any, prompt_args: dict[str, Any]) -> None:
+    def _begun(
+        self, output_cls: type[M], prompt: BasePromptTemplate, llm_kwargs: _Given, prompt_args: dict[str, Any]
+    ) -> tuple[Shape[M], Sequence[ChatMessage], dict[str, Any]]:
+        """`_shaped`, with LlamaIndex's event of it. (For streams LlamaIndex sends its own.)"""
         _dispatcher.event(
             LLMStructuredPredictStartEvent(output_cls=output_cls, template=prompt, template_args=prompt_args)
         )
+        return self._shaped(output_cls, prompt, llm_kwargs, prompt_args)
+
+    @staticmethod
+    def _ended(found: M) -> M:
+        _dispatcher.event(LLMStructuredPredictEndEvent(output=found))
+        return found
 
     # ── as data ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

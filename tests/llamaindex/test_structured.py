@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llama_index.core import Document, VectorStoreIndex
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, CompletionResponse, LLMMetadata
-from llama_index.core.callbacks import CBEventType, LlamaDebugHandler
+from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler, TokenCountingHandler
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.program import FunctionCallingProgram, LLMTextCompletionProgram
@@ -479,6 +479,42 @@ async def test_a_structured_llm_answers_in_all_its_ways(server, kind):
     assert (await structured.acomplete("cats")).raw == TOLD
     assert list(structured.stream_chat(asked))[-1].raw == TOLD
     assert [r async for r in await structured.astream_chat(asked)][-1].raw == TOLD
+
+
+STRUCTURED = {
+    "chat": lambda llm, asked: [llm.chat(asked)],
+    "stream_chat": lambda llm, asked: list(llm.stream_chat(asked)),
+    "complete": lambda llm, asked: [llm.complete(asked[0].content)],
+}
+
+
+@pytest.mark.parametrize("kind", ["native", "wrapped", "tools alone"])
+@pytest.mark.parametrize("face", STRUCTURED)
+async def test_a_structured_llm_is_told_of_once_and_tells_who_served(server, kind, face):
+    """One chain of events with the server's tokens; LlamaIndex's own sends a second, and counts again."""
+    llm = llm_of(server, kind)
+    counter = TokenCountingHandler(tokenizer=str.split)
+    llm.callback_manager = CallbackManager([counter])
+    structured = llm.as_structured_llm(Joke)
+    llm.callback_manager = structured.callback_manager = CallbackManager([counter])
+    both_say(server, llm, 503, says(TOLD))
+    with Events() as events:
+        *_, last = STRUCTURED[face](structured, [ChatMessage(content="cats")])
+    starts = [event for event in events.names() if event in ("LLMChatStartEvent", "LLMCompletionStartEvent")]
+    assert starts == ["LLMChatStartEvent"]
+    (counted,) = counter.llm_token_counts
+    assert counted.total_token_count == last.additional_kwargs["total_tokens"]
+    assert last.additional_kwargs["fallback"]["target"] == llm.router.targets[1].name
+    llm.callback_manager = CallbackManager()
+
+
+def test_a_structured_llm_with_observers_of_its_own_is_llamaindexs(server):
+    """They hear of its calls by LlamaIndex's own class."""
+    script_all(server, says(TOLD))
+    debug = LlamaDebugHandler(print_trace_on_end=False)
+    structured = fallback_llm(server).as_structured_llm(Joke, callback_manager=CallbackManager([debug]))
+    assert structured.chat([ChatMessage(content="cats")]).raw == TOLD
+    assert len(debug.get_llm_inputs_outputs()) == 1
 
 
 @pytest.fixture(scope="module")
