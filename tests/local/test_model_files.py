@@ -139,13 +139,12 @@ def test_weights_that_are_not_numbers_are_found_before_anything_is_answered(bad,
 
 
 def test_a_context_that_does_not_fit_into_memory_is_refused_before_it_is_allocated():
-    from shared_core.providers.llama_cpp.engine import Engine, LoadError
+    from shared_core.providers.llama_cpp.c_engine import _check_memory
+    from shared_core.providers.llama_cpp.engine import LoadError
 
-    engine = Engine.__new__(Engine)
-    engine._n_ctx = 1024
     with pytest.raises(LoadError, match=r"a context of 1024 tokens takes 1024.0 GiB.*lower n_ctx"):
-        engine._check_memory({"kv_bytes_per_token": 1 << 30})
-    engine._check_memory({"kv_bytes_per_token": 1})
+        _check_memory({"kv_bytes_per_token": 1 << 30}, 1024)
+    _check_memory({"kv_bytes_per_token": 1}, 1024)
 
 
 def test_an_address_space_limit_is_a_clean_error(own):
