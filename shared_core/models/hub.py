@@ -30,7 +30,7 @@ from shared_core.errors import MissingDependency
 from shared_core.models.names import HubModel, bytes_in_words, pick
 from shared_core.models.places import ModelNotHere, hub_cache
 
-__all__ = ["Download", "DownloadFailed", "Progress", "download", "installed", "pull", "shown"]
+__all__ = ["Download", "DownloadFailed", "Progress", "download", "installed", "pull", "running_download", "shown"]
 
 log = logging.getLogger("llm_fallback.models")
 
@@ -421,6 +421,8 @@ class Download:
         self.error: Exception | None = None
         self.ended_at = 0.0
         self._over = threading.Event()
+        self._then: list[Callable[[], object]] = []
+        self._telling = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="llm-fallback-download", daemon=True)
 
@@ -445,6 +447,15 @@ class Download:
             raise self.error
         return over
 
+    def then(self, do: Callable[[], object]) -> None:
+        """Have `do` called by the download's thread once the model is here; at once if it is. Not if it fails."""
+        with self._telling:
+            if not self._over.is_set():
+                self._then.append(do)
+                return
+        if self.error is None:
+            do()
+
     def stop(self) -> None:
         """Break off soon; what has come stays."""
         self._stop.set()
@@ -464,7 +475,11 @@ class Download:
                 log.warning("%s", error)
             finally:
                 self.ended_at = time.monotonic()
-                self._over.set()
+                with self._telling:
+                    self._over.set()
+        if self.error is None:
+            for do in self._then:
+                do()
 
 
 _RETRY_AFTER_S = 60.0
@@ -485,6 +500,13 @@ def download(model: HubModel, *, again: bool = False) -> Download:
         made = _downloads[key] = Download(model)
         made.start()
         return made
+
+
+def running_download(model: HubModel) -> Download | None:
+    """The download of this model that runs, or that failed less than a minute ago; starts none."""
+    with _guard:
+        found = _downloads.get((model, hub_cache()))
+    return found if found is not None and (found.alive or _recent(found, False)) else None
 
 
 def _recent(found: Download, again: bool) -> bool:

@@ -24,6 +24,7 @@ from shared_core.errors import (
 from shared_core.models import Ambiguous, DownloadFailed, HubModel, ModelNotHere, Progress, hub, pull, resolve
 from shared_core.models.places import TINY, hub_cache
 from shared_core.providers.llama_cpp import LlamaCppProvider
+from shared_core.resilience.breaker import CircuitState
 from shared_core.router import Router
 from shared_core.routing.target import Target
 from tests.local import loopback_hub
@@ -463,7 +464,9 @@ def test_another_target_answers_while_the_model_is_being_downloaded(hub_):
     with Router([f"llamacpp:{SPEC}", "llamacpp:tiny"]) as router:
         got = router.invoke(ask("What is the capital of France?", streaming=False))
         assert got.fallback["target"] == "llamacpp:tiny"
-        assert router.health()[f"llamacpp:{SPEC}"].available, "its circuit knows nothing of it"
+        health = router.health()[f"llamacpp:{SPEC}"]
+        assert health.circuit is CircuitState.CLOSED
+        assert health.unavailable_reason == f"{SPEC} is being downloaded"
         hub_.gate.set()
 
 
@@ -481,3 +484,32 @@ def test_another_download_forgotten_by_a_fork_is_started_anew(hub_):
     hub._downloads[wanted, hub_cache()] = dead
     assert hub.download(wanted) is not dead
     assert hub.download(wanted).wait(10)
+
+
+def test_a_standby_downloads_and_loads_behind_the_routers_back(hub_):
+    hub_.gate.clear()
+    with Router([Target(f"llamacpp:{SPEC}", standby="warm", queue=600)]) as router:
+        report = router.providers[0].report()
+        assert (report.facts["state"], report.unhealthy) == ("downloading", f"{SPEC} is being downloaded")
+        hub_.gate.set()
+        while not router.providers[0].facts:
+            time.sleep(0.01)
+        assert router.invoke("What is the capital of France?").text == "The capital of France is Paris."
+
+
+def test_a_standby_that_was_closed_meanwhile_starts_no_process(hub_):
+    hub_.gate.clear()
+    router = Router([Target(f"llamacpp:{SPEC}", standby="warm", queue=601)])
+    (provider,) = router.providers
+    router.close()
+    hub_.gate.set()
+    assert hub.download(HubModel(REPO, FILE)).wait(10)
+    assert provider.pid is None
+
+
+def test_what_is_not_here_reports_that_and_what_went_wrong(gone, local):
+    provider = local()
+    assert provider.report().facts["state"] == "not downloaded"
+    with pytest.raises(DownloadFailed):
+        provider.warm()
+    assert "cannot be reached" in provider.report().unhealthy

@@ -2,6 +2,7 @@
 
     building a router    nothing is asked of the network, whatever is missing
     warm(), awarm()      the file is fetched, however long that takes, and then loaded
+    standby=             the same in the background, from when the router is built
     a request            is refused at once as one that this target cannot serve *yet*; the download goes on without it
 
 The option `download` narrows this down.
@@ -10,15 +11,17 @@ The option `download` narrows this down.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from shared_core.errors import ConfigurationError, ErrorKind, MissingDependency, ProviderError
 from shared_core.models.gguf import ModelFile, check_model_file
-from shared_core.models.hub import download, installed
+from shared_core.models.hub import download, installed, running_download
 from shared_core.models.names import HubModel
 from shared_core.models.places import ModelNotHere, resolve
 from shared_core.providers.llama_cpp.options import Options
+from shared_core.resilience.health import SelfReport
 
-__all__ = ["check", "fetch", "look", "refusal"]
+__all__ = ["ahead", "check", "fetch", "look", "refusal", "state"]
 
 
 def look(model: str) -> ModelFile | None:
@@ -67,6 +70,32 @@ def fetch(model: str, options: Options, timeout_s: float | None = None) -> None:
     running = download(wanted, again=True)
     if not running.wait(timeout_s):
         raise ProviderError.of(ErrorKind.TIMEOUT, f"the local model is still being downloaded: {running.progress}")
+
+
+def ahead(model: str, options: Options, then: Callable[[], object]) -> None:
+    """Begin to download the file, in the background, and call `then` when it is here.
+
+    Raises:
+        ProviderError: the option `download` forbids it.
+    """
+    wanted = HubModel.of(model)
+    if wanted is None or options.download == "never":
+        raise ProviderError.of(ErrorKind.INCAPABLE, f"{model} is not on this machine", code="not_downloaded")
+    download(wanted).then(then)
+
+
+def state(model: str) -> SelfReport | None:
+    """What to report of a model whose file is not here; None when it is."""
+    if look(model) is not None or (wanted := HubModel.of(model)) is None:
+        return None
+    running = running_download(wanted)
+    if running is None:
+        return SelfReport({"state": "not downloaded"}, f"{wanted} is not on this machine yet")
+    if running.error is not None:
+        return SelfReport({"state": "not downloaded"}, str(running.error).partition("\n")[0])
+    progress = running.progress
+    facts = {"done": progress.done, "total": progress.total} if progress is not None else {}
+    return SelfReport({"state": "downloading", **facts}, f"{wanted} is being downloaded")
 
 
 def refusal(model: str, options: Options, reason: ModelNotHere) -> ProviderError:

@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -101,6 +101,7 @@ class LlamaCppProvider:
         self.options = Options.of(target.options)
         self._files: dict[str, ModelFile] = {}
         self._known(self.model)
+        self._standing_by = False
         self._held: dict[str, Supervisor] = {}
         self._finalizer = weakref.finalize(self, _release_all, self._held)
 
@@ -232,10 +233,25 @@ class LlamaCppProvider:
 
     def stand_by(self) -> None:
         """Begin to load the model, in the background. What goes wrong is logged; a request meets it again."""
+        self._standing_by = True
         try:
-            self._submit(Call("warm", unattended=True), self.model)
+            if self._known(self.model) is None:
+                fetching.ahead(self.model, self.options, self._resume_standby(weakref.ref(self)))
+            else:
+                self._submit(Call("warm", unattended=True), self.model)
         except ProviderError as error:
             log.warning("%s is not ready to stand by: %s", self.target.name, error)
+
+    @staticmethod
+    def _resume_standby(me: weakref.ref[LlamaCppProvider]) -> Callable[[], None]:
+        """Stands by once the file is here, unless the provider was closed or forgotten meanwhile."""
+
+        def resume() -> None:
+            provider = me()
+            if provider is not None and provider._standing_by:
+                provider.stand_by()
+
+        return resume
 
     def prefill(self, request: ChatRequest) -> _ReadAhead | None:
         """Let the model read this request's prompt while nobody else needs it, so that answering it begins at once."""
@@ -262,6 +278,8 @@ class LlamaCppProvider:
     def report(self) -> SelfReport:
         """What is known of the model and its process now: `facts`, state, memory, rates, and who waits."""
         supervisor = self._held.get(self.model)
+        if supervisor is None and (missing := fetching.state(self.model)) is not None:
+            return missing
         if supervisor is None:
             return SelfReport({"state": "cold", "pid": None, "serving": 0, "waiting": 0})
         reason, retry_in_s = supervisor.unhealthy() or (None, None)
@@ -281,6 +299,7 @@ class LlamaCppProvider:
 
     def close(self) -> None:
         """Give the worker back; the last one to do so ends it. Idempotent, any thread; a later call starts anew."""
+        self._standing_by = False
         _release_all(self._held)
 
     async def aclose(self) -> None:
