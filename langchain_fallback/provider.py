@@ -11,8 +11,8 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, closing, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -29,6 +29,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, usage_of
 from langchain_fallback._convert.tools import finds_tools, runs_on_servers
+from shared_core._suspended import unfinished
 from shared_core.chat.answer_tool import ANSWER_TOOL, answer_tool, with_answer_tool
 from shared_core.chat.events import (
     ChatEvent,
@@ -215,7 +216,7 @@ class LangChainProvider:
             if inner.rate_limiter is not None:
                 inner.rate_limiter.acquire(blocking=True)
             stop = kwargs.pop("stop", None)
-            ended = _Stops(call.stops).feed if call.stops else _all_of
+            ended = _ender(call.stops)
             if not self._to_stream(inner, request, kwargs, native=self._streams):
                 yield from ended(self._whole(inner._generate(messages, stop=stop, **kwargs), call.answer))
                 return
@@ -242,7 +243,7 @@ class LangChainProvider:
             if inner.rate_limiter is not None:
                 await inner.rate_limiter.aacquire(blocking=True)
             stop = kwargs.pop("stop", None)
-            ended = _Stops(call.stops).feed if call.stops else _all_of
+            ended = _ender(call.stops)
             if not self._to_stream(inner, request, kwargs, native=self._astreams):
                 for event in ended(self._whole(await inner._agenerate(messages, stop=stop, **kwargs), call.answer)):
                     yield event
@@ -292,7 +293,7 @@ class LangChainProvider:
             if self._google and "tools" in kwargs and _is_gemini_before_3(inner):
                 answer = ANSWER_TOOL
                 kwargs |= self._tools(inner, with_answer_tool(request), {})
-            elif not self._anthropic or (request.output.schema and self._has_schemas(inner)):
+            elif not self._anthropic or (self._has_schemas(inner) and _sdk_takes(request.output.schema)):
                 kwargs["response_format"] = _response_format(request)
             elif self._thinks(inner, request):
                 messages = _asked_for_json(messages, request.output.schema)
@@ -625,37 +626,21 @@ def _all_of(events: Iterable[ChatEvent]) -> Iterable[ChatEvent]:
     return events
 
 
-class _Stops:
-    """Ends an answer where a stop sequence begins that the model was not told. What it says after one is not read."""
+def _cut_short(event: Finished, said: str) -> Finished:
+    """The end of an answer that was stopped behind `said`."""
+    if not isinstance(event.native, AIMessage):
+        return event
+    left = {"content": said, "tool_calls": [], "invalid_tool_calls": []}
+    return replace(event, native=event.native.model_copy(update=left))
 
-    __slots__ = ("_matcher", "_said")
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        from shared_core.providers.llama_cpp.stops import StopMatcher
+def _ender(stops: Sequence[str]) -> Callable[[Iterable[ChatEvent]], Iterable[ChatEvent]]:
+    """What of the events goes on to the caller: all of them, or those before the first of `stops`."""
+    if not stops:
+        return _all_of
+    from shared_core.providers.stopped import Stops
 
-        self._matcher = StopMatcher(stops)
-        self._said: list[str] = []
-
-    def feed(self, events: Iterable[ChatEvent]) -> Iterator[ChatEvent]:
-        """`events`, as far as they go; the last one with the usage of all of it."""
-        for event in events:
-            if isinstance(event, TextDelta):
-                if text := self._matcher.feed(event.text):
-                    self._said.append(text)
-                    yield TextDelta(text)
-            elif isinstance(event, Finished):
-                if rest := self._matcher.close():
-                    yield TextDelta(rest)
-                yield event if self._matcher.matched is None else self._cut(event)
-            elif self._matcher.matched is None:
-                yield event
-
-    def _cut(self, event: Finished) -> Finished:
-        message = event.native
-        if isinstance(message, AIMessage):
-            said = {"content": "".join(self._said), "tool_calls": [], "invalid_tool_calls": []}
-            message = message.model_copy(update=said)
-        return replace(event, reason="stop", raw_reason="stop", native=message)
+    return Stops(stops, _cut_short).feed
 
 
 def _content_events(message: BaseMessage) -> Iterator[ChatEvent]:
@@ -768,6 +753,19 @@ def _strict(tool: Any) -> Any:
 JSON_PROMPT = "Answer with one JSON object and nothing else: no prose, no code fence."
 
 
+def _sdk_takes(schema: Mapping[str, Any]) -> bool:
+    """Whether Anthropic's SDK, by which ChatAnthropic sends schemas, can tell it. Before 1 it insists on types."""
+    if not schema:
+        return False
+    from anthropic import transform_schema
+
+    try:
+        transform_schema(copy.deepcopy(dict(schema)))
+    except ValueError:
+        return False
+    return True
+
+
 def _asked_for_json(messages: list[BaseMessage], schema: Mapping[str, Any]) -> list[BaseMessage]:
     asked = f"{JSON_PROMPT} It must fit this JSON schema: {_dumped(schema)}" if schema else JSON_PROMPT
     first = messages[0]
@@ -831,9 +829,25 @@ def _parameters(cls: type[BaseChatModel]) -> frozenset[str]:
     return _SIGNATURES[cls]
 
 
-def _closing(chunks: Any) -> AbstractContextManager[Any]:
-    return closing(chunks) if hasattr(chunks, "close") else nullcontext()
+@contextmanager
+def _closing(chunks: Any) -> Iterator[None]:
+    """Hang up on whoever is still talking: integrations leave that to Python's garbage collector."""
+    try:
+        yield
+    finally:
+        for response in unfinished(chunks):
+            response.close()
+        if hasattr(chunks, "close"):
+            chunks.close()
 
 
-def _aclosing(chunks: Any) -> AbstractAsyncContextManager[Any]:
-    return aclosing(chunks) if hasattr(chunks, "aclose") else nullcontext()
+@asynccontextmanager
+async def _aclosing(chunks: Any) -> AsyncIterator[None]:
+    """The same, async."""
+    try:
+        yield
+    finally:
+        for response in unfinished(chunks):
+            await response.aclose()
+        if hasattr(chunks, "aclose"):
+            await chunks.aclose()
