@@ -9,8 +9,10 @@ from functools import partial
 from typing import Any, cast
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, LLMMetadata, MessageRole
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.llms.callbacks import llm_chat_callback
 from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index_instrumentation import get_dispatcher
 
 from benchmarks.core import Instant
 from benchmarks.measure import Row, per_call_us, row
@@ -88,8 +90,33 @@ class InstantLLM(FunctionCallingLLM):
         raise NotImplementedError("no tools are measured")
 
 
+class Listening(BaseEventHandler):
+    """An observer that does nothing with what it hears."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        """LlamaIndex's name for it."""
+        return "Listening"
+
+    def handle(self, event: Any, **kwargs: Any) -> None:
+        """Nothing."""
+
+
 def measure(rounds: int, number: int) -> list[Row]:
-    """What a call and a chunk cost beyond the wrapped LLM's own; with native targets, beyond the same LLM's."""
+    """What a call and a chunk cost beyond the wrapped LLM's own; with native targets, beyond the same LLM's.
+
+    With an observer, both make LlamaIndex's spans and events; without one, ours does not.
+    """
+    rows = _measure(rounds, number, "")
+    dispatcher, observer = get_dispatcher(), Listening()
+    dispatcher.add_event_handler(observer)
+    try:
+        return rows + _measure(rounds, number, ", both observed")
+    finally:
+        dispatcher.event_handlers.remove(observer)
+
+
+def _measure(rounds: int, number: int, observed: str) -> list[Row]:
     # The circuit would spare us the dead LLM after five calls; here every call is made to meet it.
     always: dict[str, Any] = {
         "retry": RetryPolicy(total=0),
@@ -124,15 +151,16 @@ def measure(rounds: int, number: int) -> list[Row]:
         return lambda: runner.run(calls(llm))
 
     rows = []
-    for name, llm in ours.items():
-        promised = "failover" not in name
+    for kind, llm in ours.items():
+        promised = "failover" not in kind and not observed
+        name = f"{kind}{observed}"
         mine, theirs = per_call_us(
             partial(llm.chat, _ASKED), partial(alone.chat, _ASKED), rounds=rounds, number=number // 5
         )
         rows.append(_row(f"FallbackLLM.chat adds, {name}", mine, theirs, 1, 60 if promised else None))
         mine, theirs = per_call_us(running(many, llm), running(many, alone), rounds=rounds, number=1)
         rows.append(_row(f"FallbackLLM.achat adds, {name}", mine, theirs, n, None))
-        per, llm = streams * CHUNKS, streaming[name]
+        per, llm = streams * CHUNKS, streaming[kind]
         mine, theirs = per_call_us(partial(many_chunks, llm), partial(many_chunks, alone), rounds=rounds, number=1)
         rows.append(
             _row(f"a chunk of FallbackLLM.stream_chat adds, {name}", mine, theirs, per, 5 if promised else None)
