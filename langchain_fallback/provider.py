@@ -29,7 +29,6 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, usage_of
 from langchain_fallback._convert.tools import finds_tools, runs_on_servers
-from shared_core._suspended import unfinished
 from shared_core.chat.answer_tool import ANSWER_TOOL, answer_tool, with_answer_tool
 from shared_core.chat.events import (
     ChatEvent,
@@ -43,6 +42,7 @@ from shared_core.chat.events import (
 from shared_core.chat.request import ChatRequest, Origin, OutputSchema, ToolCall
 from shared_core.errors import ErrorKind, ProviderError, redact
 from shared_core.history import Change, summary
+from shared_core.providers.suspended import unfinished
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
 

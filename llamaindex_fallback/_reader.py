@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
+from types import MappingProxyType
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import ChatResponse, TextBlock, ThinkingBlock, ToolCallBlock
@@ -54,10 +56,13 @@ class Reader:
         "_answer_tool", "_calls", "_id", "_last", "_model", "_names", "_reason", "_tells", "_text", "_thought", "_usage"
     )  # fmt: skip
 
-    def __init__(self, tool_names: Mapping[str, str], answer_tool: str | None = None) -> None:
+    def __init__(
+        self, tool_names: Mapping[str, str], answer_tool: str | None = None, *, tells_end: bool = False
+    ) -> None:
         """`tool_names` gives the request's names for the names on the wire.
 
         A call of `answer_tool` is no call: its arguments are the text of the answer, which was asked for in a schema.
+        `tells_end` says beforehand that these streams always have a finish reason.
         """
         self._names = tool_names
         self._answer_tool = answer_tool
@@ -65,7 +70,7 @@ class Reader:
         self._text = ""
         self._thought = ""
         self._calls: list[tuple[str, str, str]] = []
-        self._tells = False  # whether its chunks have a place for a finish reason
+        self._tells = tells_end  # whether its chunks have a place for a finish reason
         self._reason: str | None = None
         self._usage: Usage | None = None
         self._id: str | None = None
@@ -82,7 +87,7 @@ class Reader:
                 if block.text:
                     events.append(TextDelta(block.text))
             elif isinstance(block, ThinkingBlock):
-                events.append(ReasoningDelta(block.content or "", dict(block.additional_information)))
+                events.append(ReasoningDelta(block.content or "", _opaque(block)))
         return events + self._ended()
 
     def feed(self, response: ChatResponse) -> Collection[ChatEvent]:
@@ -120,6 +125,11 @@ class Reader:
         """A call grows; its arguments follow whole."""
         return ToolCallDelta(index) if self._answer_tool is None else ReasoningDelta()
 
+    def note(self, raw: Any) -> None:
+        """What the SDK has read last, where the integration may have kept it for itself."""
+        if raw is not None:
+            self._told(raw)
+
     def finish(self) -> list[ChatEvent]:
         """The stream has ended.
 
@@ -128,12 +138,8 @@ class Reader:
         """
         if self._last is None:
             raise ProviderError.of(ErrorKind.STREAM_CUT, "the stream ended before it began")
-        events: list[ChatEvent] = [
-            ReasoningDelta("", dict(block.additional_information))
-            for block in self._last.message.blocks
-            if isinstance(block, ThinkingBlock) and block.additional_information
-        ]
-        return events + self._ended()
+        thoughts = [_opaque(block) for block in self._last.message.blocks if isinstance(block, ThinkingBlock)]
+        return [ReasoningDelta("", data) for data in thoughts if data] + self._ended()
 
     def _ended(self) -> list[ChatEvent]:
         assert self._last is not None  # both callers have fed at least one response
@@ -141,12 +147,16 @@ class Reader:
             raise ProviderError.of(ErrorKind.STREAM_CUT, "the stream ended without a finish reason")
         index = 0
         events: list[ChatEvent] = []
-        for id_, name, arguments in _calls_of(self._last):
+        signed = _signatures(self._last)
+        for at, (id_, name, arguments) in enumerate(_calls_of(self._last)):
             if name == self._answer_tool:
                 events.append(TextDelta(arguments))  # checked like any text in a schema, if somebody wants it checked
                 continue
             _check(name, arguments)
-            events.append(ToolCallDelta(index, id_ or None, self._names.get(name, name), arguments))
+            data = {"thought_signature": signed[at]} if at in signed else {}
+            # LlamaIndex's Gemini class takes the name where there is no id: two calls of one tool would share it.
+            unique = id_ if id_ and id_ != name else None
+            events.append(ToolCallDelta(index, unique, self._names.get(name, name), arguments, data))
             index += 1
         reason = _REASONS.get((self._reason or "stop").lower(), "other")
         if index and reason == "stop":
@@ -157,23 +167,32 @@ class Reader:
         return events
 
     def _new_thought(self, response: ChatResponse) -> str:
-        if isinstance(thought := response.additional_kwargs.get("thinking_delta"), str):
-            return thought
+        for told in (response.additional_kwargs, response.message.additional_kwargs):
+            if isinstance(thought := told.get("thinking_delta"), str):
+                return thought
         so_far = "".join(block.content or "" for block in response.message.blocks if isinstance(block, ThinkingBlock))
         return so_far.removeprefix(self._thought) if so_far.startswith(self._thought) else ""
 
     def _facts(self, response: ChatResponse) -> None:
         raw = response.raw
         if raw is not None:
-            reason, told = _finish_reason(raw)
-            self._reason = reason or self._reason
-            self._tells = self._tells or told
-            if self._id is None and isinstance(value := _get(raw, "id") or _get(raw, "response_id"), str):
-                self._id = value
-            if self._model is None and isinstance(value := _get(raw, "model") or _get(raw, "model_version"), str):
-                self._model = value
-        if (raw is not None or response.additional_kwargs) and (usage := usage_of(response)) is not None:
-            self._usage = usage if self._usage is None else _larger(self._usage, usage)
+            self._told(raw, response.additional_kwargs)
+        elif response.additional_kwargs and (usage := _usage(response.additional_kwargs)) is not None:
+            self._used(usage)
+
+    def _told(self, raw: Any, besides: Mapping[str, Any] = MappingProxyType({})) -> None:
+        reason, told = _finish_reason(raw)
+        self._reason = reason or self._reason
+        self._tells = self._tells or told
+        if self._id is None and isinstance(value := _get(raw, "id") or _get(raw, "response_id"), str):
+            self._id = value
+        if self._model is None and isinstance(value := _get(raw, "model") or _get(raw, "model_version"), str):
+            self._model = value
+        if (usage := _usage(_usage_in(raw) or besides)) is not None:
+            self._used(usage)
+
+    def _used(self, usage: Usage) -> None:
+        self._usage = usage if self._usage is None else _larger(self._usage, usage)
 
 
 def _calls_of(response: ChatResponse) -> Iterator[tuple[str, str, str]]:
@@ -184,6 +203,27 @@ def _calls_of(response: ChatResponse) -> Iterator[tuple[str, str, str]]:
         yield block.tool_call_id or "", block.tool_name, arguments
     if not blocks:
         yield from legacy_calls(response.message)
+
+
+def _opaque(block: ThinkingBlock) -> dict[str, Any]:
+    """What its vendor wants back with a thought, as JSON: Google's is bytes, among much that is not said."""
+    told = block.additional_information
+    known = {key: told[key] for key in told if key != "thought" and told[key] not in (None, "")}
+    return {key: _text_of(value) if isinstance(value, bytes) else value for key, value in known.items()}
+
+
+def _signatures(response: ChatResponse) -> dict[int, str]:
+    """Google's signatures of calls, by the call's place among them: LlamaIndex keeps them by the place of the block."""
+    told = response.message.additional_kwargs.get("thought_signatures")
+    if not told:
+        return {}
+    places = [at for at, block in enumerate(response.message.blocks) if isinstance(block, ToolCallBlock)]
+    signed = ((number, told[at]) for number, at in enumerate(places) if at < len(told) and told[at])
+    return {number: _text_of(value) for number, value in signed}
+
+
+def _text_of(value: Any) -> str:
+    return base64.b64encode(value).decode("ascii") if isinstance(value, bytes) else str(value)
 
 
 def _check(name: str, arguments: str) -> None:
@@ -259,9 +299,14 @@ def _larger(a: Usage, b: Usage) -> Usage:
 
 def usage_of(response: ChatResponse) -> Usage | None:
     """The tokens an integration reports, wherever it keeps them; None when it reports none."""
-    raw = response.raw
-    told = _get(raw, "usage") or _get(raw, "usage_metadata") or _get(_get(raw, "message"), "usage")
-    told = told or response.additional_kwargs
+    return _usage(_usage_in(response.raw) or response.additional_kwargs)
+
+
+def _usage_in(raw: Any) -> Any:
+    return _get(raw, "usage") or _get(raw, "usage_metadata") or _get(_get(raw, "message"), "usage")
+
+
+def _usage(told: Any) -> Usage | None:
     if not told:
         return None
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import gc
+import copy
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any, Literal
 
@@ -14,8 +15,22 @@ from llama_index.core.llms.llm import LLM
 
 from llamaindex_fallback._convert import peek
 from llamaindex_fallback._faces import bare
+from shared_core.providers import transport
+from shared_core.providers.suspended import held_by
 
-__all__ = ["aacquire", "acquire", "blocks", "method", "misread", "private", "unfinished", "variant", "without_retries"]
+__all__ = [
+    "aacquire",
+    "acquire",
+    "blocks",
+    "for_one_loop",
+    "last_chunk",
+    "method",
+    "misread",
+    "private",
+    "refused_answer",
+    "variant",
+    "without_retries",
+]
 
 Method = Literal["chat", "stream_chat", "achat", "astream_chat"]
 
@@ -90,21 +105,6 @@ def variant(llm: LLM, *, is_async: bool, **changes: Any) -> LLM:
     return llm.model_copy(update=changes)
 
 
-def unfinished(answer: Any) -> list[Any]:
-    """The HTTP responses that a stream has not read to their end.
-
-    LlamaIndex's OpenAI leaves them to Python's cycle collector, so a reader who walked away would go on paying. They
-    are found where the suspended generators hold them: generators on generators, and at their end the SDK's `Stream`.
-    """
-    found: list[Any] = []
-    layer = [answer]
-    for _ in range(4):
-        held = [one for each in layer for one in gc.get_referents(each)]
-        layer = [one for one in held if inspect.isgenerator(one) or inspect.isasyncgen(one)]
-        found += [one.response for one in held if type(one).__name__ in ("Stream", "AsyncStream")]
-    return found
-
-
 def acquire(llm: LLM) -> None:
     """What the decorator would have done: wait for the LLM's own rate limiter."""
     if llm.rate_limiter is not None:
@@ -122,3 +122,74 @@ def blocks(cls: type[LLM]) -> bool:
     """Whether the class's async methods are LlamaIndex's stand-ins that call the sync ones on the loop."""
     mine, stand_in = (inspect.getattr_static(one, "achat") for one in (cls, CustomLLM))
     return issubclass(cls, CustomLLM) and mine is stand_in
+
+
+def for_one_loop(llm: LLM) -> LLM:
+    """A copy of `llm` whose async SDK client has connections of its own: they belong to the loop they begin on.
+
+    A client that its integration builds when it is first used is built by the copy. One that stands already is made
+    anew over a new HTTP client, unless the HTTP client is the caller's own.
+    """
+    mine = llm.model_copy()
+    client: Any = private(mine).get("_aclient")
+    http = peek(client, "_client")
+    if type(http).__name__ == "AsyncHttpxClientWrapper":  # the SDKs' name for what they open by themselves
+        sdk = sys.modules[type(client).__module__.partition(".")[0]]
+        tls = transport.tls_context(transport.http_module(sdk))  # read once: it would take 30 ms on the event loop
+        opened = sdk.DefaultAsyncHttpxClient(base_url=client.base_url, timeout=client.timeout, verify=tls)
+        mine._aclient = client.copy(http_client=opened)  # type: ignore[attr-defined]  # where the client was found
+    return mine
+
+
+def last_chunk(answer: Any) -> Callable[[], Any]:
+    """Called when the stream has ended, tells the last chunk that Google's SDK read; None for every other stream.
+
+    LlamaIndex's class skips chunks without text, and the one with the finish reason and the usage may be such a chunk.
+    The conversation that the class holds its stream by is made for this one call, so it may be listened to.
+    """
+    last: list[Any] = [None]
+    chat = _chat_behind(answer)
+    if chat is None:
+        return last.pop
+    models = copy.copy(chat._modules)
+    ask = models.generate_content_stream
+
+    def listened(**arguments: Any) -> Iterator[Any]:
+        for chunk in ask(**arguments):
+            last[0] = chunk
+            yield chunk
+
+    async def alistened(**arguments: Any) -> AsyncIterator[Any]:
+        async def chunks() -> AsyncIterator[Any]:
+            async for chunk in await ask(**arguments):
+                last[0] = chunk
+                yield chunk
+
+        return chunks()
+
+    models.generate_content_stream = alistened if inspect.iscoroutinefunction(ask) else listened
+    chat._modules = models
+    return last.pop
+
+
+def _chat_behind(answer: Any) -> Any:
+    for one in held_by(answer):
+        if type(one).__module__ == "google.genai.chats" and hasattr(peek(one, "_modules"), "generate_content_stream"):
+            return one
+    return None
+
+
+def refused_answer(error: Exception) -> Any:
+    """The answer of Gemini that LlamaIndex's class raised `error` about in place of handing it over; else None.
+
+    It does that with every answer that ends by its length, a filter or a blocked prompt.
+    """
+    if not isinstance(error, (RuntimeError, ValueError)):
+        return None
+    trace = error.__traceback__
+    while trace is not None:
+        frame = trace.tb_frame
+        if frame.f_code.co_name == "chat_from_gemini_response":
+            return frame.f_locals.get("response")
+        trace = trace.tb_next
+    return None

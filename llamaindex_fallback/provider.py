@@ -7,7 +7,6 @@ import contextlib
 import copy
 import inspect
 import logging
-import re
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -23,7 +22,6 @@ from llama_index.core.base.llms.types import (
     ContentBlock,
     DocumentBlock,
     ImageBlock,
-    LLMMetadata,
     MessageRole,
     TextBlock,
     ThinkingBlock,
@@ -35,45 +33,33 @@ from llama_index.core.llms.llm import LLM
 from llama_index_instrumentation.dispatcher import active_instrument_tags
 
 from llamaindex_fallback import _mould as mould
-from llamaindex_fallback._asking import (
-    answer_tool,
-    instructed,
-    response_format,
-    tool_options,
-    way_of,
-    with_tools,
-)
+from llamaindex_fallback._asking import answer_tool, instructed
 from llamaindex_fallback._convert import FRAMEWORK, STAMP, block_of, from_messages, parts_of, peek, stamped
+from llamaindex_fallback._dialect import Dialect, dialect_of, fetched, joined, kind_of, to_fetch
 from llamaindex_fallback._reader import Reader
 from llamaindex_fallback._state import dump_llm, load_llm
 from llamaindex_fallback._wrapped import (
     aacquire,
     acquire,
     blocks,
+    for_one_loop,
+    last_chunk,
     method,
     misread,
     private,
-    unfinished,
+    refused_answer,
     variant,
     without_retries,
 )
-from shared_core.chat.events import ChatEvent
+from shared_core.chat.events import ChatEvent, Started
 from shared_core.chat.request import Audio, ChatRequest, File, Image, Origin, Part, ToolSpec
 from shared_core.errors import ConfigurationError, ErrorKind, ProviderError, redact
-from shared_core.history import (
-    ANTHROPIC,
-    COMPATIBLE,
-    GOOGLE,
-    LLAMA_CPP,
-    MISTRAL,
-    OPENAI,
-    HistoryRules,
-    prepare,
-    wire_name,
-    with_stubs,
-)
+from shared_core.history import Change, prepare, summary, wire_name, with_stubs
 from shared_core.history.media import media_for
 from shared_core.providers.classify import classify_error
+from shared_core.providers.models import facts
+from shared_core.providers.stopped import astopped, stopped
+from shared_core.providers.suspended import unfinished
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
 
@@ -82,20 +68,8 @@ __all__ = ["LlamaIndexProvider"]
 INNER_TAG: Final = "llm_fallback_inner"
 """The instrumentation tag on events that a wrapped LLM sends although we asked it not to; its value is the target."""
 
-_VENDORS: Final[Sequence[tuple[str, str, HistoryRules]]] = (
-    ("openai", "openai", OPENAI),
-    ("anthropic", "anthropic", ANTHROPIC),
-    ("google", "google", GOOGLE),
-    ("gemini", "google", GOOGLE),
-    ("genai", "google", GOOGLE),
-    ("mistral", "mistral", MISTRAL),
-    ("llamacpp", "llamacpp", LLAMA_CPP),
-)
-"""What an LLM's class name begins with, the vendor's name in prices and constraints, and its rules for a history."""
-
 _LOCAL: Final = frozenset({"llamacpp", "ollama", "huggingfacellm", "vllm"})
 
-_PASSED_ON: Final = ("temperature", "max_tokens", "top_p", "seed")
 _MEDIA: Final = (ImageBlock, AudioBlock, VideoBlock, DocumentBlock)
 
 _log = logging.getLogger(__name__)
@@ -130,12 +104,12 @@ class LlamaIndexProvider:
     ) -> None:
         if not isinstance(llm, LLM):
             raise ConfigurationError(f"LlamaIndexProvider wraps a LlamaIndex LLM, not {type(llm).__name__}")
-        kind = re.sub("[^a-z0-9]", "", llm.class_name().lower())
-        vendor, self._rules = next(((v, r) for prefix, v, r in _VENDORS if kind.startswith(prefix)), (None, COMPATIBLE))
-        self._rules = replace(self._rules, error_flag="prefix")  # LlamaIndex has no place for the flag
-        self.name: str = name or vendor or kind.removesuffix("llm") or "llamaindex"
+        kind = kind_of(llm)
+        self._dialect: Dialect = dialect_of(llm)
+        self._rules = self._dialect.rules
+        self.name: str = name or self._dialect.vendor or kind.removesuffix("llm") or "llamaindex"
         self.llm: LLM = without_retries(llm)
-        self._theirs = list(private(llm).values())
+        self._theirs = [one for one in private(llm).values() if one is not None]
         self._declared = Capabilities(**capabilities) if isinstance(capabilities, Mapping) else capabilities
         self._told = self._declared
         self.model: str = _model_of(llm)
@@ -144,7 +118,6 @@ class LlamaIndexProvider:
         where = redact(endpoint) if isinstance(endpoint, str) else None
         self._origin = Origin(f"{FRAMEWORK}/{self.name}", self.model, where)
         self._tag = {INNER_TAG: f"{self.name}:{self.model}"}
-        self._openai = kind.startswith(("openai", "azureopenai"))
         self._reports_usage_when_asked = kind == "openaillm"
         self._async_client = "_aclient" in private(llm)
         self._lock = threading.Lock()
@@ -164,30 +137,29 @@ class LlamaIndexProvider:
         """
         if self._declared is not None:
             return self._declared
-        facts = self._facts()
-        if facts is None:
-            return Capabilities(pdfs="file" in self._rules.media, audio="audio" in self._rules.media)
-        accepted = tool_options(type(self.llm))
-        choices = {"auto", "none"}
-        choices |= {"any"} if "tool_required" in accepted else set()
-        choices |= {"tool"} if "tool_choice" in accepted else set()
-        self._declared = Capabilities(
-            tools=facts.is_function_calling_model and isinstance(self.llm, FunctionCallingLLM),
-            tool_choice=frozenset(choices),
+        able = Capabilities(
+            tools=isinstance(self.llm, FunctionCallingLLM),
+            tool_choice=self._dialect.choices(type(self.llm)),
             pdfs="file" in self._rules.media,
             audio="audio" in self._rules.media,
-            context_window=facts.context_window if facts.context_window > 0 else None,
-            max_output=facts.num_output if facts.num_output > 0 else None,
         )
-        return self._declared
-
-    def _facts(self) -> LLMMetadata | None:
-        """What the LLM says of itself; None while it cannot (some ask their server, which may be down)."""
         try:
-            return self.llm.metadata
+            told = self.llm.metadata
         except Exception as error:  # noqa: BLE001  # somebody else's property; nothing is known is an answer
             _log.debug("%s does not say what it can take: %s", type(self.llm).__name__, redact(str(error)))
-            return None
+            if not isinstance(error, ValueError):
+                return able  # some ask their server, which may be down: we ask again
+            # LlamaIndex's Anthropic knows models by name, and has never heard of this one.
+            known = facts(self.name, self.model)
+            self._declared = replace(able, context_window=known.context_window, max_output=known.max_output)
+            return self._declared
+        self._declared = replace(
+            able,
+            tools=able.tools and told.is_function_calling_model,
+            context_window=told.context_window if told.context_window > 0 else None,
+            max_output=told.num_output if told.num_output > 0 else None,
+        )
+        return self._declared
 
     @property
     def origin(self) -> Origin:
@@ -198,7 +170,14 @@ class LlamaIndexProvider:
 
     def stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:
         """Answer, sync. Blocks until the LLM says something: the router walks away from it when the guard expires."""
-        llm, arguments, reader = self._asked(self.llm, request, is_async=False)
+        events = self._stream(request, guard)
+        stops = self._dialect.stops_here(request, self.model)
+        return stopped(events, stops) if stops else events
+
+    def _stream(self, request: ChatRequest, guard: Guard) -> Iterator[ChatEvent]:
+        llm, arguments, reader = self._asked(self.llm, request, guard, is_async=False)
+        if self._dialect.fetches and to_fetch(arguments["messages"]):
+            fetched(arguments["messages"])
         tags = {**active_instrument_tags.get(), **self._tag}
         try:
             token = active_instrument_tags.set(tags)
@@ -210,6 +189,7 @@ class LlamaIndexProvider:
             if not request.streaming:
                 yield from reader.whole(answer)
                 return
+            last = last_chunk(answer) if self._dialect.tells_end else None
             try:
                 feed, step = reader.feed, answer.__next__
                 while True:
@@ -225,15 +205,27 @@ class LlamaIndexProvider:
                 for response in unfinished(answer):
                     response.close()
                 answer.close()
+            if last is not None:
+                reader.note(last())
             yield from reader.finish()
         except Exception as error:
+            if (rest := refused_answer(error)) is not None:
+                yield from self._rest(rest, request)
+                return
             if (known := self._known(error)) is None:
                 raise
             raise known from error
 
-    async def astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
+    def astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
         """Answer, async. An LLM whose async methods only call its sync ones is asked in a thread."""
-        llm, arguments, reader = self._asked(self._on_this_loop(), request, is_async=True)
+        events = self._astream(request, guard)
+        stops = self._dialect.stops_here(request, self.model)
+        return astopped(events, stops) if stops else events
+
+    async def _astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
+        llm, arguments, reader = self._asked(self._on_this_loop(), request, guard, is_async=True)
+        if self._dialect.fetches and to_fetch(arguments["messages"]):
+            await asyncio.to_thread(fetched, arguments["messages"])
         tags = {**active_instrument_tags.get(), **self._tag}
         try:
             if blocks(type(llm)):
@@ -250,6 +242,7 @@ class LlamaIndexProvider:
                 for event in reader.whole(answer):
                     yield event
                 return
+            last = last_chunk(answer) if self._dialect.tells_end else None
             try:
                 feed, astep = reader.feed, answer.__anext__
                 while True:
@@ -266,9 +259,15 @@ class LlamaIndexProvider:
                 for response in unfinished(answer):
                     await response.aclose()
                 await answer.aclose()
+            if last is not None:
+                reader.note(last())
             for event in reader.finish():
                 yield event
         except Exception as error:
+            if (rest := refused_answer(error)) is not None:
+                for event in self._rest(rest, request):
+                    yield event
+                return
             if (known := self._known(error)) is None:
                 raise
             raise known from error
@@ -298,6 +297,15 @@ class LlamaIndexProvider:
         for event in reader.finish():
             yield event
 
+    def _rest(self, response: Any, request: ChatRequest) -> Iterator[ChatEvent]:
+        """What Google's SDK has read, and LlamaIndex's class does not hand over, as it ended by its length or such."""
+        from shared_core.providers.google import GeminiFold
+
+        names = {wire_name(spec.name, self._rules): spec.name for spec in request.tools}
+        for event in GeminiFold(names, request.parallel_tool_calls).whole(response, {}):
+            if not isinstance(event, Started):
+                yield event
+
     @staticmethod
     async def _in_thread(tags: dict[str, Any], call: Callable[..., Any], *arguments: Any) -> Any:
         token = active_instrument_tags.set(tags)
@@ -321,16 +329,23 @@ class LlamaIndexProvider:
         for client in self._opened(copied):
             if inspect.iscoroutinefunction(close := peek(client, "close")):
                 await close()
+        # Google's SDK keeps one session per event loop. It opens another should the LLM be asked on this one again.
+        sessions = peek(peek(peek(self.llm, "_client"), "_api_client"), "_aiohttp_sessions") or {}
+        if (session := sessions.pop(asyncio.get_running_loop(), None)) is not None:
+            await session.close()
         self.close()
 
     def _opened(self, llm: LLM | None) -> list[Any]:
-        """The SDK clients that `llm` holds and the one we were given did not."""
+        """The SDK clients that `llm` holds, and the one we were given did not, nor shares their connections."""
+        theirs = [*self._theirs, *(http for one in self._theirs if (http := peek(one, "_client")) is not None)]
         held = [one for one in private(llm).values() if one is not None]
-        return [one for one in held if not any(one is its for its in self._theirs)]
+        return [one for one in held if not any(one is its or peek(one, "_client") is its for its in theirs)]
 
     # ── what is asked ────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _asked(self, llm: LLM, request: ChatRequest, *, is_async: bool) -> tuple[LLM, dict[str, Any], Reader]:
+    def _asked(
+        self, llm: LLM, request: ChatRequest, guard: Guard, *, is_async: bool
+    ) -> tuple[LLM, dict[str, Any], Reader]:
         """The LLM to ask, the keyword arguments of its chat method, and who reads the answer.
 
         Raises:
@@ -340,25 +355,25 @@ class LlamaIndexProvider:
             if "model" not in type(llm).model_fields:
                 raise ProviderError.of(ErrorKind.INCAPABLE, f"{type(llm).__name__} cannot be asked for another model")
             llm = variant(llm, is_async=is_async, model=request.model)
-        if request.max_tokens is not None and self._openai and peek(llm, "max_tokens") is not None:
+        if request.max_tokens is not None and self._dialect.limits_itself and peek(llm, "max_tokens") is not None:
             # LlamaIndex's OpenAI lets its own setting win over the call's.
             llm = variant(llm, is_async=is_async, max_tokens=request.max_tokens)
-        messages, specs = self._history(request)
+        changes: list[Change] = []
+        messages, specs = self._history(request, changes)
+        if changes:
+            guard.notes.extend(summary(changes))
         names: dict[str, str] = {}
         answers_by: str | None = None
         arguments: dict[str, Any] = {"messages": messages}
         if specs or request.output is not None:
             arguments, names, answers_by = self._with_tools_or_schema(llm, request, messages, specs)
-        for key in _PASSED_ON:
-            if (value := getattr(request, key)) is not None:
-                arguments[key] = value
-        if request.stop:
-            arguments["stop"] = list(request.stop)
+        if options := self._dialect.options(llm, request, messages):
+            joined(arguments, options)
         if self._reports_usage_when_asked and request.streaming:
             arguments.setdefault("stream_options", {"include_usage": True})
-        if request.extra:
-            arguments |= request.extra.get(self.name, {})
-        return llm, arguments, Reader(names, answers_by)
+        if request.extra and (extra := request.extra.get(self.name)):
+            self._dialect.add(arguments, extra)
+        return llm, arguments, Reader(names, answers_by, tells_end=self._dialect.tells_end)
 
     def _with_tools_or_schema(
         self, llm: LLM, request: ChatRequest, messages: list[ChatMessage], specs: Sequence[ToolSpec]
@@ -366,35 +381,40 @@ class LlamaIndexProvider:
         """The arguments, the request's names of the tools by those on the wire, and the tool that is the answer."""
         names = {wire_name(spec.name, self._rules): spec.name for spec in request.tools}
         chosen = {theirs: wire for wire, theirs in names.items()}.get(request.tool_choice or "", request.tool_choice)
-        tools = list(specs) if chosen != "none" else []
         output, answers_by = request.output, None
-        way = None if output is None else way_of(llm)
+        way = None if output is None else self._dialect.way(llm, request)
+        free = bool(request.tools) and chosen != "none"
+        tools = list(specs) if free or self._dialect.declares_always else []
         if output is not None and way == "tool":
             spec = answer_tool(output, self._rules)
             answers_by = spec.name
             # Beside tools of the caller's it is one more, and one of them must be called.
-            forced = spec.name if not tools else chosen if chosen in names else "any"
+            forced = spec.name if not free else chosen if chosen in names else "any"
             chosen, tools = forced, [*tools, spec]
         elif output is not None and way == "words":
             messages = instructed(messages, output.schema)
         arguments: dict[str, Any] = {"messages": messages}
         if tools:
-            arguments = with_tools(llm, tools, messages, chosen, request)
+            arguments = self._dialect.tools(llm, tools, messages, chosen, request)
         if output is not None and way == "schema":
-            arguments["response_format"] = response_format(output)
+            joined(arguments, self._dialect.schema(output))
         return arguments, names, answers_by
 
-    def _history(self, request: ChatRequest) -> tuple[list[ChatMessage], Sequence[ToolSpec]]:
+    def _history(self, request: ChatRequest, changes: list[Change]) -> tuple[list[ChatMessage], Sequence[ToolSpec]]:
         """LlamaIndex's own messages where all that is opaque in them is this LLM's, else the neutral ones, prepared."""
-        native = request.native
+        native, rules = request.native, self._rules
+        signatures = self._dialect.signatures
         if native is not None and native.framework == FRAMEWORK and not native.added and self._is_ours(request):
-            tools = with_stubs(request.tools, (), self._rules) if request.tools else ()
-            return [self._copy(message) for message in native.messages], tools
+            called = request.messages if rules.needs_declared_tools else ()
+            tools = with_stubs(request.tools, called, rules) if request.tools or called else ()
+            messages = [self._copy(message) for message in native.messages]
+            return self._dialect.ready(messages, signatures(request.messages), request.model or self.model), tools
         going_on, origin = request.continues, self._origin
         if request.model is not None:
             origin = replace(origin, model=request.model)
-        kept = prepare(request.messages, origin=origin, rules=self._rules, keep_trailing_assistant=going_on)
-        return from_messages(kept), with_stubs(request.tools, kept, self._rules)
+        kept = prepare(request.messages, origin=origin, rules=rules, keep_trailing_assistant=going_on, changes=changes)
+        messages = self._dialect.ready(from_messages(kept), signatures(kept), request.model or self.model)
+        return messages, with_stubs(request.tools, kept, rules)
 
     def _is_ours(self, request: ChatRequest) -> bool:
         """Whether this LLM alone wrote what is opaque in the conversation, and every call in it has its answer."""
@@ -410,6 +430,8 @@ class LlamaIndexProvider:
                 if isinstance(block, ToolCallBlock):
                     asked.append(block.tool_call_id)
                     opaque = True
+                    if block.tool_name != wire_name(block.tool_name, self._rules):
+                        return False
                 elif isinstance(block, ThinkingBlock):
                     opaque = True
             if kwargs := message.additional_kwargs:
@@ -453,7 +475,7 @@ class LlamaIndexProvider:
                 # The open connections of a copy hold its loop, so that the dictionary alone would never let go of it.
                 for ended in [other for other in self._copies if other.is_closed()]:
                     del self._copies[ended]
-                self._copies[loop] = self.llm.model_copy()
+                self._copies[loop] = for_one_loop(self.llm)
             return self._copies[loop]
 
     # ── what is told ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -41,7 +41,7 @@ from shared_core.routing.target import Target
 if TYPE_CHECKING:
     from shared_core.history import Change
 
-__all__ = ["AnthropicProvider"]
+__all__ = ["AnthropicProvider", "closed"]
 
 _URL = "https://api.anthropic.com"
 _MAX_TOKENS = 8_192
@@ -229,7 +229,7 @@ class AnthropicProvider(SdkProvider):
                 choice = {"type": "tool", "name": self._wire_name(request.tool_choice)}
         if request.output is not None:
             if not self._forces_schema(request):
-                call["output_config"] = {"format": {"type": "json_schema", "schema": _closed(request.output.schema)}}
+                call["output_config"] = {"format": {"type": "json_schema", "schema": closed(request.output.schema)}}
             else:
                 wire.append(_tool(answer_tool(request.output)))
                 # With other tools on offer the model must stay free to call them first.
@@ -343,18 +343,18 @@ def _tool(tool: ToolSpec) -> dict[str, Any]:
         wire["description"] = tool.description
     if tool.strict:
         wire["strict"] = True
-        wire["input_schema"] = _closed(tool.parameters)
+        wire["input_schema"] = closed(tool.parameters)
     return wire
 
 
-def _closed(schema: Any) -> Any:
+def closed(schema: Any) -> Any:
     """The schema with every object closed, as Anthropic's structured outputs demand."""
     if isinstance(schema, Mapping):
-        out = {key: _closed(value) for key, value in schema.items()}
+        out = {key: closed(value) for key, value in schema.items()}
         if out.get("type") == "object" and "properties" in out:
             out.setdefault("additionalProperties", False)
         return out
-    return [_closed(item) for item in schema] if isinstance(schema, (list, tuple)) else schema
+    return [closed(item) for item in schema] if isinstance(schema, (list, tuple)) else schema
 
 
 def _turn_without_thought(messages: Sequence[Message]) -> bool:

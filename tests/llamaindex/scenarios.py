@@ -10,17 +10,10 @@ from llamaindex_fallback import FallbackLLM, LlamaIndexProvider
 from llamaindex_fallback.testing import read_and_answer
 from shared_core import BreakerConfig, Target, Timeouts
 from shared_core.testing import Answer, Fault, FaultServer, SeenRequest, Usage
-from tests.llamaindex.stand_in import AnthropicStandIn, GoogleStandIn
-from tests.llamaindex.world import CLAUDE, GEMINI, KEY, PRIMARY, wrapped
+from tests.llamaindex.world import CLAUDE, GEMINI, KEY, PRIMARY, wrapped, wrapped_claude, wrapped_gemini
 
 Vendor = Literal["openai", "anthropic", "google"]
 MODELS: Mapping[Vendor, str] = {"openai": PRIMARY, "anthropic": CLAUDE, "google": GEMINI}
-STAND_INS: Mapping[str, str] = {
-    "anthropic": "llama-index-llms-anthropic cannot be installed beside anthropic 2: an LLM of ours stands in",
-    "google": "llama-index-llms-google-genai is not installed: an LLM of ours stands in",
-}
-"""Vendors whose own LlamaIndex class is not what is wrapped here, and why."""
-
 PAIRS: tuple[tuple[Vendor, Vendor], ...] = (
     ("openai", "anthropic"),
     ("anthropic", "openai"),
@@ -43,10 +36,13 @@ def native(server: FaultServer, vendor: Vendor, **limits: Any) -> Target:
 
 def ready(server: FaultServer, vendor: Vendor) -> Any:
     """A LlamaIndex LLM as a user would have made it, retries and all."""
-    if vendor == "openai":
-        return wrapped(server, MODELS[vendor], max_retries=3)
-    made = AnthropicStandIn if vendor == "anthropic" else GoogleStandIn
-    return made(model=MODELS[vendor], address=address_of(server, vendor), key=KEY)
+    match vendor:
+        case "openai":
+            return wrapped(server, MODELS[vendor], max_retries=3)
+        case "anthropic":
+            return wrapped_claude(server, max_retries=3)
+        case "google":
+            return wrapped_gemini(server, max_retries=3)
 
 
 def around(server: FaultServer, vendor: Vendor, **limits: Any) -> Target:
@@ -129,12 +125,6 @@ class Cell:
     def serving(self) -> Vendor:
         """The vendor that answers."""
         return self.primary if self.fault == "well" else self.fallback
-
-    @property
-    def stood_in(self) -> list[str]:
-        """Vendors whose ready LLM is a stand-in."""
-        given = zip((self.primary, self.fallback), MIXES[self.mix], strict=True)
-        return [vendor for vendor, make in given if make is around and vendor in STAND_INS]
 
     def __str__(self) -> str:
         return f"{self.primary} then {self.fallback}, {self.mix}, primary {self.fault}"

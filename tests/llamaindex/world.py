@@ -33,6 +33,22 @@ def wrapped(server: FaultServer, model: str, **options: Any) -> Any:
     return integration.OpenAI(model=model, api_base=server.openai_url, api_key=KEY, **{"max_retries": 0, **options})
 
 
+def wrapped_claude(server: FaultServer, model: str = CLAUDE, **options: Any) -> Any:
+    """LlamaIndex's own Anthropic class; skips where it is left out."""
+    integration = pytest.importorskip("llama_index.llms.anthropic", reason="LlamaIndex's Anthropic class is left out")
+    settings = {"max_tokens": 1024, "max_retries": 0, **options}
+    return integration.Anthropic(model=model, base_url=server.anthropic_url, api_key=KEY, **settings)
+
+
+def wrapped_gemini(server: FaultServer, model: str = GEMINI, **options: Any) -> Any:
+    """LlamaIndex's own Gemini class; skips where it is left out. It is told its limits, or it would ask its server."""
+    integration = pytest.importorskip(
+        "llama_index.llms.google_genai", reason="LlamaIndex's Gemini class needs google-genai<3"
+    )
+    settings = {"max_tokens": 1024, "context_window": 1_000_000, "max_retries": 0, **options}
+    return integration.GoogleGenAI(model=model, http_options={"base_url": server.google_url}, api_key=KEY, **settings)
+
+
 def claude(server: FaultServer, **options: Any) -> Target:
     return Target(f"anthropic:{CLAUDE}", base_url=server.anthropic_url, api_key=KEY, **options)
 

@@ -177,22 +177,17 @@ def _llamaindex_matrix(facts: Mapping[str, Any]) -> str:
     for primary, fallback, mix in dict.fromkeys(key[:3] for key in cells):
         mine = [cells.get((primary, fallback, mix, fault)) for fault in faults]
         told = ("–" if row is None else f"{row['passed']} of {row['scenarios']}" for row in mine)
-        marked = {vendor for row in mine if row for vendor in row["stand_ins"]}
-        first, second = (f"{_VENDORS[v]}{' *' if v in marked else ''}" for v in (primary, fallback))
-        rows.append((f"{first} → {second}, {_LLAMAINDEX_MIXES.get(mix, mix)}", *told))
+        rows.append((f"{_VENDORS[primary]} → {_VENDORS[fallback]}, {_LLAMAINDEX_MIXES.get(mix, mix)}", *told))
     return f"{_table(('the primary', *faults), rows)}\n\n{_measured(facts)}"
 
 
 def _llamaindex_matrix_exceptions(facts: Mapping[str, Any]) -> str:
-    """What does not pass, and what is not what it stands for."""
+    """What does not pass."""
     rows: list[tuple[Any, ...]] = []
     for row in facts["cells"]:
         cell = f"{row['primary']} → {row['fallback']}, {row['mix']}, {row['fault']}"
         for kind in ("failed", "skipped", "exceptions"):
             rows += [(name, cell, f"{kind}: {why}") for name, why in row[kind].items()]
-    for vendor, why in facts["stand_ins"].items():
-        count = sum(vendor in row["stand_ins"] for row in facts["cells"])
-        rows.append(("every scenario", f"{_VENDORS[vendor]} *, {count} cells", why))
     return _table(("scenario", "where", "why"), rows)
 
 
