@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from shared_core.providers.llama_cpp.schedule import Admitted, Crashes, Rates, Schedule, TurnedAway, Work
+from shared_core.providers.llama_cpp.schedule import AHEAD_AFTER_S, Admitted, Crashes, Rates, Schedule, TurnedAway, Work
 
 INF = math.inf
 USUAL = Work(1000, 100)
@@ -193,17 +193,25 @@ def prompt(text: str, op: str = "prefill", **given: Any) -> Asked:
 def test_a_prompt_is_read_ahead_only_while_nobody_waits_and_makes_way_for_another():
     schedule: Schedule[Asked] = Schedule(4)
     ahead = prompt("a")
-    schedule.read_ahead(ahead)
+    schedule.read_ahead(ahead, -AHEAD_AFTER_S)
     assert schedule.next(0.0) is ahead
     assert schedule.makes_way() is None
     schedule.submit(prompt("b", "generate"), 0.0, left_s=INF)
     assert schedule.makes_way() is ahead
 
 
+def test_a_prompt_is_not_read_before_the_hosted_call_has_had_its_moment():
+    schedule: Schedule[Asked] = Schedule(4)
+    schedule.read_ahead(prompt("a"), 10.0)
+    assert schedule.next(10.0 + AHEAD_AFTER_S / 2) is None
+    assert schedule.next_reading() == 10.0 + AHEAD_AFTER_S
+    assert schedule.next(10.0 + AHEAD_AFTER_S).name == "a"
+
+
 def test_a_prompt_that_is_read_ahead_does_not_make_way_for_its_own_request():
     schedule: Schedule[Asked] = Schedule(4)
     ahead = prompt("a")
-    schedule.read_ahead(ahead)
+    schedule.read_ahead(ahead, -AHEAD_AFTER_S)
     schedule.next(0.0)
     schedule.submit(prompt("a", "generate"), 0.0, left_s=INF)
     assert schedule.makes_way() is None
@@ -212,8 +220,8 @@ def test_a_prompt_that_is_read_ahead_does_not_make_way_for_its_own_request():
 def test_a_prompt_is_read_once_and_again_after_another_conversation_was_served():
     schedule: Schedule[Asked] = Schedule(4)
     ahead = prompt("a")
-    schedule.read_ahead(ahead)
-    schedule.read_ahead(prompt("b"))
+    schedule.read_ahead(ahead, -AHEAD_AFTER_S)
+    schedule.read_ahead(prompt("b"), -AHEAD_AFTER_S)
     assert schedule.next(0.0) is ahead
     schedule.ended(ahead, whole=True)
     assert schedule.next(0.0) is None, "it is read, and the next would push it out"
@@ -224,18 +232,18 @@ def test_a_prompt_is_read_once_and_again_after_another_conversation_was_served()
 def test_a_forgotten_prompt_lets_the_next_be_read_and_tells_whether_it_is_to_be_stopped():
     schedule: Schedule[Asked] = Schedule(4)
     first, second = prompt("a"), prompt("b")
-    schedule.read_ahead(first)
-    schedule.read_ahead(second)
+    schedule.read_ahead(first, -AHEAD_AFTER_S)
+    schedule.read_ahead(second, -AHEAD_AFTER_S)
     schedule.next(0.0)
     assert not schedule.forget(second)
     assert schedule.forget(first)
     schedule.ended(first)
-    assert not schedule.wants_reading
+    assert schedule.next_reading() == INF
 
 
 def test_a_prompt_that_is_read_ahead_is_no_request_for_those_who_come():
     schedule = measured(bound=0)
-    schedule.read_ahead(prompt("a"))
+    schedule.read_ahead(prompt("a"), -AHEAD_AFTER_S)
     schedule.next(0.0)
     assert schedule.wait_s(0.0) == 0.0
     assert isinstance(schedule.submit(Asked(within_s=0.0), 0.0, left_s=0.0), Admitted)
@@ -331,6 +339,7 @@ class Line(RuleBasedStateMachine):
             self.running = given
         elif given is not None:
             assert given is self.ahead[0], "only the first prompt is read ahead, and only while nobody waits"
+            assert self.now >= self.came[given] + AHEAD_AFTER_S
             self.running = given
 
     @precondition(lambda self: self.running is not None)
@@ -372,8 +381,9 @@ class Line(RuleBasedStateMachine):
     @rule(text=st.sampled_from("ab"))
     def read_ahead(self, text: str) -> None:
         call = prompt(text)
-        self.schedule.read_ahead(call)
+        self.schedule.read_ahead(call, self.now)
         self.ahead.append(call)
+        self.came[call] = self.now
 
     @precondition(lambda self: self.ahead)
     @rule(data=st.data())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import time
@@ -266,7 +267,7 @@ def test_a_standby_that_cannot_be_loaded_is_logged_and_shown_and_hurts_nobody(st
 @pytest.mark.parametrize("face", FACES)
 def test_the_failover_finds_its_prompt_read(standing_by, noise, face):
     def hosted(request):
-        assert until(lambda: not supervisor(local)._schedule.wants_reading and local.report().facts["serving"] == 0)
+        assert until(lambda: supervisor(local)._schedule._read is not None)
         return ErrorKind.CONNECT
 
     router, local = standing_by(hosted)
@@ -314,14 +315,14 @@ def test_an_answer_of_the_hosted_target_stops_the_reading(standing_by):
     pid = local.pid
     router.invoke(ChatRequest((user("abc " * 900),), max_tokens=2))
     assert until(lambda: local.report().facts["serving"] == 0)
-    assert not supervisor(local)._schedule.wants_reading
+    assert supervisor(local)._schedule.next_reading() == math.inf
     assert local.pid == pid
     assert answer(local, "x", max_tokens=2).usage.output_tokens == 2
 
 
 def test_a_prompt_that_cannot_be_read_ahead_is_given_up(standing_by):
     def hosted(request):
-        assert until(lambda: not supervisor(local)._schedule.wants_reading)
+        assert until(lambda: not supervisor(local)._schedule._ahead)
         return "ok"
 
     router, local = standing_by(hosted, n_ctx=256)

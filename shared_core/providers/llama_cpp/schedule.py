@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from math import inf
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
-__all__ = ["Admitted", "Crashes", "Rates", "Schedule", "TurnedAway", "Work"]
+__all__ = ["AHEAD_AFTER_S", "Admitted", "Crashes", "Rates", "Schedule", "TurnedAway", "Work"]
 
 CRASH_WINDOW_S = 60.0
 _KEEP = 0.8
 """What an older measurement weighs beside the next one: the last five or so count."""
+AHEAD_AFTER_S = 0.05
+"""Seconds after which a prompt is begun to be read ahead."""
 _AHEAD_BOUND = 8
 """Prompts that may wait to be read ahead; more are not read."""
 
@@ -132,7 +134,8 @@ class Schedule(Generic[C]):
         self._speaking = False
         self._line: list[_Place[C]] = []
         self._numbers = 0
-        self._ahead: list[C] = []
+        self._ahead: list[tuple[float, C]] = []
+        """Prompts to be read ahead, each with the moment from which on."""
         self._read: C | None = None
         """The prompt in `_ahead` that has been read, and is still in the model's memory as far as we know."""
 
@@ -197,8 +200,8 @@ class Schedule(Generic[C]):
             return None
         if self._line:
             self.running = self._line.pop(0).call
-        elif self._ahead and self._read is not self._ahead[0]:
-            self.running = self._ahead[0]
+        elif now >= self.next_reading():
+            self.running = self._ahead[0][1]
         self._given_at, self._speaking = now, False
         return self.running
 
@@ -226,7 +229,7 @@ class Schedule(Generic[C]):
             return
         self.running = None
         if call.op == "prefill":
-            if whole and call in self._ahead:
+            if whole and any(other is call for _, other in self._ahead):
                 self._read = call
         elif call.op == "generate":
             self._read = None  # another conversation may have taken its place in the model's memory
@@ -249,15 +252,18 @@ class Schedule(Generic[C]):
 
     # ── prompts to be read ahead ─────────────────────────────────────────────────────────────────────────────────────
 
-    def read_ahead(self, call: C) -> None:
-        """Read this prompt when nobody needs the model, until `forget`. The first to come is read first, and stays."""
+    def read_ahead(self, call: C, now: float) -> None:
+        """Read this prompt while nobody needs the model, until `forget`. The first to come is read first, and stays.
+
+        Not at once: a hosted call that is answered within a moment needs no help, and one that is just being sent is
+        not to be disturbed.
+        """
         if len(self._ahead) < _AHEAD_BOUND:
-            self._ahead.append(call)
+            self._ahead.append((now + AHEAD_AFTER_S, call))
 
     def forget(self, call: C) -> bool:
         """It is not needed any more. Whether it is being read right now, and has to be stopped."""
-        if call in self._ahead:
-            self._ahead.remove(call)
+        self._ahead = [(at, other) for at, other in self._ahead if other is not call]
         if self._read is call:
             self._read = None
         return self.running is call
@@ -266,10 +272,9 @@ class Schedule(Generic[C]):
         """The process is gone, and what it had read with it: prompts are to be read anew."""
         self._read = None
 
-    @property
-    def wants_reading(self) -> bool:
-        """Whether a prompt is to be read ahead."""
-        return bool(self._ahead) and self._read is not self._ahead[0]
+    def next_reading(self) -> float:
+        """When a prompt is to be read ahead; infinity if there is none that is not."""
+        return self._ahead[0][0] if self._ahead and self._read is not self._ahead[0][1] else inf
 
     # ── figures ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

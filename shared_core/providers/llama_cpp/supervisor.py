@@ -167,7 +167,7 @@ class Supervisor:
         with self._lock:
             if self._closed:
                 return
-            self._schedule.read_ahead(call)
+            self._schedule.read_ahead(call, time.monotonic())
         self._nudge()
 
     def forget(self, call: Call) -> None:
@@ -364,8 +364,8 @@ class Supervisor:
                     until = min(until, self._started_at + self._startup_timeout_s + 0.01)
                 else:
                     until = min(until, self._schedule.next_expiry())
-                    if self._schedule.running is None and (self._schedule.waiting or self._schedule.wants_reading):
-                        return 0.0
+                    if self._schedule.running is None:
+                        until = 0.0 if self._schedule.waiting else min(until, self._schedule.next_reading())
             elif self._schedule.waiting or self._warming:
                 until = min(until, self._crashes.not_before)
         return None if until == float("inf") else max(0.0, until - time.monotonic())

@@ -3,6 +3,7 @@
     python -m shared_core.providers.llama_cpp.worker <socket fd> <parent pid> <address space limit in bytes, or 0>
 
 Two threads: the main one reads messages, so that a cancel is heard at once; the compute thread alone touches llama.cpp.
+(Prompts that are read ahead are lent to a third one, of the lowest priority, while the compute thread waits for it.)
 The process ends when its socket does, and the kernel ends it when its parent's owning thread is gone.
 
     parent -> worker   load {settings}; generate | count | prefill {id, job}; cancel {id}; health {id}; shutdown
@@ -32,13 +33,20 @@ __all__ = ["Worker", "main"]
 Json = dict[str, Any]
 
 
+_LOWEST = 19
+"""The nice value of the thread that reads ahead."""
+
+
 class Worker:
-    """Both threads and what they share."""
+    """The threads and what they share."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._sending = threading.Lock()
         self._jobs: queue.SimpleQueue[Json | None] = queue.SimpleQueue()
+        self._lent: queue.SimpleQueue[Json] = queue.SimpleQueue()
+        self._returned = threading.Semaphore(0)
+        self._lender: threading.Thread | None = None
         self._model: LocalModel | None = None
         self._turn = threading.Lock()  # guards the two below and the abort flag
         self._current: int | None = None
@@ -81,8 +89,25 @@ class Worker:
         while (message := self._jobs.get()) is not None:
             if message["op"] == "load":
                 self._load(message["settings"])
+            elif message["op"] == "prefill":
+                self._lend(message)
             else:
                 self._serve_one(message)
+
+    def _lend(self, message: Json) -> None:
+        """Have it served by a thread that makes way for everybody else on this machine: nobody waits for it yet."""
+        if self._lender is None:
+            self._lender = threading.Thread(target=self._compute_ahead, name="llama-ahead", daemon=True)
+            self._lender.start()
+        self._lent.put(message)
+        self._returned.acquire()
+
+    def _compute_ahead(self) -> None:
+        if sys.platform == "linux":  # elsewhere a thread has no priority of its own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+        while True:
+            self._serve_one(self._lent.get())
+            self._returned.release()
 
     def _load(self, settings: Json) -> None:
         on_line = self._log_line if settings.get("log_lines") else None
