@@ -103,6 +103,8 @@ class FallbackLLM(FunctionCallingLLM):
             if key not in router_options():
                 valid = {"models", "router", *router_options(), *type(self).model_fields}
                 raise UnknownOption(f"FallbackLLM has no option {key!r}. {nearest(key, valid)}")
+        if theirs.get("num_output") == -1:
+            del theirs["num_output"]  # LlamaIndex's word for unknown
         super().__init__(**{key: value for key, value in theirs.items() if value is not None})
         if router is not None:
             if models is not None or options:

@@ -156,6 +156,12 @@ def test_metadata_is_what_every_target_can_do(targets, options, window, output, 
     assert facts.is_chat_model
 
 
+def test_another_llms_limits_may_be_passed_on_as_they_are():
+    """-1 is LlamaIndex's word for an unknown length, and its OpenAI's for most models."""
+    assert FallbackLLM([ScriptedProvider("Hi")], num_output=-1).metadata.num_output == -1
+    assert FallbackLLM([ScriptedProvider("Hi")], num_output=-1, max_tokens=200).metadata.num_output == 200
+
+
 def test_a_disabled_target_does_not_count():
     """Only who may serve is asked what it can do."""
     small = Target(provider=ScriptedProvider(model="s", capabilities=Capabilities(context_window=10)), enabled=False)
