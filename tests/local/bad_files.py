@@ -8,6 +8,7 @@ meet(path)        a provider, a load and an answer: what came of it
 from __future__ import annotations
 
 import random
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,6 +61,11 @@ def meet(path: Path, *, load: bool = True) -> Met:
     finally:
         if provider is not None:
             provider.close()
+
+
+def matches(met: Met, how: str, reason: str) -> bool:
+    """Whether a file of the table was met as the table says."""
+    return met.how == how and re.search(reason, met.said) is not None
 
 
 def header_length(whole: bytes) -> int:

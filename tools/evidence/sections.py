@@ -64,6 +64,11 @@ SECTIONS: Mapping[str, Section] = {
             ("llama-index-core", "llama-index-llms-openai", *_SDKS),
         ),
         Section(
+            "local",
+            "the local model: speed, cancelling, coming back, going on exactly, schemas, bad files, many callers",
+            "tools.evidence.local:figures", ("llama-cpp-python", "xllamacpp", "jsonschema", "gguf"),
+        ),
+        Section(
             "bench", "what the product costs on the request path, beside its peers",
             "tools.evidence.bench:figures", ("langchain-core", "genai-prices"),
         ),

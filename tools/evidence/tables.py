@@ -195,6 +195,124 @@ def _llamaindex_scenarios(facts: Mapping[str, Any]) -> str:
     return _table(("scenario", "what it is"), facts["scenarios"].items())
 
 
+def _local_speed(facts: Mapping[str, Any]) -> str:
+    rows = (
+        (
+            row["name"], _unit(row["value"], row["unit"]), row["peer"], _unit(row["peer_value"], row["unit"]),
+            row["ratio"], row.get("limit"), row.get("holds"),
+        )
+        for row in facts["speed"]
+    )  # fmt: skip
+    head = ("what", "ours", "beside", "it alone", "ratio", "promise", "kept")
+    return f"{_table(head, rows)}\n\n{_measured(facts)}"
+
+
+_KILLS = {
+    "killed_idle": "kill -9 while idle: the next first token",
+    "killed_in_the_middle": "kill -9 in an answer: its next text",
+    "with_standby_once_ready": "kill -9, a standby loads anew: the first token once it is ready",
+}
+
+
+def _local_control(facts: Mapping[str, Any]) -> str:
+    """Letting go, coming back, taking over."""
+    rows: list[tuple[Any, ...]] = []
+
+    def told(what: str, engine: str, spread: Mapping[str, Any], promise: str, holds: bool | None) -> None:
+        figures = (f"{spread[key]:g} ms" for key in ("p50_ms", "p99_ms", "max_ms"))
+        rows.append((what, engine, spread["times"], *figures, promise, holds))
+
+    for engine, found in facts["cancel"].items():
+        for who, what in (("caller_free", "the caller is free"), ("model_free", "the model is free")):
+            for face, spread in found[who].items():
+                what_ = f"{face} caller goes while its prompt is read: {what}"
+                told(what_, engine, spread, "p99 <= 50 ms", spread["p99_ms"] <= 50)
+    for engine, found in facts["restart"].items():
+        for key, what in _KILLS.items():
+            told(what, engine, found[key], "<= 600 ms", found[key]["max_ms"] <= 600)
+    head = ("what", "engine", "times", "p50", "p99", "worst", "promise", "kept")
+    return _table(head, rows)
+
+
+def _local_prefill(facts: Mapping[str, Any]) -> str:
+    found = facts["prefill"]
+    waits = found["first_token_after_the_failure_ms"]
+    rows: list[tuple[Any, ...]] = [(f"a hosted target fails: first local token, {mode}", f"{ms:g} ms")
+                                   for mode, ms in waits.items()]  # fmt: skip
+    rows.append(("reading the prompt ahead is faster than being warm by a factor of", found["gain"]))
+    for mode, what in (("alone", "without one"), ("prefill", "while one reads ahead")):
+        spread = found["hosted_first_token"][mode]
+        told = f"{spread['p50_ms']:g} ms, p99 {spread['p99_ms']:g} ms"
+        rows.append((f"first token of a hosted target that is well, {what}", told))
+    return _table(("what", "figure"), rows)
+
+
+def _local_holds(facts: Mapping[str, Any]) -> str:
+    """Exact continuations, schemas, tool choices."""
+    rows: list[tuple[Any, ...]] = [
+        (f"{row['what']} cut at every character and gone on with", row["engine"], row["cuts"],
+         f"{row['exact']:,} exact", row["exact"] == row["cuts"])
+        for row in facts["continuation"]
+    ]  # fmt: skip
+    words = {
+        "valid": "valid", "refused_before": "refused beforehand", "refused_after_check": "refused after the check",
+        "cut_by_limit": "cut by the token limit, and said so", "invalid": "**invalid**", "untyped": "**untyped error**",
+    }  # fmt: skip
+    for row in facts["schemas"]:
+        what = f"answers of {row['model']} in {row['schemas']} schemas of which {row['kind']}"
+        told = ", ".join(f"{row[key]} {word}" for key, word in words.items() if row[key])
+        rows.append((what, row["engine"], row["samples"], told, not (row["invalid"] or row["untyped"])))
+    for engine in dict.fromkeys(row["engine"] for row in facts["tool_choices"]):
+        for choice in dict.fromkeys(row["choice"] for row in facts["tool_choices"]):
+            mine = [row for row in facts["tool_choices"] if (row["engine"], row["choice"]) == (engine, choice)]
+            asked, right, calls, refused = (
+                sum(row[key] for row in mine) for key in ("samples", "as_it_should", "calls", "refused_after_check")
+            )
+            told = f"{right} as they should be, {calls} calls"
+            told += f", {refused} refused after the check" if refused else ""
+            rows.append((f"tool choice `{choice}`, streamed and whole", engine, asked, told, right + refused == asked))
+    return _table(("what", "engine", "times", "came of it", "as promised"), rows)
+
+
+_MET = {"refused": "where it is configured", "load": "when it is loaded", "answer": "by the first answer"}
+
+
+def _local_bad_files(facts: Mapping[str, Any]) -> str:
+    found = facts["bad_files"]
+    rows = [(name, _MET.get(row["met"], f"**{row['met']}**"), row["said"], row["as_expected"])
+            for name, row in found["table"].items()]  # fmt: skip
+    counts = (
+        ("damaged headers, each used as a target", found["mutants"]),
+        ("refused where they are configured", found["refused_by_the_reader"]),
+        ("refused by llama.cpp, with its reason", found["refused_by_llama_cpp"]),
+        ("ended llama.cpp's process; an error with its last words here", found["killed_its_process"]),
+        ("failed when asked, with a typed error", found["failed_when_asked"]),
+        ("loaded and answered: the damage does not matter", found["loaded_and_answered"]),
+        ("**errors without a reason**", found["errors_without_a_reason"]),
+        ("**other exceptions, or the end of this program**", found["untyped_errors"]),
+    )
+    return f"{_table(('what', 'count'), counts)}\n\n{_table(('file', 'refused', 'what is said', 'as expected'), rows)}"
+
+
+def _local_soak(facts: Mapping[str, Any]) -> str:
+    found = facts["soak"]
+    errors = ", ".join(f"{count} × {name}" for name, count in found["typed_errors"].items()) or "none"
+    rows = (
+        ("callers, threads and tasks mixed", found["callers"]),
+        ("for", f"{found['seconds']:g} s"),
+        ("right answers", found["right"]),
+        ("requests that were walked away from", found["cancelled"]),
+        ("typed errors", errors),
+        ("kill -9 of the worker, at", ", ".join(f"{at:g} s" for at in found["killed_at_s"])),
+        ("an answer takes, waiting included", f"{found['answer_p50_ms']:g} ms, p99 {found['answer_p99_ms']:g} ms"),
+        ("the event loop is late by", f"p99 {found['loop_stall_p99_ms']:g} ms, max {found['loop_stall_max_ms']:g} ms"),
+        ("growth of this process's memory", f"{found['memory_growth_mib']:g} MiB"),
+        ("**wrong answers, untyped errors, callers that hang, processes, threads and descriptors left**",
+         "none" if not found["faults"] else "; ".join(found["faults"])),
+    )  # fmt: skip
+    return _table(("what", "figure"), rows)
+
+
 def _bench(facts: Mapping[str, Any]) -> str:
     rows = (
         (
@@ -262,6 +380,12 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "llamaindex-matrix": ("llamaindex_matrix", _llamaindex_matrix),
     "llamaindex-matrix-exceptions": ("llamaindex_matrix", _llamaindex_matrix_exceptions),
     "llamaindex-scenarios": ("llamaindex_matrix", _llamaindex_scenarios),
+    "local-speed": ("local", _local_speed),
+    "local-control": ("local", _local_control),
+    "local-prefill": ("local", _local_prefill),
+    "local-holds": ("local", _local_holds),
+    "local-bad-files": ("local", _local_bad_files),
+    "local-soak": ("local", _local_soak),
     "bench": ("bench", _bench),
     "mutants": ("mutants", _mutants),
 }
