@@ -47,6 +47,7 @@ def row(
     at_most: float | None = None,
     at_least: float | None = None,
     ratio_at_most: float | None = None,
+    ratio_at_least: float | None = None,
 ) -> Row:
     """A row, judged against its limit."""
     limit, holds = None, None
@@ -56,6 +57,8 @@ def row(
         limit, holds = f">= {at_least:g} {unit}", value >= at_least
     elif ratio_at_most is not None and ratio is not None:
         limit, holds = f"ratio <= {ratio_at_most:g}", ratio <= ratio_at_most
+    elif ratio_at_least is not None and ratio is not None:
+        limit, holds = f"ratio >= {ratio_at_least:g}", ratio >= ratio_at_least
     return Row(name, unit, value, peer, peer_value, ratio, limit, holds)
 
 
@@ -103,10 +106,10 @@ def python_ms(code: str, *, python: str = sys.executable, cwd: Path | None = Non
 class Peer:
     """A peer measured in its own environment: a child process that runs one round whenever it is told to."""
 
-    def __init__(self, python: str, script: Path) -> None:
+    def __init__(self, python: str, script: Path, *arguments: str) -> None:
         env = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         self._child = subprocess.Popen(
-            [python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+            [python, str(script), *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
         self.facts = self._read()
 

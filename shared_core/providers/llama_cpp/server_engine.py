@@ -121,7 +121,6 @@ class ServerEngine:
             if self._on_line is not None:
                 for line in said.lines:
                     self._on_line(line)
-        self.n_ctx = settings["n_ctx"]
         self._read_vocabulary(Path(path))
         self._try_out()
         file = check_model_file(Path(path))
@@ -159,6 +158,8 @@ class ServerEngine:
     def _read_vocabulary(self, path: Path) -> None:
         special = special_tokens(path)
         props = self._ask("GET", "/props")
+        # The server goes no further than the length the model was trained on.
+        self.n_ctx = int(props["default_generation_settings"]["n_ctx"])
         file = check_model_file(path)
         self.vocabulary = Vocabulary(
             markers=special,
@@ -171,14 +172,19 @@ class ServerEngine:
 
     def _try_out(self) -> None:
         prompt = self.tokenise("Hello", trusted=False, first=True) or [0]
-        try:
-            answer = self._server.handle_completions({"prompt": prompt, "n_predict": 1, "logprobs": 5})
-        except Exception as error:
-            raise LoadError(f"the model cannot be run: {error}") from error
-        if wrong := answer.get("error"):
-            raise LoadError(f"the model cannot be run: {wrong.get('message', wrong)}")
-        found = (answer["choices"][0].get("logprobs") or {}).get("content") or []
-        top = [t.get("logprob") for t in (found[0].get("top_logprobs") or ())] if found else []
+        top: list[Any] = []
+        # Of a token that is half a character the server shows no probabilities: then again, held to a letter.
+        for held in ({}, {"grammar": 'root ::= "a"'}):
+            try:
+                answer = self._server.handle_completions({"prompt": prompt, "n_predict": 1, "logprobs": 5, **held})
+            except Exception as error:
+                raise LoadError(f"the model cannot be run: {error}") from error
+            if wrong := answer.get("error"):
+                raise LoadError(f"the model cannot be run: {wrong.get('message', wrong)}")
+            found = (answer["choices"][0].get("logprobs") or {}).get("content") or []
+            top = [t.get("logprob") for t in (found[0].get("top_logprobs") or ())] if found else []
+            if top:
+                break
         if not top:
             raise LoadError("this is not a text generation model (it gives no logits)")
         if any(v is None or not math.isfinite(v) for v in top):

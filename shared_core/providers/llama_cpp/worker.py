@@ -26,9 +26,11 @@ from typing import TYPE_CHECKING, Any
 from shared_core.providers.llama_cpp.wire import FrameError, frame, receive
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from shared_core.providers.llama_cpp.local_model import LocalModel
 
-__all__ = ["Worker", "main"]
+__all__ = ["Teller", "Worker", "main"]
 
 Json = dict[str, Any]
 
@@ -156,9 +158,7 @@ class Worker:
             else:
                 model.engine.abort.clear()
 
-        def emit(event: Json) -> None:
-            self.send({"id": job, **event})
-
+        emit = Teller(job, self.send)
         try:
             wanted = message["job"]
             if message["op"] == "count":
@@ -185,6 +185,39 @@ class Worker:
                 self._current = None
                 self._cancelled.discard(job)
                 model.engine.abort.clear()
+
+
+class Teller:
+    """Passes on what an answer comes to, text of a fast model in larger pieces.
+
+    Text is sent at once unless some was sent less than `HOLD_S` ago; then it waits for the next token. So a model that
+    takes longer than that for a token is never held up, and one that writes thousands a second does not wake its reader
+    for each of them.
+    """
+
+    HOLD_S = 0.002
+
+    def __init__(self, job: int, send: Callable[[Json], None], clock: Callable[[], float] = time.perf_counter) -> None:
+        self._job, self._send, self._clock = job, send, clock
+        self._held: list[str] = []
+        self._next = 0.0
+
+    def __call__(self, event: Json) -> None:
+        """Take an event of the answer."""
+        if event["ev"] != "text":
+            self._flush()
+            self._send({"id": self._job, **event})
+            return
+        self._held.append(event["t"])
+        now = self._clock()
+        if now >= self._next:
+            self._next = now + self.HOLD_S
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._held:
+            self._send({"id": self._job, "ev": "text", "t": "".join(self._held)})
+            self._held.clear()
 
 
 def _die_with_parent(parent: int) -> None:
