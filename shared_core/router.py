@@ -52,7 +52,8 @@ class Router:
     Args:
         targets: whom to ask: 'provider:model' strings, `Target`s, mappings of `Target`'s keywords, `Provider`s. In
             order of preference. Names must be unique.
-        strategy: 'priority' (default), 'round_robin', or a callable that orders `TargetView`s.
+        strategy: 'priority' (default), 'cost', 'performance', 'round_robin', 'weighted' (by `Target.weight`), or a
+            callable that orders `TargetView`s.
         retry: attempts beyond each target's first.
         timeouts: limits in seconds; every target may have its own.
         breaker: when circuits open; None for the defaults.

@@ -146,7 +146,7 @@ def plan(
             excluded.append((route.name, reason))
     if strategy_name != "priority" and len(eligible) > 1:
         by_name = {route.name: route for route in eligible}
-        views = [TargetView(r.target, turn, None, _reader(r, clock), _waiter(r, request)) for r in eligible]
+        views = [TargetView(r.target, turn, r.price, _reader(r, clock), _waiter(r, request)) for r in eligible]
         chosen = [by_name[view.name] for view in strategy(request, views)]
         if len({r.name for r in chosen}) != len(chosen):
             raise ConfigurationError(f"strategy {strategy_name!r} returned a target twice")

@@ -1,11 +1,16 @@
-"""Who is asked first: pure orderings of the eligible targets. A strategy is given frozen views and orders them."""
+"""Who is asked first: pure orderings of the eligible targets. A strategy is given frozen views and orders them.
+
+What a strategy needs to know it reads from its views; what it does not read is not computed.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
+from shared_core.chat.events import Usage
 from shared_core.chat.request import ChatRequest
 from shared_core.errors import ConfigurationError, nearest
 from shared_core.resilience.health import TargetHealth
@@ -14,6 +19,16 @@ from shared_core.routing.target import Target
 
 __all__ = ["STRATEGIES", "RoutingStrategy", "TargetView", "strategy_named"]
 
+_CHARS_PER_TOKEN: Final = 4
+EXPECTED_OUTPUT: Final = 400
+"""Tokens an answer is taken to have when costs are compared, unless `max_tokens` allows fewer."""
+MEASURED: Final = 3
+"""Calls after which a target counts as measured."""
+EXPLORE_EVERY: Final = 10
+"""One call in so many begins with a target that is not measured yet, while there is one."""
+RECHECK_EVERY: Final = 50
+"""One call in so many begins with a measured target that is not the best: it may have become so."""
+
 
 @dataclass(frozen=True, slots=True)
 class TargetView:
@@ -21,7 +36,7 @@ class TargetView:
 
     target: Target
     turn: int
-    price: Price | None = None
+    _price: Callable[[], Price | None] | None = None
     _health: Callable[[], TargetHealth] | None = None
     _wait: Callable[[], float | None] | None = None
 
@@ -29,6 +44,11 @@ class TargetView:
     def name(self) -> str:
         """The target's name."""
         return self.target.name
+
+    @property
+    def price(self) -> Price | None:
+        """What its tokens cost; None where that is unknown."""
+        return self._price() if self._price is not None else None
 
     @property
     def health(self) -> TargetHealth | None:
@@ -49,6 +69,10 @@ class RoutingStrategy(Protocol):
         ...
 
 
+def _name_of(strategy: RoutingStrategy) -> str:
+    return getattr(strategy, "__name__", type(strategy).__name__)
+
+
 def priority(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:
     """As configured."""
     return views
@@ -62,12 +86,103 @@ def round_robin(request: ChatRequest, views: Sequence[TargetView], /) -> Sequenc
     return [*views[first:], *views[:first]]
 
 
-STRATEGIES: Mapping[str, RoutingStrategy] = {
-    "priority": priority,
-    "round_robin": round_robin,
-    "round-robin": round_robin,
+def weighted(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:
+    """Each is first as often as its `Target.weight` says; then the heavier before the lighter.
+
+    Shares are met as evenly as can be (a golden-ratio sequence over the router's calls), not by chance. Weights may sum
+    to anything positive; a target of weight 0 is asked when all others have failed. All of them 0 is as configured.
+    """
+    whole = sum(view.target.weight for view in views)
+    if whole <= 0:
+        return views
+    others = sorted(views, key=lambda view: -view.target.weight)  # stable: equals stay as configured
+    left = (_turn(views) * _GOLDEN % 1.0) * whole
+    for view in others:
+        left -= view.target.weight
+        if left < 0:
+            return [view, *(other for other in others if other is not view)]
+    return others  # the sum was rounded up
+
+
+def _turn(views: Sequence[TargetView]) -> int:
+    """The number of the router's call that these views are for."""
+    return views[0].turn if views else 0
+
+
+_GOLDEN: Final = 0.6180339887498949
+"""The fractional parts of its multiples fill the unit interval more evenly than those of any other number."""
+
+
+def cost(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:
+    """The cheapest for this request first: its own length at the input price, an expected answer at the output price.
+
+    An unknown price is never cheapest: such targets come last, as configured. Equals stay as configured. Local models
+    cost nothing unless they are given a price; one by the second is taken for its usual seconds.
+    """
+    told = sum(len(message.text) for message in request.messages) // _CHARS_PER_TOKEN
+    usage = Usage(told, min(request.max_tokens or EXPECTED_OUTPUT, EXPECTED_OUTPUT))
+
+    def dearness(view: TargetView) -> tuple[bool, int]:
+        price = view.price
+        if price is None:
+            return True, 0
+        seconds = 0.0
+        if price.second and (health := view.health) is not None:
+            seconds = health.latency_p50_s or 0.0
+        return False, price.cost_nano(usage, seconds)
+
+    return sorted(views, key=dearness)
+
+
+def performance(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:
+    """The quickest first, by its own calls: its usual time, to the first token in streams, over its rate of success.
+
+    So one that answers every second time is taken to need twice as long; a local model's queue counts as well. Who is
+    not measured yet comes behind those who are, and before those who never answer. But one call in `EXPLORE_EVERY`
+    begins with such a target, and one in `RECHECK_EVERY` with a measured one that is not the best.
+    """
+    scores = {view.name: _expected_s(request, view) for view in views}
+    measured = sorted((v for v in views if scores[v.name] is not None), key=lambda v: scores[v.name] or 0.0)
+    unknown = [view for view in views if scores[view.name] is None]
+    turn = _turn(views)
+    hopeless = sum(scores[view.name] == math.inf for view in measured)
+    order = [*measured[: len(measured) - hopeless], *unknown, *measured[len(measured) - hopeless :]]
+    ahead: TargetView | None = None
+    if unknown and measured and turn % EXPLORE_EVERY == EXPLORE_EVERY - 1:
+        ahead = unknown[turn // EXPLORE_EVERY % len(unknown)]
+    elif len(measured) > 1 and turn % RECHECK_EVERY == RECHECK_EVERY - 1:
+        ahead = measured[1 + turn // RECHECK_EVERY % (len(measured) - 1)]
+    if ahead is not None:
+        order.remove(ahead)
+        order.insert(0, ahead)
+    return order
+
+
+def _expected_s(request: ChatRequest, view: TargetView) -> float | None:
+    """Seconds until an answer (or its first token) may be expected of it; None while it is not measured."""
+    health = view.health
+    if health is None or health.calls < MEASURED or health.success_rate is None:
+        return None
+    usual = health.first_token_p50_s if request.streaming else health.latency_p50_s
+    if not health.success_rate:
+        return math.inf
+    if usual is None:
+        return None
+    return (view.wait_s or 0.0) + usual / health.success_rate
+
+
+_OWN: Final[Sequence[RoutingStrategy]] = (priority, cost, performance, round_robin, weighted)
+_ALIASES: Final[Mapping[str, RoutingStrategy]] = {
+    "cost_optimized": cost,
+    "lowest_cost": cost,
+    "performance_optimized": performance,
+    "least_latency": performance,
+    "lowest_latency": performance,
+    "latency": performance,
+    "weighted_round_robin": weighted,
 }
-"""Strategies by name."""
+STRATEGIES: Mapping[str, RoutingStrategy] = {**{_name_of(one): one for one in _OWN}, **_ALIASES}
+"""Strategies by name. `-` may stand for `_`; the names that other routers use for the same thing are known too."""
 
 
 def strategy_named(strategy: str | RoutingStrategy) -> tuple[str, RoutingStrategy]:
@@ -77,10 +192,10 @@ def strategy_named(strategy: str | RoutingStrategy) -> tuple[str, RoutingStrateg
         ConfigurationError: no strategy of that name; names the nearest.
     """
     if isinstance(strategy, str):
-        found = STRATEGIES.get(strategy)
+        found = STRATEGIES.get(strategy.replace("-", "_"))
         if found is None:
             raise ConfigurationError(f"unknown strategy {strategy!r}. {nearest(strategy, STRATEGIES)}")
-        return strategy.replace("-", "_"), found
+        return _name_of(found), found
     if not callable(strategy):
         raise ConfigurationError(f"strategy must be a name or a callable, not {type(strategy).__name__}")
-    return getattr(strategy, "__name__", type(strategy).__name__), strategy
+    return _name_of(strategy), strategy
