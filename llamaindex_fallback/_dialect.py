@@ -57,6 +57,8 @@ class Dialect:
     """Whether it fetches what is given by URL itself, and blocks the event loop meanwhile."""
     tells_end = False
     """Whether its streams always say why they ended, so that one that does not was cut."""
+    says_something = False
+    """Whether an empty answer is none, unless it follows a tool's result."""
     declares_always = False
     """Whether tools are declared although none may be called."""
     limits_itself = False
@@ -148,6 +150,7 @@ class _OpenAI(Dialect):
 class _Anthropic(Dialect):
     fetches = True
     tells_end = True
+    says_something = True
     declares_always = True  # a history with calls wants it
 
     def choices(self, cls: type[LLM]) -> frozenset[str]:

@@ -53,19 +53,27 @@ class Reader:
     """
 
     __slots__ = (
-        "_answer_tool", "_calls", "_id", "_last", "_model", "_names", "_reason", "_tells", "_text", "_thought", "_usage"
+        "_answer_tool", "_calls", "_id", "_last", "_may_be_empty", "_model", "_names", "_reason", "_tells", "_text",
+        "_thought", "_usage",
     )  # fmt: skip
 
     def __init__(
-        self, tool_names: Mapping[str, str], answer_tool: str | None = None, *, tells_end: bool = False
+        self,
+        tool_names: Mapping[str, str],
+        answer_tool: str | None = None,
+        *,
+        tells_end: bool = False,
+        may_be_empty: bool = True,
     ) -> None:
         """`tool_names` gives the request's names for the names on the wire.
 
         A call of `answer_tool` is no call: its arguments are the text of the answer, which was asked for in a schema.
-        `tells_end` says beforehand that these streams always have a finish reason.
+        `tells_end` says beforehand that these streams always have a finish reason; `may_be_empty`, that an answer
+        without anything in it is one.
         """
         self._names = tool_names
         self._answer_tool = answer_tool
+        self._may_be_empty = may_be_empty
         self._last: ChatResponse | None = None
         self._text = ""
         self._thought = ""
@@ -125,6 +133,16 @@ class Reader:
         """A call grows; its arguments follow whole."""
         return ToolCallDelta(index) if self._answer_tool is None else ReasoningDelta()
 
+    @property
+    def begun(self) -> bool:
+        """Whether anything has come."""
+        return self._last is not None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the vendor has said why it ended: what goes wrong from then on takes nothing from the answer."""
+        return self._reason is not None
+
     def note(self, raw: Any) -> None:
         """What the SDK has read last, where the integration may have kept it for itself."""
         if raw is not None:
@@ -158,6 +176,8 @@ class Reader:
             unique = id_ if id_ and id_ != name else None
             events.append(ToolCallDelta(index, unique, self._names.get(name, name), arguments, data))
             index += 1
+        if not (self._may_be_empty or events or self._last.message.blocks or self._text):
+            raise ProviderError.of(ErrorKind.MALFORMED, "the answer is empty")
         reason = _REASONS.get((self._reason or "stop").lower(), "other")
         if index and reason == "stop":
             reason = "tool_calls"

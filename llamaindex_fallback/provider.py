@@ -205,8 +205,11 @@ class LlamaIndexProvider:
                 for response in unfinished(answer):
                     response.close()
                 answer.close()
-            if last is not None:
-                reader.note(last())
+            if last is not None and (chunk := last()) is not None:
+                if not reader.begun:
+                    yield from self._rest(chunk, request)
+                    return
+                reader.note(chunk)
             yield from reader.finish()
         except Exception as error:
             if (rest := refused_answer(error)) is not None:
@@ -214,6 +217,9 @@ class LlamaIndexProvider:
                 return
             if (known := self._known(error)) is None:
                 raise
+            if reader.ended and request.streaming:
+                yield from reader.finish()
+                return
             raise known from error
 
     def astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
@@ -259,8 +265,12 @@ class LlamaIndexProvider:
                 for response in unfinished(answer):
                     await response.aclose()
                 await answer.aclose()
-            if last is not None:
-                reader.note(last())
+            if last is not None and (chunk := last()) is not None:
+                if not reader.begun:
+                    for event in self._rest(chunk, request):
+                        yield event
+                    return
+                reader.note(chunk)
             for event in reader.finish():
                 yield event
         except Exception as error:
@@ -270,6 +280,10 @@ class LlamaIndexProvider:
                 return
             if (known := self._known(error)) is None:
                 raise
+            if reader.ended and request.streaming:
+                for event in reader.finish():
+                    yield event
+                return
             raise known from error
 
     async def _threaded(
@@ -373,7 +387,9 @@ class LlamaIndexProvider:
             arguments.setdefault("stream_options", {"include_usage": True})
         if request.extra and (extra := request.extra.get(self.name)):
             self._dialect.add(arguments, extra)
-        return llm, arguments, Reader(names, answers_by, tells_end=self._dialect.tells_end)
+        empty = not self._dialect.says_something or request.continues or messages[-1].role == MessageRole.TOOL
+        reader = Reader(names, answers_by, tells_end=self._dialect.tells_end, may_be_empty=empty)
+        return llm, arguments, reader
 
     def _with_tools_or_schema(
         self, llm: LLM, request: ChatRequest, messages: list[ChatMessage], specs: Sequence[ToolSpec]

@@ -16,11 +16,12 @@ from tests.llamaindex.scenarios import MIXES, MODELS, PAIRS, Cell, Model
 
 AGENTS = [SCENARIOS[name] for name in ("FunctionAgent", "FunctionAgent, whole", "AgentWorkflow", "ReActAgent")]
 BUILT = [
-    Cell("openai", "anthropic", mix, fault)
-    for mix in ("native", "wrapped")
+    Cell("openai", fallback, mix, fault)
+    for fallback, mix in (("anthropic", "native"), ("anthropic", "wrapped"), ("google", "wrapped"))
     for fault in ("answers 503", "cut in the middle")
 ]
 GIVEN = [Cell(*pair, mix, "well") for pair, mix in zip(PAIRS, [*MIXES, *MIXES], strict=False)]
+GIVEN.append(Cell("google", "openai", "wrapped", "well"))
 
 
 @pytest.fixture(scope="module")
