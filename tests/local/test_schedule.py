@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -26,7 +26,6 @@ class Asked:
     work: Work = USUAL
     within_s: float = INF
     op: str = "generate"
-    job: Any = field(default_factory=dict)
     cancelled: bool = False
     rank: float = 0.0
     number: int = 0
@@ -186,17 +185,17 @@ def test_one_whose_caller_has_gone_keeps_nobody_out():
 # ── prompts read ahead ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def prompt(text: str, op: str = "prefill", **given: Any) -> Asked:
-    return Asked(text, op=op, job={"messages": [text], "tools": []}, **given)
+def prompt(name: str) -> Asked:
+    return Asked(name, op="prefill")
 
 
-def test_a_prompt_is_read_ahead_only_while_nobody_waits_and_makes_way_for_another():
+def test_a_prompt_is_read_ahead_only_while_nobody_waits_and_makes_way_for_whoever_comes():
     schedule: Schedule[Asked] = Schedule(4)
     ahead = prompt("a")
     schedule.read_ahead(ahead, -AHEAD_AFTER_S)
     assert schedule.next(0.0) is ahead
     assert schedule.makes_way() is None
-    schedule.submit(prompt("b", "generate"), 0.0, left_s=INF)
+    schedule.submit(Asked(), 0.0, left_s=INF)
     assert schedule.makes_way() is ahead
 
 
@@ -206,15 +205,6 @@ def test_a_prompt_is_not_read_before_the_hosted_call_has_had_its_moment():
     assert schedule.next(10.0 + AHEAD_AFTER_S / 2) is None
     assert schedule.next_reading() == 10.0 + AHEAD_AFTER_S
     assert schedule.next(10.0 + AHEAD_AFTER_S).name == "a"
-
-
-def test_a_prompt_that_is_read_ahead_does_not_make_way_for_its_own_request():
-    schedule: Schedule[Asked] = Schedule(4)
-    ahead = prompt("a")
-    schedule.read_ahead(ahead, -AHEAD_AFTER_S)
-    schedule.next(0.0)
-    schedule.submit(prompt("a", "generate"), 0.0, left_s=INF)
-    assert schedule.makes_way() is None
 
 
 def test_a_prompt_is_read_once_and_again_after_another_conversation_was_served():
@@ -303,10 +293,9 @@ class Line(RuleBasedStateMachine):
         work=st.builds(Work, st.integers(0, 5000), st.integers(1, 400)),
         within=st.sampled_from([0.5, 3.0, 20.0, INF]),
         left=st.sampled_from([0.5, 5.0, 60.0, INF]),
-        text=st.sampled_from("ab"),
     )
-    def ask(self, priority, work, within, left, text) -> None:
-        call = prompt(text, "generate", priority=priority, work=work, within_s=within)
+    def ask(self, priority, work, within, left) -> None:
+        call = Asked(priority=priority, work=work, within_s=within)
         call.rank, call.number = priority, self.count
         self.count += 1
         serving = self.running is not None and self.running.op == "generate"
@@ -378,9 +367,9 @@ class Line(RuleBasedStateMachine):
         self.line = [c for c in self.line if c not in due]
 
     @precondition(lambda self: len(self.ahead) < 8)
-    @rule(text=st.sampled_from("ab"))
-    def read_ahead(self, text: str) -> None:
-        call = prompt(text)
+    @rule()
+    def read_ahead(self) -> None:
+        call = prompt("ahead")
         self.schedule.read_ahead(call, self.now)
         self.ahead.append(call)
         self.came[call] = self.now
@@ -403,7 +392,9 @@ class Line(RuleBasedStateMachine):
         if making_way is not None:
             assert making_way is self.running
             assert making_way.op == "prefill"
-            assert self.order()[0].job != making_way.job
+            assert self.line
+        else:
+            assert self.running is None or self.running.op == "generate" or not self.line
 
 
 TestLine = Line.TestCase

@@ -288,12 +288,13 @@ class CEngine:
         self._cached.clear()
         self._logits_fresh = False
 
-    def _decode(self, tokens: Sequence[int]) -> None:
+    def _decode(self, tokens: Sequence[int], step: int = 0) -> None:
         """Evaluate `tokens` behind what is cached. Raises `Cancelled` when the flag is set meanwhile."""
-        for at in range(0, len(tokens), self._n_batch):
+        size = min(step or self._n_batch, self._n_batch)
+        for at in range(0, len(tokens), size):
             if self.abort.is_set():
                 raise Cancelled
-            part = tokens[at : at + self._n_batch]
+            part = tokens[at : at + size]
             self._tokens_in[: len(part)] = part
             self._logits_fresh = False
             code = self._c.llama_decode(self._ctx, self._c.llama_batch_get_one(self._tokens_in, len(part)))
@@ -311,7 +312,7 @@ class CEngine:
             raise Cancelled
         raise Refused("transient", f"llama.cpp could not evaluate the prompt (llama_decode returned {code})")
 
-    def evaluate(self, prompt: Sequence[int]) -> int:
+    def evaluate(self, prompt: Sequence[int], *, step: int = 0) -> int:
         """Bring the context to exactly `prompt`; returns how many of its tokens were known already."""
         tokens = list(prompt)
         same = self._recall(tokens)
@@ -326,7 +327,7 @@ class CEngine:
             else:
                 self._forget()
                 same = 0
-        self._decode(tokens[same:])
+        self._decode(tokens[same:], step)
         return same
 
     def _recall(self, tokens: list[int]) -> int:

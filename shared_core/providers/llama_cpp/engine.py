@@ -141,8 +141,10 @@ class Engine(Protocol):
     def compiles(self, grammar: str) -> bool:
         """Whether llama.cpp takes this GBNF grammar."""
 
-    def evaluate(self, prompt: Sequence[int]) -> int:
+    def evaluate(self, prompt: Sequence[int], *, step: int = 0) -> int:
         """Read a prompt, so that a generation from it begins at once; returns how many tokens were known already.
+
+        It is read `step` tokens at a time, where the engine can do so: what a cancel loses at most. 0 leaves it free.
 
         Raises:
             Cancelled: the abort flag was set.

@@ -6,7 +6,7 @@
        └─ turned away: the line is full, or the time left is too short
 
 One request runs, `bound` more may wait. Prompts to be read ahead (`ahead`) are no requests: one of them runs only while
-nobody waits, and makes way as soon as somebody does, unless it is that one's own prompt.
+nobody waits, and makes way as soon as somebody does. What was read until then is kept by the model.
 """
 
 from __future__ import annotations
@@ -84,7 +84,6 @@ class Asking(Protocol):
     """What is known of a call in the line."""
 
     op: str
-    job: Any
     priority: int
     work: Work
     within_s: float
@@ -206,11 +205,9 @@ class Schedule(Generic[C]):
         return self.running
 
     def makes_way(self) -> C | None:
-        """The prompt that is being read ahead although somebody waits for something else."""
+        """The prompt that is being read ahead although somebody waits."""
         running = self.running
-        if running is None or running.op != "prefill" or not self._line:
-            return None
-        return None if _same_prompt(running, self._line[0].call) else running
+        return running if running is not None and running.op == "prefill" and self._line else None
 
     def spoke(self, now: float, evaluated: int) -> None:
         """The running call's prompt has been read."""
@@ -316,11 +313,6 @@ class Schedule(Generic[C]):
             serving = self.rates.serving_s(place.call.work)
             wait = None if serving is None else wait + serving
         return wait
-
-
-def _same_prompt(one: Asking, other: Asking) -> bool:
-    a, b = one.job, other.job
-    return isinstance(a, dict) and isinstance(b, dict) and all(a.get(k) == b.get(k) for k in ("messages", "tools"))
 
 
 class Crashes:

@@ -226,7 +226,7 @@ class ServerEngine:
             return False
         return True
 
-    def evaluate(self, prompt: Sequence[int]) -> int:
+    def evaluate(self, prompt: Sequence[int], *, step: int = 0) -> int:
         """Read a prompt, so that a generation from it begins at once; returns how many tokens were known already."""
         known: list[int] = []
         self._run(prompt, {"n_predict": 0, "temperature": 0.0}, known.append, lambda *_: True)

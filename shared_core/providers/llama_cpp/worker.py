@@ -35,10 +35,6 @@ __all__ = ["Teller", "Worker", "main"]
 Json = dict[str, Any]
 
 
-_LOWEST = 19
-"""The nice value of the thread that reads ahead."""
-
-
 class Worker:
     """The threads and what they share."""
 
@@ -106,7 +102,11 @@ class Worker:
 
     def _compute_ahead(self) -> None:
         if sys.platform == "linux":  # elsewhere a thread has no priority of its own
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+            try:
+                # It gets what nobody else wants, and whoever wakes up does not wait for it.
+                os.sched_setscheduler(threading.get_native_id(), os.SCHED_IDLE, os.sched_param(0))
+            except OSError:
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # a sandbox that does not allow it
         while True:
             self._serve_one(self._lent.get())
             self._returned.release()
