@@ -11,7 +11,7 @@ from typing import Any
 from shared_core.errors import InvalidModelFile
 from shared_core.models.gguf import ModelFile, check_model_file
 from shared_core.models.names import bytes_in_words, count_in_words
-from shared_core.models.places import Found, find, resolve
+from shared_core.models.places import TINY, Found, find, resolve, short
 
 __all__ = ["ModelCard", "model_card", "model_cards"]
 
@@ -124,7 +124,7 @@ class ModelCard:
         several = f" in {len(self.file.parts)} files" if len(self.file.parts) > 1 else ""
         return {
             "target": f"llamacpp:{self.spec}",
-            "file": f"{self.path}{several}",
+            "file": ("tiny.gguf, ships with the package" if self.path == TINY else short(self.path)) + several,
             "architecture": self.architecture,
             "parameters": count_in_words(self.parameters),
             "quantisation": f"{self.quantization or 'not said'} ({weights})",

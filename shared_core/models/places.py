@@ -18,7 +18,7 @@ from pathlib import Path
 from shared_core.errors import ConfigurationError, InvalidModelFile, nearest
 from shared_core.models.names import Ambiguous, HubModel, parts_of, pick, split_name
 
-__all__ = ["TINY", "Found", "ModelNotHere", "cached", "find", "folders", "hub_cache", "resolve"]
+__all__ = ["TINY", "Found", "ModelNotHere", "cached", "find", "folders", "hub_cache", "resolve", "short"]
 
 TINY = Path(__file__).with_name("tiny.gguf")
 """The toy model that ships with the package: `llamacpp:tiny`."""
@@ -100,7 +100,7 @@ def _named(name: str) -> Path:
     for found in _in_hub_cache():
         if _called(found.path.name.lower(), wanted):
             return found.path
-    places = ", ".join(_short(folder) for folder in (Path.cwd(), *folders(), hub_cache()))
+    places = ", ".join(short(folder) for folder in (Path.cwd(), *folders(), hub_cache()))
     close = nearest(name, {found.path.name for found in find()} - {TINY.name} | {"tiny"})
     raise InvalidModelFile(
         f"model {name!r}: there is no such file, nor a model of that name in {places}.\nhint: {close} "
@@ -128,7 +128,7 @@ def find() -> Iterator[Found]:
 def _in_folder(folder: Path) -> Iterator[Found]:
     for path in sorted(_files(folder)):
         if path.name == parts_of(path.name)[0]:
-            yield Found(path, _short(folder), _short(path))
+            yield Found(path, short(folder), short(path))
 
 
 def _in_hub_cache() -> Iterator[Found]:
@@ -207,7 +207,7 @@ def _cache_home() -> Path:
     return _expanded(given) if given else Path.home() / ".cache"
 
 
-def _short(path: Path) -> str:
+def short(path: Path) -> str:
     """A path as people write it."""
     try:
         return f"~/{path.relative_to(Path.home())}" if path != Path.home() else "~"

@@ -53,6 +53,14 @@ def test_a_notebook_runs_in_a_fresh_kernel_and_comes_out_as_it_is_committed(path
         assert said.count("True") == 2, "three answers of the chain, and the continued stream"
         assert "['Bern', 'Oslo']" in said, "each tool ran once"
         assert "(Order(drink='tea', cups=12), Order(drink='tea', cups=12))" in said
+    if path.stem == "04_local_model":
+        said = list(texts(fresh))
+        assert "True" in said, "the answer whose process was killed is the uncut one"
+        assert any(" | " in text and text.startswith("A circuit breaker") for text in said), "and it was cut"
+        assert "41 of 41 cuts went on exactly as the uncut answer does\n" in said
+        assert "12" in said, "every caller was served"
+        assert "{'name': 'Uma', 'age': 44, 'city': 'Hanoi'}" in said
+        assert "get_weather {'city': 'Lima'}\nIt is 21 degrees and sunny in Lima.\n" in said
     if path.stem == "03_llamaindex":
         said = list(texts(fresh))
         assert sum("".join(said).count(word) for word in ("Helsinki", "BlueKite", "every 6 hours")) >= 3

@@ -1,4 +1,4 @@
-"""Writes the tables of README.md that the code knows best: defaults, failures, providers.
+"""Writes the tables that the code knows best: README.md's defaults, failures, providers; a local model's options.
 
     python -m tools.docs.defaults            write them
     python -m tools.docs.defaults --check    exit with 1, and say where, if a page differs from the code
@@ -18,11 +18,12 @@ from pathlib import Path
 from shared_core import BreakerConfig, Disposition, ErrorKind, RetryPolicy, Timeouts
 from shared_core.errors import RULES, Rule, Scope
 from shared_core.providers import compatible, registry
+from shared_core.providers.llama_cpp.options import Options
 
 __all__ = ["TABLES", "main", "rendered"]
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md",)
+PAGES = (ROOT / "README.md", ROOT / "docs" / "local-model.md")
 
 # ── the tables ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -109,7 +110,18 @@ def providers() -> str:
     return _table(("target", "runs", "key", "extra"), rows)
 
 
-TABLES: Mapping[str, Callable[[], str]] = {"defaults": defaults, "failures": failures, "providers": providers}
+def local_options() -> str:
+    """Every option of a local model, with its default and its docstring's words."""
+    rows = [
+        (f"`{field.name}`", "–" if field.default is None else f"`{field.default!r}`", _meaning(Options, field.name))
+        for field in fields(Options)
+    ]
+    return _table(("option", "default", "meaning"), rows)
+
+
+TABLES: Mapping[str, Callable[[], str]] = {
+    "defaults": defaults, "failures": failures, "providers": providers, "local-options": local_options,
+}  # fmt: skip
 """What may stand between markers, by name."""
 
 # ── pages ────────────────────────────────────────────────────────────────────────────────────────────────────────────
