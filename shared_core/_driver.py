@@ -215,11 +215,12 @@ class Driver:
                 if kind in _CONTENT:
                     if attempt.first_token is None:
                         attempt.first_token = self._now()
-                        if ahead is not None:
-                            ahead.drop()  # somebody answers
                     for out in feed(event):
                         yield out
                     touch()
+                    if ahead is not None:
+                        ahead.drop()  # somebody answers, and has been heard
+                        ahead = None
                 elif type(event) is Finished:
                     fault = relay.objection(event)
                     if fault is None:
@@ -276,11 +277,12 @@ class Driver:
                 if kind in _CONTENT:
                     if attempt.first_token is None:
                         attempt.first_token = self._now()
-                        if ahead is not None:
-                            ahead.drop()  # somebody answers
                     for out in feed(event):
                         yield out
                     touch()
+                    if ahead is not None:
+                        ahead.drop()  # somebody answers, and has been heard
+                        ahead = None
                 elif type(event) is Finished:
                     ended.error = relay.objection(event)
                     if ended.error is None:
