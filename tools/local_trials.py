@@ -228,9 +228,9 @@ def _killed_in_the_middle(router: Router, provider: LlamaCppProvider, request: C
 
 
 def prefill(*, quick: bool = False, seed: int = 1) -> Figures:
-    """A hosted target accepts a request, says nothing for as long as the local prompt takes, and fails: from its$
-    failure to the first token of the local model, cold, warm and with the prompt read ahead. And the other way round: what
-    reading ahead costs the calls of a hosted target that is well.
+    """A hosted target accepts a request, is silent for as long as the local prompt takes and half as long again, and
+    fails: from its failure to the first token of the local model, not loaded, warm and with the prompt read ahead. And
+    the other way round: what reading ahead costs the calls of a hosted target that is well.
     """
     times, calls = (2, 10) if quick else (7, 100)
     with _random_model(256, 6, n_ctx=8192) as provider:
