@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import pytest
 
+from shared_core.chat.events import TextDelta, collect
 from shared_core.chat.request import OutputSchema, ToolSpec, assistant, system, user
-from shared_core.errors import ErrorKind, MissingDependency, ProviderError, UnknownOption
+from shared_core.errors import ErrorKind, InvalidRequest, MissingDependency, ProviderError, UnknownOption
 from shared_core.providers.llama_cpp import LlamaCppProvider
 from shared_core.routing.target import Target
 from tests.local.conftest import ENGINES, NO_LOCAL
-from tests.local.support import answer, ask
+from tests.local.schemas import SCHEMAS
+from tests.local.support import answer, ask, guard
 
 PERSON = {
     "type": "object",
@@ -22,6 +25,16 @@ PERSON = {
 WEATHER = ToolSpec(
     "get_weather", "", {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 )
+ALARM = {
+    "type": "object",
+    "properties": {
+        "at": {"type": "string", "pattern": "^[0-2][0-9]:[0-5][0-9]$"},
+        "days": {"type": "array", "items": {"enum": ["Mon", "Tue", "Wed"]}, "uniqueItems": True, "minItems": 1},
+        "volume": {"type": "number", "minimum": 0, "maximum": 1},
+    },
+    "required": ["at", "days", "volume"],
+    "additionalProperties": False,
+}
 ASKED = "What is the weather in Lima?"
 
 
@@ -154,3 +167,61 @@ def test_damaged_weights_are_found_when_the_model_is_loaded(tmp_path, engine):
         assert caught.value.kind is ErrorKind.CONFIG
     finally:
         provider.close()
+
+
+# ── schemas ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def noise(request, random_gguf):
+    """Random weights, warm, on either engine: what they write fits only because it must."""
+    provider = LlamaCppProvider(Target(f"llamacpp:{random_gguf}", engine=request.param, n_ctx=1024, queue=8))
+    provider.warm()
+    yield provider
+    provider.close()
+
+
+REFUSED = ("not", "if and then", "names by a pattern", "a definition that is elsewhere")
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_every_answer_fits_its_schema_or_the_schema_is_refused_before_anything_is_written(noise, name):
+    judge = jsonschema.Draft202012Validator(SCHEMAS[name], format_checker=jsonschema.FormatChecker())
+    for seed in range(4):
+        events = noise.stream(ask("x", output=OutputSchema(SCHEMAS[name]), temperature=1.0, seed=seed), guard())
+        try:
+            got = collect(events)
+        except InvalidRequest:
+            kind = ErrorKind.INCAPABLE  # nobody could answer in it, whoever is asked
+        except ProviderError as error:
+            kind = error.kind
+        else:
+            kind = None
+            assert got.finish_reason == "stop"
+            judge.validate(json.loads(got.text))
+        assert kind is (ErrorKind.INCAPABLE if name in REFUSED else None)
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("choice", ["any", "get_weather", "set_alarm"])
+def test_forced_calls_of_random_weights_fit_their_tools(noise, choice, streaming):
+    place = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 9}}, "required": ["city"]}
+    tools = {"get_weather": ToolSpec("get_weather", "", place), "set_alarm": ToolSpec("set_alarm", "", ALARM)}
+    for seed in range(4):
+        got = answer(
+            noise, "x", tools=tuple(tools.values()), tool_choice=choice, parallel_tool_calls=False, temperature=1.0,
+            seed=seed, streaming=streaming,
+        )  # fmt: skip
+        (call,) = got.tool_calls
+        assert choice in ("any", call.name)
+        jsonschema.validate(call.parsed(), tools[call.name].parameters)
+        assert (got.text, got.finish_reason) == ("", "tool_calls")
+
+
+def test_what_only_a_check_can_see_is_sampled_twice_and_then_refused(noise):
+    schema = OutputSchema({"type": "string", "maxLength": 2, "pattern": "^(?=never)this$"})
+    events = []
+    with pytest.raises(ProviderError, match="does not fit the schema") as caught:
+        events.extend(noise.stream(ask("x", output=schema, max_tokens=50), guard()))
+    assert caught.value.kind is ErrorKind.MALFORMED
+    assert not any(isinstance(e, TextDelta) for e in events)

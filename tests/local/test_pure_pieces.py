@@ -64,9 +64,10 @@ def test_what_is_no_frame_is_refused(data):
 @given(st.text(), CUTS)
 def test_text_is_whole_however_its_bytes_are_cut(text, cuts):
     stream = Utf8Stream()
-    assert "".join(stream.feed(p) for p in chopped(text.encode("utf-8", "replace"), cuts)) == text.encode(
-        "utf-8", "replace"
-    ).decode()
+    assert (
+        "".join(stream.feed(p) for p in chopped(text.encode("utf-8", "replace"), cuts))
+        == text.encode("utf-8", "replace").decode()
+    )
 
 
 def test_an_invalid_byte_becomes_a_replacement_at_once_and_holds_nothing_up():
@@ -282,9 +283,19 @@ PERSON = {
         ({}, True),
         (PERSON, True),
         ({"type": "integer", "minimum": 1}, True),
-        ({"type": "integer", "minimum": 2}, False),
-        ({"type": "number", "minimum": 0}, False),
-        ({"type": "string", "pattern": "^a+$"}, False),
+        ({"type": "integer", "minimum": 2}, True),
+        ({"type": "number", "minimum": 0}, True),
+        ({"type": "string", "pattern": "^a+$"}, True),
+        ({"type": "string", "pattern": "^(?!b)a+$"}, False),
+        ({"type": "string", "pattern": "^a+$", "minLength": 9}, False),
+        ({"type": "integer", "multipleOf": 7}, True),
+        ({"type": "integer", "multipleOf": 7, "minimum": 0, "maximum": 10**6}, False),
+        ({"type": "number", "multipleOf": 0.01}, True),
+        ({"type": "array", "items": {"enum": [1, 2]}, "uniqueItems": True}, True),
+        ({"type": "array", "items": {"type": "string"}, "uniqueItems": True}, False),
+        ({"oneOf": [{"type": "string"}, {"type": "null"}]}, True),
+        ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, False),
+        ({"type": "object", "properties": {"a": {"type": "null"}}, "additionalProperties": {"type": "null"}}, True),
     ],
 )
 def test_the_grammar_says_whether_it_says_everything(schema, exact):

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ANYTHING", "Grammar", "GrammarError"]
+__all__ = ["ANYTHING", "Grammar", "GrammarError", "Node", "written"]
 
 ANYTHING = r"root ::= [^\x00]*"
 """The grammar that forbids nothing."""
@@ -51,16 +51,16 @@ class Grammar:
 
     def text(self) -> str:
         """As GBNF."""
-        return "\n".join(f"{name} ::= {_written(node, top=True)}" for name, node in self.rules.items())
+        return "\n".join(f"{name} ::= {written(node, top=True)}" for name, node in self.rules.items())
 
-    def after(self, written: str) -> Grammar | None:
-        """What may follow once `written` is there; None if `written` does not fit.
+    def after(self, text: str) -> Grammar | None:
+        """What may follow once `text` is there; None if `text` does not fit.
 
         Raises:
             GrammarError: it is too ambiguous to be followed.
         """
         states = self._open([(self.rules["root"], None)])
-        for character in written:
+        for character in text:
             steps = (_step(state, character) for state in states if state is not None)
             states = self._open([rest for rest in steps if rest is not _NO])
             if not states:
@@ -221,7 +221,8 @@ def _escaped(character: str, special: str) -> str:
     return character if code < 0xD800 or 0xDFFF < code <= 0xFFFF else f"\\U{code:08X}"
 
 
-def _written(node: Node, *, top: bool = False) -> str:
+def written(node: Node, *, top: bool = False) -> str:
+    """A node as GBNF, in brackets unless it is at the `top`."""
     match node[0]:
         case "lit":
             return '"' + "".join(_escaped(c, '"\\') for c in node[1]) + '"'
@@ -233,10 +234,10 @@ def _written(node: Node, *, top: bool = False) -> str:
         case "ref":
             return str(node[1])
         case "seq":
-            said = " ".join(_written(n) for n in node[1]) or '""'
+            said = " ".join(written(n) for n in node[1]) or '""'
             return said if top or len(node[1]) == 1 else f"({said})"
         case "alt":
-            said = " | ".join(_written(n, top=n[0] == "seq") for n in node[1]) or '""'
+            said = " | ".join(written(n, top=n[0] == "seq") for n in node[1]) or '""'
             return said if top else f"({said})"
         case _:
             _, inner, least, most = node
@@ -245,7 +246,7 @@ def _written(node: Node, *, top: bool = False) -> str:
             times = {(0, None): "*", (1, None): "+", (0, 1): "?"}.get((least, most))
             if times is None:
                 times = f"{{{least}}}" if least == most else f"{{{least},{'' if most is None else most}}}"
-            said = _written(inner)
+            said = written(inner)
             return f"({said}){times}" if inner[0] == "rep" else said + times
 
 
