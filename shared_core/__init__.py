@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from shared_core.resilience.retry import RetryPolicy
     from shared_core.router import AnswerStream, AsyncAnswerStream, HealthReport, Router, router_options
     from shared_core.routing.capabilities import Capabilities
+    from shared_core.routing.chains import Chain
     from shared_core.routing.execution import Attempt, Execution
     from shared_core.routing.planner import Plan
     from shared_core.routing.price import Price
@@ -116,6 +117,7 @@ _HOMES: dict[str, str] = {
         "shared_core.resilience.retry": "RetryPolicy",
         "shared_core.router": "AnswerStream AsyncAnswerStream HealthReport Router router_options",
         "shared_core.routing.capabilities": "Capabilities",
+        "shared_core.routing.chains": "Chain",
         "shared_core.routing.execution": "Attempt Execution",
         "shared_core.routing.planner": "Plan",
         "shared_core.routing.price": "Price",
@@ -145,6 +147,7 @@ __all__ = [
     "BreakerConfig",
     "BudgetExceeded",
     "Capabilities",
+    "Chain",
     "ChatEvent",
     "ChatRequest",
     "CircuitChanged",

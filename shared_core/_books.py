@@ -69,7 +69,7 @@ class Books:
         if attempt.ended is None:
             attempt.ended = now
         if outcome.first_token_s is not None and outcome.first_token_s > SLOW_S:
-            closed = any(r is not step.route and r.gate.state is CircuitState.CLOSED for r in routes)
+            closed = any(r.gate is not step.route.gate and r.gate.state is CircuitState.CLOSED for r in routes)
             outcome = outcome._replace(others_closed=closed)
         changes = step.route.gate.settle(step.admission, outcome, now, chance)
         self._enter(execution, step)

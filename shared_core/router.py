@@ -24,7 +24,7 @@ from shared_core._streams import AnswerStream, AsyncAnswerStream
 from shared_core.chat.answer_tool import in_words, with_answer_tool
 from shared_core.chat.events import Answer, collect
 from shared_core.chat.request import ChatRequest
-from shared_core.errors import ConfigurationError, UnknownOption, nearest
+from shared_core.errors import ConfigurationError, InvalidRequest, UnknownOption, nearest
 from shared_core.ledger import Ledger, MemoryLedger
 from shared_core.ledger.entry import CostReport
 from shared_core.resilience.admission import Account, Gate
@@ -33,6 +33,7 @@ from shared_core.resilience.deadline import Timeouts
 from shared_core.resilience.health import HealthReport, SelfReport, TargetHealth
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.capabilities import Capabilities, best, shared, unusual
+from shared_core.routing.chains import Chain, chains_of
 from shared_core.routing.execution import Execution
 from shared_core.routing.flow import Call, FlowPolicy, OnStreamBreak
 from shared_core.routing.planner import Plan, Route, plan
@@ -54,6 +55,8 @@ class Router:
             order of preference. Names must be unique.
         strategy: 'priority' (default), 'cost', 'performance', 'round_robin', 'weighted' (by `Target.weight`), or a
             callable that orders `TargetView`s.
+        chains: named ways to route, `Chain`s or mappings of their options, chosen per request by `chain`. Built in are
+            'default', 'high-priority' (more retries), 'low-cost' and 'local-first'.
         retry: attempts beyond each target's first.
         timeouts: limits in seconds; every target may have its own.
         breaker: when circuits open; None for the defaults.
@@ -80,6 +83,7 @@ class Router:
         targets: Iterable[TargetLike] | TargetLike,
         *,
         strategy: str | RoutingStrategy = "priority",
+        chains: Mapping[str, Chain | Mapping[str, Any]] | None = None,
         retry: RetryPolicy | Mapping[str, Any] | None = None,
         timeouts: Timeouts | Mapping[str, float] | None = None,
         breaker: BreakerConfig | Mapping[str, Any] | None = None,
@@ -126,6 +130,9 @@ class Router:
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ConfigurationError(f"two targets share the name {twice[0]!r}; give one of them another name=")
+        self._chains = chains_of(chains, names)
+        self._ways = {name: self._way(chain) for name, chain in self._chains.items()}
+        self._usual = self._ways["default"] if chains is not None and "default" in chains else None
         prefill = any(route.standby == "prefill" for route in self._routes)
         policy = FlowPolicy(self._retry, on_stream_break, continue_prompt, route_around_policy, prefill)
         self._driver = Driver(self._clock, chance, policy, self._books, self._prepare, _load, _aload)
@@ -152,6 +159,27 @@ class Router:
             target.retry or self._retry,
             price_of(target, provider),
             position,
+        )
+
+    def _way(self, chain: Chain) -> tuple[Chain, tuple[Route, ...]]:
+        """A chain with its targets; those that it has settings for ride on routes of their own."""
+        routes = self._routes
+        if chain.targets is not None:
+            by_name = {route.name: route for route in routes}
+            routes = tuple(by_name[name] for name in chain.targets)
+        if chain.retry is None and chain.timeouts is None:
+            return chain, routes
+        return chain, tuple(
+            Route(
+                route.target,
+                route.provider,
+                route.gate,
+                route.target.timeouts or chain.timeouts or self._timeouts,
+                route.target.retry or chain.retry or self._retry,
+                route.price,
+                route.position,
+            )
+            for route in routes
         )
 
     # ── faces ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -232,6 +260,11 @@ class Router:
         """What every enabled target can take (the honest intersection), or what the most capable one can."""
         each = [route.capabilities for route in self._routes if route.target.enabled]
         return best(each) if of == "best" else shared(each)
+
+    @property
+    def chains(self) -> Mapping[str, Chain]:
+        """Every chain by its name, the built-in ones included."""
+        return MappingProxyType(self._chains)
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -327,12 +360,21 @@ class Router:
     # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _plan(self, request: ChatRequest, strategy: str | RoutingStrategy | None, turn: int) -> Plan:
-        name, order = (self._strategy_name, self._strategy) if strategy is None else strategy_named(strategy)
-        routes: Sequence[Route] = self._routes
+        terms, routes, order = None, self._routes, strategy
+        if (way := self._usual if request.chain is None else self._chosen(request.chain)) is not None:
+            terms, routes = way
+            order = terms.strategy if strategy is None else strategy
+        name, by = (self._strategy_name, self._strategy) if order is None else strategy_named(order)
         if request.model is not None:
             # A model named per call is asked first where it is one of ours; otherwise it replaces the primary's.
-            routes = sorted(routes, key=lambda r: request.model not in (r.name, r.target.model))
-        return plan(request, routes, order, strategy_name=name, turn=turn, clock=self._now)
+            routes = tuple(sorted(routes, key=lambda r: request.model not in (r.name, r.target.model)))
+        return plan(request, routes, by, strategy_name=name, turn=turn, clock=self._now, terms=terms)
+
+    def _chosen(self, chain: str) -> tuple[Chain, tuple[Route, ...]]:
+        way = self._ways.get(chain)
+        if way is None:
+            raise InvalidRequest(f"no chain is named {chain!r}. {nearest(chain, self._ways)}")
+        return way
 
     def _open(self, request: ChatRequest, strategy: str | RoutingStrategy | None) -> tuple[Execution, Plan, Relay]:
         if self._closed:
@@ -340,12 +382,13 @@ class Router:
         turn = next(self._turns)
         self._turn = turn + 1
         chosen = self._plan(request, strategy, turn)
+        patience = (chosen.terms.timeouts if chosen.terms is not None else None) or self._timeouts
         now = self._now()
         execution = Execution(
             f"{self._prefix}-{turn}",
             request,
             now,
-            now + (self._timeouts.total if request.timeout_s is None else request.timeout_s),
+            now + (patience.total if request.timeout_s is None else request.timeout_s),
             chosen.strategy,
             chosen.routes[0].name if chosen.routes else None,
             chosen.excluded,

@@ -187,6 +187,8 @@ class Execution:
             "duration_s": _rounded((self.ended or self.started) - self.started),
             "cache": "off",
         }
+        if self.request.chain is not None:
+            facts["chain"] = self.request.chain
         uncertain = sum(a.bound_nano or 0 for a in self.attempts)
         if uncertain and cost is not None:
             facts["cost_at_most_usd"] = (cost + uncertain) / 1e9

@@ -139,7 +139,7 @@ def flow(
     request, deadline = execution.request, execution.deadline
     queue = deque(_Turn(route) for route in plan.routes)
     parked: list[_Turn] = []  # tried or refused, and worth another try later
-    retries_left = policy.retry.total
+    retries_left = ((plan.terms.retry if plan.terms is not None else None) or policy.retry).total
     too_small = 0  # a context window of this many tokens has overflowed
     fatal: ProviderError | None = None
 

@@ -14,6 +14,7 @@ from shared_core.resilience.deadline import Timeouts
 from shared_core.resilience.health import TargetHealth
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.capabilities import FLAGS, Capabilities, is_plain, missing
+from shared_core.routing.chains import Chain
 from shared_core.routing.price import Price
 from shared_core.routing.provider import Provider
 from shared_core.routing.strategies import RoutingStrategy, TargetView
@@ -72,6 +73,15 @@ class Plan:
     """Per target name, what would stop it right now (an open circuit, a parked target). Filled by `explain`."""
     too_small: frozenset[str] = frozenset()
     """Names of those that were excluded because the conversation is longer than their context window."""
+    chain: str | None = None
+    """The chain that was asked for."""
+    terms: Chain | None = None
+    """The retries and timeouts of that chain."""
+
+    @property
+    def title(self) -> str:
+        """The chain, if one was asked for, and the strategy."""
+        return self.strategy if self.chain is None else f"{self.chain}: {self.strategy}"
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -82,16 +92,17 @@ class Plan:
         """As plain data."""
         return {
             "strategy": self.strategy,
+            "chain": self.chain,
             "targets": [{"target": n, "note": self.notes.get(n)} for n in self.targets],
             "excluded": [{"target": t, "reason": r} for t, r in self.excluded],
         }
 
     def __repr__(self) -> str:
         left = f"; left out: {', '.join(name for name, _ in self.excluded)}" if self.excluded else ""
-        return f"Plan({self.strategy}: {', '.join(self.targets) or 'nobody'}{left})"
+        return f"Plan({self.title}: {', '.join(self.targets) or 'nobody'}{left})"
 
     def __str__(self) -> str:
-        lines = [f"plan ({self.strategy}):"]
+        lines = [f"plan ({self.title}):"]
         lines += [
             f"  {i}. {name}" + (f"  ({self.notes[name]})" if name in self.notes else "")
             for i, name in enumerate(self.targets, 1)
@@ -108,7 +119,7 @@ class Plan:
         )
         rows += "".join(f"<tr><td>–</td><td>{escape(n)}</td><td>{escape(r)}</td></tr>" for n, r in self.excluded)
         head = "<tr><th></th><th>target</th><th>why</th></tr>"
-        return f"<table><caption>plan ({escape(self.strategy)})</caption>{head}{rows}</table>"
+        return f"<table><caption>plan ({escape(self.title)})</caption>{head}{rows}</table>"
 
 
 def _reader(route: Route, clock: Callable[[], float] | None) -> Callable[[], TargetHealth] | None:
@@ -127,8 +138,9 @@ def plan(
     strategy_name: str = "priority",
     turn: int = 0,
     clock: Callable[[], float] | None = None,
+    terms: Chain | None = None,
 ) -> Plan:
-    """Who may answer `request`, in order. Reads the gates' health only if the strategy asks for it."""
+    """Who may answer `request`, in order, on its chain's terms. The gates' health is read only if the strategy asks."""
     eligible: list[Route] = []
     excluded: list[tuple[str, str]] = []
     too_small: set[str] = set()
@@ -146,13 +158,20 @@ def plan(
             excluded.append((route.name, reason))
     if strategy_name != "priority" and len(eligible) > 1:
         by_name = {route.name: route for route in eligible}
-        views = [TargetView(r.target, turn, r.price, _reader(r, clock), _waiter(r, request)) for r in eligible]
+        views = [TargetView(r.target, turn, r.price, _reader(r, clock), _waiter(r, request), r.local) for r in eligible]
         chosen = [by_name[view.name] for view in strategy(request, views)]
         if len({r.name for r in chosen}) != len(chosen):
             raise ConfigurationError(f"strategy {strategy_name!r} returned a target twice")
         excluded += [(r.name, f"left out by strategy {strategy_name!r}") for r in eligible if r not in chosen]
         eligible = chosen
-    return Plan(tuple(eligible), tuple(excluded), strategy_name, too_small=frozenset(too_small))
+    return Plan(
+        tuple(eligible),
+        tuple(excluded),
+        strategy_name,
+        too_small=frozenset(too_small),
+        chain=request.chain,
+        terms=terms,
+    )
 
 
 def _exclusion(request: ChatRequest, route: Route, *, bound: bool, demanding: bool) -> str | None:

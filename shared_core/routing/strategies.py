@@ -39,6 +39,8 @@ class TargetView:
     _price: Callable[[], Price | None] | None = None
     _health: Callable[[], TargetHealth] | None = None
     _wait: Callable[[], float | None] | None = None
+    local: bool = False
+    """Runs on this machine."""
 
     @property
     def name(self) -> str:
@@ -76,6 +78,11 @@ def _name_of(strategy: RoutingStrategy) -> str:
 def priority(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:
     """As configured."""
     return views
+
+
+def local_first(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:
+    """Those that run on this machine first; otherwise as configured."""
+    return sorted(views, key=lambda view: not view.local)
 
 
 def round_robin(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:
@@ -171,7 +178,7 @@ def _expected_s(request: ChatRequest, view: TargetView) -> float | None:
     return (view.wait_s or 0.0) + usual / health.success_rate
 
 
-_OWN: Final[Sequence[RoutingStrategy]] = (priority, cost, performance, round_robin, weighted)
+_OWN: Final[Sequence[RoutingStrategy]] = (priority, cost, local_first, performance, round_robin, weighted)
 _ALIASES: Final[Mapping[str, RoutingStrategy]] = {
     "cost_optimized": cost,
     "lowest_cost": cost,

@@ -241,6 +241,7 @@ def test_a_plan_prints_exactly_what_it_holds():
     assert str(plan) == "plan (priority):\n  1. a\n  2. c  (circuit forced open)\n  -  b: disabled"
     assert plan.as_dict() == {
         "strategy": "priority",
+        "chain": None,
         "targets": [{"target": "a", "note": None}, {"target": "c", "note": "circuit forced open"}],
         "excluded": [{"target": "b", "reason": "disabled"}],
     }

@@ -22,8 +22,9 @@ from langchain_openai import ChatOpenAI
 from langchain_fallback import FallbackChatModel, LangChainProvider
 from shared_core.errors import AllTargetsFailed, ConfigurationError, InvalidRequest, UnknownOption, UnknownProvider
 from shared_core.router import Router
+from shared_core.routing.price import Price
 from shared_core.routing.target import Target
-from shared_core.testing import CANONICAL, Answer, FaultServer
+from shared_core.testing import CANONICAL, Answer, FaultServer, ScriptedProvider
 from shared_core.testing.fault_server import Usage
 from tests.langchain.cells import CLAUDE, GPT, KEY, MIXTURES, models_of, native, wrapped
 from tests.langchain.test_faces import chunks_of, faces_and_mixtures
@@ -408,3 +409,18 @@ def test_repr_is_one_line_that_names_the_targets_and_what_was_set() -> None:
         stop=["x"],
     )
     assert repr(model) == "FallbackChatModel(['openai:gpt-5-mini', 'llamacpp:tiny'], temperature=0.5, stop=['x'])"
+
+
+async def test_a_chain_is_chosen_per_call() -> None:
+    """By `bind` or as a keyword of the call, whole or streamed."""
+    dear = Target(provider=ScriptedProvider("dear"), name="dear", price=Price(5, 5))
+    cheap = Target(provider=ScriptedProvider("cheap"), name="cheap", price=Price(1, 1))
+    model = FallbackChatModel(models=[dear, cheap], chains={"two": {"targets": ["cheap"]}})
+    assert model.invoke("Hi").content == "dear"
+    for chain in ("low-cost", "two"):
+        bound = model.bind(chain=chain)
+        assert bound.invoke("Hi").content == (await bound.ainvoke("Hi")).content == "cheap"
+        assert "".join(chunk.text for chunk in bound.stream("Hi")) == "cheap"
+        assert bound.invoke("Hi").response_metadata["fallback"]["chain"] == chain
+    with pytest.raises(InvalidRequest, match="no chain is named"):
+        model.invoke("Hi", chain="cheapest")

@@ -20,7 +20,16 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.llms.llm import ToolSelection
 
 from llamaindex_fallback import FallbackLLM
-from shared_core import Capabilities, ConfigurationError, MissingKey, Router, Target, UnknownOption
+from shared_core import (
+    Capabilities,
+    ConfigurationError,
+    InvalidRequest,
+    MissingKey,
+    Price,
+    Router,
+    Target,
+    UnknownOption,
+)
 from shared_core.errors import UnknownProvider
 from shared_core.router import router_options
 from shared_core.testing import ScriptedProvider
@@ -319,3 +328,16 @@ def test_importing_it_loads_no_vendor():
     code = "import sys, llamaindex_fallback; print(sorted({'openai','anthropic','llama_cpp'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "[]"
+
+
+async def test_a_chain_is_chosen_per_call():
+    """By a keyword of every face; engines pass keywords on."""
+    dear = Target(provider=ScriptedProvider("dear"), name="dear", price=Price(5, 5))
+    cheap = Target(provider=ScriptedProvider("cheap"), name="cheap", price=Price(1, 1))
+    llm = FallbackLLM([dear, cheap], chains={"two": {"targets": ["cheap"]}})
+    assert llm.complete("Hi").text == "dear"
+    for chain in ("low-cost", "two"):
+        assert llm.complete("Hi", chain=chain).text == (await llm.acomplete("Hi", chain=chain)).text == "cheap"
+        assert [r.text for r in llm.stream_complete("Hi", chain=chain)][-1] == "cheap"
+    with pytest.raises(InvalidRequest, match="no chain is named"):
+        llm.complete("Hi", chain="cheapest")
