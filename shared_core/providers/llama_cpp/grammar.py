@@ -74,6 +74,10 @@ class Grammar:
             left.append(("seq", tuple(parts)))
         return self._rooted(("alt", tuple(left)))
 
+    def may_end(self) -> bool:
+        """Whether an answer may be empty: of what is left of a grammar, whether it is complete."""
+        return None in self._open([(self.rules["root"], None)])
+
     def beginning_with(self, text: str) -> Grammar | None:
         """The same answers, but only those that begin with `text`; None if none does."""
         rest = self.after(text)

@@ -26,8 +26,8 @@ Schema = Mapping[str, Any] | bool
 _DAY_28 = r'("0" [1-9] | "1" [0-9] | "2" [0-8])'
 _BY_FOUR = r'("0" [48] | [2468] [048] | [13579] [26])'
 _DATE = (
-    rf'([0-9]{{4}} "-" ((("0" [1-9] | "1" [0-2]) "-" {_DAY_28}) | (("0" [13-9] | "1" [0-2]) "-" ("29" | "30"))'
-    rf' | (("0" [13578] | "1" [02]) "-31")) | ([0-9] [0-9] {_BY_FOUR} | ({_BY_FOUR} | "00") "00") "-02-29")'
+    rf'([1-9] [0-9]{{3}} "-" ((("0" [1-9] | "1" [0-2]) "-" {_DAY_28}) | (("0" [13-9] | "1" [0-2]) "-" ("29" | "30"))'
+    rf' | (("0" [13578] | "1" [02]) "-31")) | ([1-9] [0-9] {_BY_FOUR} | {_BY_FOUR} "00") "-02-29")'
 )
 _TIME = (
     r'([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{1,6})? '
@@ -310,13 +310,13 @@ class _Writer:
         additional: Schema = schema.get("additionalProperties", not properties)
         required = set(schema.get("required") or ())
         ws = self.primitive("ws")
-        if not properties and additional is True and not required:
-            return self.primitive("object")
         extra = ""
         least, most = int(schema.get("minProperties", 0)), schema.get("maxProperties")
         free = additional is not False and ("additionalProperties" in schema or not properties)
         if least > len(required) or (most is not None and (free or most < len({*properties, *required}))):
             self.exact = False
+        if not properties and additional is True and not required:
+            return self.primitive("object")
         missing = [r for r in required if r not in properties]
         if missing and additional is False:
             raise UnsupportedSchema(f"{missing[0]!r} is required and not allowed")
