@@ -14,6 +14,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -164,6 +165,20 @@ async def _tick(until: float, stalls: list[float]) -> None:
         stalls.append((time.monotonic() - now - 0.002) * 1000)
 
 
+_ELSEWHERE = """
+import asyncio, sys, time
+stalls = []
+async def tick(until):
+    while (now := time.monotonic()) < until:
+        await asyncio.sleep(0.002)
+        stalls.append((time.monotonic() - now - 0.002) * 1000)
+asyncio.run(tick(time.monotonic() + float(sys.argv[1])))
+stalls.sort()
+print(stalls[int(0.99 * (len(stalls) - 1))], stalls[-1])
+"""
+"""The same ticks in a process that does nothing else: how late they are on this machine, whatever we do."""
+
+
 def soak(*, seconds: float = 60.0, callers: int = 32, kills: int = 2, seed: int = 1, queue: int = 16) -> dict[str, Any]:
     """`callers`, half of them threads and half of them tasks of one event loop, ask the toy model for `seconds`.
 
@@ -202,6 +217,9 @@ def soak(*, seconds: float = 60.0, callers: int = 32, kills: int = 2, seed: int 
         for n in range(callers // 2)
     ]
     killer = threading.Thread(target=kill, daemon=True)
+    elsewhere = subprocess.Popen(
+        [sys.executable, "-c", _ELSEWHERE, str(seconds)], stdout=subprocess.PIPE, text=True, encoding="ascii"
+    )
     for thread in (*threads, killer):
         thread.start()
     hung = 0
@@ -212,12 +230,14 @@ def soak(*, seconds: float = 60.0, callers: int = 32, kills: int = 2, seed: int 
     for thread in (*threads, killer):
         thread.join(max(0.1, until + PATIENT_S + SLACK_S - time.monotonic()))
         hung += thread.is_alive()
+    machine = [round(float(ms), 2) for ms in elsewhere.communicate()[0].split()]
     pids.add(provider.pid)
     facts = dict(provider.report().facts)
     served = router.health()["local"]
     router.close()
     gc.collect()
-    return _figures(seen, seed, seconds, callers, killed, hung, before, warm, pids, facts, served.last_error)
+    found = _figures(seen, seed, seconds, callers, killed, hung, before, warm, pids, facts, served.last_error)
+    return {**found, "idle_process_stall_p99_ms": machine[0], "idle_process_stall_max_ms": machine[1]}
 
 
 def _footprint() -> dict[str, int]:

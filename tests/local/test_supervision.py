@@ -224,6 +224,29 @@ def test_those_who_wait_are_served_by_the_next_process(own):
     assert results[0].usage.output_tokens == 3
 
 
+def test_those_who_wait_survive_a_kill_while_the_model_is_being_loaded(own):
+    provider = own()
+    results = []
+    waiting = threading.Thread(target=lambda: results.append(answer(provider, "x", max_tokens=3)))
+    waiting.start()
+    while (loading := provider.pid) is None:
+        time.sleep(0.001)
+    os.kill(loading, signal.SIGKILL)
+    waiting.join(10)
+    assert results[0].usage.output_tokens == 3
+    assert provider.pid != loading
+
+
+def test_a_process_that_dies_of_every_loading_is_given_up_with_the_reason(own, monkeypatch):
+    provider = own(max_restarts=1)
+    monkeypatch.setattr("shared_core.providers.llama_cpp.supervisor.sys.executable", "/bin/false")
+    with pytest.raises(ProviderError, match="ended with status 1 while loading") as caught:
+        answer(provider, "x")
+    assert caught.value.kind is ErrorKind.TRANSIENT
+    with pytest.raises(ProviderError, match="unhealthy: its process died 2 times"):
+        answer(provider, "x")
+
+
 def test_too_many_crashes_make_it_unhealthy_with_the_reason(own):
     provider = endless(own, max_restarts=1)
     for _ in range(2):

@@ -536,17 +536,12 @@ class Supervisor:
                     running = None
         if running is not None:
             running.put({"ev": "died", "how": f"local model process {how}", "said": said})
-        if loading and crash:
+        if loading and crash and code in _FAULTS:
+            # llama.cpp itself fell over this file: asking again would end the same.
             path = self._settings["path"]
-            if code in _FAULTS:  # llama.cpp itself fell over this file: asking again would end the same
-                self._load_failure = f"it cannot be loaded: llama.cpp {ending}"
-                self._fail_waiting(
-                    lambda: InvalidModelFile(f"model file {path!r} cannot be loaded: llama.cpp {ending}")
-                )
-                return
-            self._fail_waiting(
-                lambda: ProviderError.of(ErrorKind.TRANSIENT, f"local model process {ending} while loading {path!r}")
-            )
+            self._load_failure = f"it cannot be loaded: llama.cpp {ending}"
+            self._fail_waiting(lambda: InvalidModelFile(f"model file {path!r} cannot be loaded: llama.cpp {ending}"))
+            return
         with self._lock:
             failed: list[Call] = []
             if self._crashes.unhealthy(now) is not None:
@@ -556,6 +551,9 @@ class Supervisor:
                     call.put({"ev": "loading"})
                 if self._stand_by and not self._warming:
                     self._warming.append(Call("warm", unattended=True))
+        how += f" while loading {self._settings['path']!r}" if loading else ""
+        if any(call.unattended for call in failed):
+            log.warning("a local model on standby is not ready: its process %s", how)
         for call in failed:
             call.put({"ev": "died", "how": f"local model process {how}", "said": said})
 
