@@ -16,12 +16,13 @@ from shared_core.errors import InvalidRequest, UnknownOption, nearest
 
 _ALIASES: Final[Mapping[str, str]] = {"timeout": "timeout_s", "allow_parallel_tool_calls": "parallel_tool_calls"}
 _OURS: Final = frozenset({"messages", "streaming", "native", "continues"})
-_HERE: Final = frozenset({"tool_required", "response_format", "validate", "strict"})
+_HERE: Final = frozenset({"tool_required", "response_format", "validate", "strict", "extra_headers"})
 CALL_OPTIONS: Final = frozenset(f.name for f in fields(ChatRequest)) - _OURS | {*_ALIASES, *_HERE}
 """Keywords of one call: the fields of `ChatRequest`, LlamaIndex's own words for some of them, and OpenAI's for a shape:
 
 response_format: a schema in OpenAI's form, or a pydantic class; answers are checked against it.
 validate: False lets answers through unchecked, and streams as they come.
+extra_headers: sent by the SDKs that know the word, OpenAI's and Anthropic's. One of LlamaIndex's extractors says it.
 strict: OpenAI's word for 'exactly this schema'; the schema must then be one that OpenAI takes so.
 """
 
@@ -79,6 +80,10 @@ _PLAIN: Final = frozenset({"temperature", "max_tokens", "timeout_s", "top_p", "s
 
 def _spell_out(given: dict[str, Any]) -> None:
     """What is said about tools and the answer's shape, and lists, as a request has them. Changes `given`."""
+    if headers := given.pop("extra_headers", None):
+        extra = given.get("extra") or {}
+        told = {vendor: {"extra_headers": headers, **(extra.get(vendor) or {})} for vendor in ("openai", "anthropic")}
+        given["extra"] = {**extra, **told}
     for key in ("stop", "tags"):
         if key in given:
             given[key] = (given[key],) if isinstance(given[key], str) else tuple(given[key])

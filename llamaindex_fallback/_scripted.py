@@ -7,8 +7,11 @@ schema on the way gets a wrong answer from it, as it would from a real model.
 from __future__ import annotations
 
 import ast
+import base64
 import json
 import re
+import struct
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +74,7 @@ class _Talk:
     several: bool = True
     """Whether it may call more than one tool at once."""
     schema: Json | None = None
+    pictures: Sequence[bytes] = ()
 
     @classmethod
     def of(cls, body: Json) -> _Talk:
@@ -84,7 +88,7 @@ class _Talk:
         schema = _schema(body)
         if schema is None and not tools and (asked := re.search(r"JSON schema[^\n]*:\s*(\{.*\})", told, re.DOTALL)):
             schema = _first_object(asked[1])
-        return cls(system, turns, tools, _forced(body), not alone, schema)
+        return cls(system, turns, tools, _forced(body), not alone, schema, _pictures(body))
 
     @property
     def question(self) -> str:
@@ -128,10 +132,12 @@ class _Talk:
         return next((tool for tool in self.tools.values() if _mentioned(tool.name, self.question)), None)
 
     def _arguments(self, tool: _Tool, *, forced: bool = False) -> dict[str, Any]:
-        if forced and not _mentioned(tool.name, self.question):
+        place = _mentioned(tool.name, self.question)
+        told = _told(tool.schema, self.question, place)
+        if not told.keys() >= set(tool.schema.get("required") or ()) or (forced and not place):
             filled = _filled(tool.schema, self.question, self.material)
             return filled if isinstance(filled, dict) else {}
-        return _told(tool.schema, self.question, _mentioned(tool.name, self.question))
+        return told
 
     # ── words ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -139,7 +145,13 @@ class _Talk:
         """The answer in words, in the format that is asked for."""
         if "Action Input:" in self.system:
             return self._react()
+        if "<execute>" in self.system:
+            return self._code()
         question = self.question
+        if self.pictures and "picture" in question:
+            return f"The picture is {_colour(self.pictures[-1])}."
+        if "passages above" in question:
+            return self._permutation()
         for opening, answer in _FORMATS:
             if opening in question:
                 return answer(question)
@@ -161,6 +173,52 @@ class _Talk:
                 return f"Thought: I need to use a tool to help me.\nAction: {tool.name}\nAction Input: {arguments}"
         told_so = ", ".join(f"{name} gave {result}" for name, result in zip(done, results, strict=False))
         return f"Thought: I can answer without using any more tools.\nAnswer: The results: {told_so or 'none'}."
+
+    def _code(self) -> str:
+        """The next step of a CodeAct agent."""
+        said = "\n".join(turn.text for turn in self.turns)
+        if printed := re.findall(r"^\w+ gave \S+$", said.rpartition("Result of executing")[2], re.MULTILINE):
+            return f"The results: {', '.join(printed)}."
+        asked = next(turn.text for turn in self.turns if turn.role == "user")
+        lines = []
+        given = self.system.rpartition("you can use")[2]
+        for name, parameters in re.findall(r"^def (\w+)\((.*?)\)", given, re.MULTILINE):
+            if place := _mentioned(name, asked):
+                told = {word: {"type": "integer"} for word in re.findall(r"(\w+):", parameters)}
+                values = ", ".join(str(value) for value in _told({"properties": told}, asked, place).values())
+                lines.append(f'print("{name} gave", {name}({values}))')
+        return "\n".join(["<execute>", *lines, "</execute>"])
+
+    def _permutation(self) -> str:
+        """The passages of the conversation in the order of what they share with the query."""
+        passages = [found for turn in self.turns for found in re.findall(r"^\[(\d+)\] (.+)$", turn.text, re.MULTILINE)]
+        wanted = _stems(_between(self.question, "Search Query:", "\nRank"))
+        passages.sort(key=lambda passage: -len(_stems(passage[1]) & wanted))
+        return " > ".join(f"[{number}]" for number, _ in passages)
+
+
+def _pictures(body: Json) -> list[bytes]:
+    """The pictures of the conversation."""
+    found = []
+    for message in body.get("messages") or body.get("contents") or ():
+        content = message.get("parts") or message.get("content") or ()
+        for block in content if not isinstance(content, str) else ():
+            told = (block.get("image_url") or {}).get("url", "").partition("base64,")[2]
+            told = told or (block.get("source") or {}).get("data") or (block.get("inlineData") or {}).get("data")
+            if told:
+                found.append(base64.b64decode(told + "=" * (-len(told) % 4), altchars=b"-_" if "_" in told else None))
+    return found
+
+
+def _colour(picture: bytes) -> str:
+    """The colour of the first dot of a PNG in true colour."""
+    data, at = b"", 8
+    while at < len(picture):
+        size, kind = struct.unpack_from(">I4s", picture, at)
+        data += picture[at + 8 : at + 8 + size] if kind == b"IDAT" else b""
+        at += size + 12
+    red, green, blue = zlib.decompress(data)[1:4]
+    return "red" if red > max(green, blue) else "green" if green > blue else "blue"
 
 
 def _turns(body: Json) -> tuple[str, list[_Turn]]:
@@ -340,8 +398,11 @@ def _filled(schema: Json, question: str, material: str, *, name: str = "", root:
     if "anyOf" in schema:
         schema = {**schema, **next(s for s in schema["anyOf"] if s.get("type") != "null")}
         return _filled({k: v for k, v in schema.items() if k != "anyOf"}, question, material, name=name, root=root)
+    if "const" in schema:
+        return schema["const"]
     if "enum" in schema:
-        return next((v for v in schema["enum"] if str(v).lower() in material.lower()), schema["enum"][0])
+        fits = [v for v in schema["enum"] if str(v).lower() in material.lower() or _mentioned(str(v), material)]
+        return [*fits, *schema["enum"]][0]
     about = f"{name} {schema.get('description', '')}"
     match str(schema.get("type", "object" if "properties" in schema else "string")).lower():
         case "object":
@@ -355,6 +416,11 @@ def _filled(schema: Json, question: str, material: str, *, name: str = "", root:
             return bool(_stems(about) & _stems(material))
         case "array":
             inner = schema.get("items") or {}
+            if name == "triplets":
+                return [_triplet(one, inner, root) for one in _sentences(material.split("-------")[1])]
+            if name == "documents":
+                scored = _relevant(question)
+                return [{"document_number": int(number), "relevance": score} for score, number in scored]
             if (choice := _choice(question)) and name == "selections":
                 return [_filled(inner, question, material, root=root)]
             sentences = [one for one in _sentences(material) if re.search(_NUMBER, one)] or _sentences(material)
@@ -363,6 +429,22 @@ def _filled(schema: Json, question: str, material: str, *, name: str = "", root:
             if (choice := _choice(question)) and name == "reason":
                 return choice[1]
             return _best(material, about)[1] or _from(material, question)
+
+
+def _triplet(sentence: str, schema: Json, root: Json) -> dict[str, Any]:
+    """Subject, relation and object of a sentence, in the schema of a graph."""
+    said = dict(zip(("subject", "relation", "object"), _parsed(sentence), strict=True))
+    filled: dict[str, Any] = _filled(schema, "", sentence, root=root)
+    for part, told in filled.items():
+        if "name" in told:
+            told["name"] = said[part]
+    return filled
+
+
+def _parsed(sentence: str) -> tuple[str, str, str]:
+    """Its subject, what it says of it, and its last word."""
+    words = re.sub(r"^The ", "", sentence).strip(".!").split()
+    return words[0], " ".join(words[1:-1]), words[-1]
 
 
 def _figure(name: str, about: str, material: str) -> int:
@@ -421,12 +503,33 @@ def _refined(prompt: str) -> str:
 
 
 def _reranked(prompt: str) -> str:
+    ranked = _relevant(prompt)
+    return "\n".join(f"Doc: {number}, Relevance: {score}" for score, number in ranked) or "None."
+
+
+def _relevant(prompt: str) -> list[tuple[int, str]]:
+    """How much each numbered document has to do with the question, the best first; those that do not are left out."""
     question = _between(prompt, "Question: ", "Answer:")
     told = _between(prompt, "Let's try this now:", "Question:")
     documents = re.findall(r"Document (\d+):\s*(.*?)(?=\nDocument \d+:|\Z)", told, re.DOTALL)
-    scored = [(len(_stems(text) & _stems(question)), number) for number, text in documents]
-    ranked = sorted((pair for pair in scored if pair[0]), reverse=True)
-    return "\n".join(f"Doc: {number}, Relevance: {min(10, 3 * score)}" for score, number in ranked) or "None."
+    scored = [(min(10, 3 * len(_stems(text) & _stems(question))), number) for number, text in documents]
+    return sorted((pair for pair in scored if pair[0]), reverse=True)
+
+
+def _triplets(prompt: str) -> str:
+    told = _between(prompt, "\nText: ", "\nTriplets:")
+    return "\n".join(f"({', '.join(_parsed(one))})" for one in _sentences(told))
+
+
+def _typed_triplets(prompt: str) -> str:
+    found = [_parsed(one) for one in _sentences(_between(prompt, "\nText: ", "\nOutput:"))]
+    keys = ("head", "head_type", "relation", "tail", "tail_type")
+    return json.dumps([dict(zip(keys, (s, "THING", r, o, "THING"), strict=True)) for s, r, o in found])
+
+
+def _situated(prompt: str) -> str:
+    told = _sentences(_between(prompt, "<chunk>", "</chunk>"))
+    return f"It says what is known about {' '.join(told[0].split()[:2]) if told else 'nothing'}."
 
 
 def _standalone(prompt: str) -> str:
@@ -491,6 +594,9 @@ _FORMATS = (
     ("Give a title that summarizes", _title),
     ("this context can provide", _questions),
     ("Summarize the key topics", _summary),
+    ("knowledge triplets in the form of", _triplets),
+    ("knowledge triplets from the given text", _typed_triplets),
+    ("situate within the whole document", _situated),
     ("Original Answer:", _refined),
     ("from multiple sources is below", _asked_of_several),
     ("Context information is below", _asked),

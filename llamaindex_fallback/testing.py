@@ -15,36 +15,56 @@ with one of them down.
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import inspect
 import math
 import re
+import struct
 import zlib
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from llama_index.core import Document, PromptTemplate, VectorStoreIndex, get_response_synthesizer
 from llama_index.core.agent.workflow import (
     AgentOutput,
     AgentStream,
     AgentWorkflow,
+    CodeActAgent,
     FunctionAgent,
     ReActAgent,
     ToolCallResult,
 )
 from llama_index.core.base.base_selector import BaseSelector
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse
-from llama_index.core.extractors import KeywordExtractor, QuestionsAnsweredExtractor, TitleExtractor
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, ImageBlock, TextBlock
+from llama_index.core.chat_engine import CondenseQuestionChatEngine
+from llama_index.core.extractors import (
+    DocumentContextExtractor,
+    KeywordExtractor,
+    PydanticProgramExtractor,
+    QuestionsAnsweredExtractor,
+    SummaryExtractor,
+    TitleExtractor,
+)
+from llama_index.core.graph_stores.types import KG_NODES_KEY, KG_RELATIONS_KEY
 from llama_index.core.indices.prompt_helper import PromptHelper
+from llama_index.core.indices.property_graph import (
+    DynamicLLMPathExtractor,
+    SchemaLLMPathExtractor,
+    SimpleLLMPathExtractor,
+)
 from llama_index.core.llms.llm import LLM
-from llama_index.core.postprocessor import LLMRerank
+from llama_index.core.postprocessor import LLMRerank, StructuredLLMRerank
+from llama_index.core.postprocessor.rankGPT_rerank import RankGPTRerank
+from llama_index.core.program.utils import get_program_for_llm
 from llama_index.core.query_engine import RouterQueryEngine, SubQuestionQueryEngine
 from llama_index.core.question_gen import LLMQuestionGenerator
 from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle, RelatedNodeInfo, TextNode
 from llama_index.core.selectors import LLMSingleSelector, PydanticSingleSelector
+from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.tools import FunctionTool, QueryEngineTool
 from pydantic import BaseModel, Field
 
@@ -104,7 +124,7 @@ SCENARIOS: Mapping[str, Scenario] = _scenarios
 def check_llm(make_llm: Callable[[], LLM], *, only: Iterable[str] | None = None) -> dict[str, Any]:
     """Play the scenarios, each with an LLM of its own, the async ones all in one event loop.
 
-    Call it outside of a running loop. It makes some ninety calls, so point the LLM at something that costs little.
+    Call it outside of a running loop. It makes some hundred and twenty calls, so point the LLM at something that costs little.
 
     Args:
         make_llm: called for each scenario; it may return the same LLM every time.
@@ -240,6 +260,38 @@ def _tools() -> list[Any]:
 # ── the faces ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _ASKED = f"{TEXTS[0]} {OPENS}"
+
+
+def _picture() -> bytes:
+    """A red square, as a PNG."""
+    side = 32
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    dots = zlib.compress((b"\0" + b"\xd0\x10\x10" * side) * side)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", dots) + chunk(b"IEND", b"")
+
+
+def _shown() -> list[ChatMessage]:
+    asked = TextBlock(text="What colour is the picture? Say it in one word.")
+    return [ChatMessage(role="user", blocks=[asked, ImageBlock(image=_picture(), image_mimetype="image/png")])]
+
+
+@_scenario("picture")
+def _seen(llm: LLM) -> Any:
+    """A picture in the prompt, whole and streamed."""
+    told = [llm.chat(_shown()).message.content, _streamed(list(llm.stream_chat(_shown())))]
+    return [_text(one, ("red",)) for one in told]
+
+
+@_scenario("picture, async")
+async def _aseen(llm: LLM) -> Any:
+    """The same, async."""
+    told = [(await llm.achat(_shown())).message.content]
+    told.append(_streamed([response async for response in await llm.astream_chat(_shown())]))
+    return [_text(one, ("red",)) for one in told]
 
 
 @_scenario("faces")
@@ -409,6 +461,15 @@ async def _acondense(llm: LLM) -> Any:
     return await _atalked(llm, "condense_plus_context")
 
 
+@_scenario("chat engine: condense_question")
+def _condense_question(llm: LLM) -> Any:
+    """Two turns, each condensed into a question of its own for a query engine."""
+    engine = CondenseQuestionChatEngine.from_defaults(_index().as_query_engine(llm=llm), llm=llm)
+    _text(engine.chat(OPENS), SEVEN)
+    _text(engine.chat("And when does it close?"), ("nine", "9"))
+    return _history(engine)
+
+
 # ── routers, sub-questions ───────────────────────────────────────────────────────────────────────────────────────────
 
 _ABOUT = {"hours": "When the café opens and closes.", "money": "How refunds are paid back."}
@@ -553,6 +614,49 @@ def _called(llm: LLM) -> Any:
     return _text(llm.predict_and_call(_tools(), user_msg="Add 2 and 3."), ("5",))
 
 
+_ALLOWED = (
+    ast.Module, ast.Expr, ast.Assign, ast.Name, ast.Load, ast.Store, ast.Call, ast.keyword, ast.Constant, ast.BinOp,
+    ast.Add, ast.Mult, ast.JoinedStr, ast.FormattedValue,
+)  # fmt: skip
+"""All that a model's code may consist of here: sums, names, calls of what it was given. No attributes, no imports."""
+
+
+async def _executed(code: str) -> str:
+    """Run code that only calculates and prints, and return what it printed."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if not isinstance(node, _ALLOWED):
+            return f"Not run: {type(node).__name__} is not allowed here. Only call the functions and print."
+    printed: list[str] = []
+    names = {"add": add, "multiply": multiply, "str": str}
+    names["print"] = lambda *told: printed.append(" ".join(map(str, told)))
+    try:
+        exec(compile(tree, "answer", "exec"), {"__builtins__": {}, **names})  # of the kinds above alone
+    except Exception as error:  # noqa: BLE001  # the model is told, as by an interpreter
+        return f"{type(error).__name__}: {error}"
+    return "\n".join(printed)
+
+
+async def _coded(llm: LLM, *, streaming: bool) -> Any:
+    agent = CodeActAgent(code_execute_fn=_executed, llm=llm, tools=[add, multiply], streaming=streaming)
+    output, results, streamed = await _ran(agent)
+    assert results, "no code was run"
+    assert not streaming or (output.response.content or "") in streamed, f"streamed: {streamed!r}"
+    return _text(output.response.content, ("5", "five"), ("20", "twenty"))
+
+
+@_scenario("CodeActAgent")
+async def _code(llm: LLM) -> Any:
+    """Code in words, run where it can only calculate, and an answer from what it printed; streamed."""
+    return await _coded(llm, streaming=True)
+
+
+@_scenario("CodeActAgent, whole")
+async def _code_whole(llm: LLM) -> Any:
+    """The same, not streamed."""
+    return await _coded(llm, streaming=False)
+
+
 # ── structured answers ───────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -589,6 +693,13 @@ async def _apredicted_streamed(llm: LLM) -> Any:
     """The same, async."""
     objects = await llm.astream_structured_predict(Hours, _prompt(), text=TEXTS[0])
     return _last([one async for one in objects])
+
+
+@_scenario("as_structured_llm, async, streamed")
+async def _astructured(llm: LLM) -> Any:
+    """An LLM that always answers with an object, which grows."""
+    message = ChatMessage(role="user", content=f"{TEXTS[0]} When does it open and close?")
+    return _last([one.raw async for one in await llm.as_structured_llm(Hours).astream_chat([message])])
 
 
 @_scenario("as_structured_llm")
@@ -639,6 +750,65 @@ async def _questions(llm: LLM) -> Any:
     return told
 
 
+@_scenario("SummaryExtractor")
+async def _summaries(llm: LLM) -> Any:
+    """A summary of each text."""
+    return await _extracted(SummaryExtractor(llm=llm, show_progress=False), "section_summary")
+
+
+@_scenario("DocumentContextExtractor")
+async def _situated(llm: LLM) -> Any:
+    """Where each text stands in its document."""
+    store = SimpleDocumentStore()
+    store.add_documents([Document(text="\n".join(TEXTS), id_=f"document {number}") for number in range(len(TEXTS))])
+    extractor = DocumentContextExtractor(docstore=store, llm=llm, show_progress=False)
+    return await _extracted(extractor, "context")
+
+
+@_scenario("PydanticProgramExtractor", tools=True)
+async def _programmed(llm: LLM) -> Any:
+    """An object for a text, as its metadata."""
+    program: Any = get_program_for_llm(Hours, PromptTemplate("{input}"), llm)
+    extractor: Any = PydanticProgramExtractor(program=program, show_progress=False)
+    (told,) = await extractor.aextract(_nodes_of_documents()[:1])
+    return _hours(told)
+
+
+async def _pathed(extractor: Any) -> Any:
+    """The relations of the first text's graph."""
+    (node,) = await extractor.acall(_nodes_of_documents()[:1])
+    names = {entity.id: entity.name for entity in node.metadata[KG_NODES_KEY]}
+    told = [(names[r.source_id], r.label, names[r.target_id]) for r in node.metadata[KG_RELATIONS_KEY]]
+    assert told, "no path was found"
+    _text(told, ("caf",))
+    return told
+
+
+@_scenario("SimpleLLMPathExtractor")
+async def _simple_paths(llm: LLM) -> Any:
+    """A graph of what a text says, in words."""
+    return await _pathed(SimpleLLMPathExtractor(llm=llm, raise_on_error=True))
+
+
+@_scenario("DynamicLLMPathExtractor")
+async def _dynamic_paths(llm: LLM) -> Any:
+    """The same with types that the LLM thinks of, in words that are JSON."""
+    return await _pathed(DynamicLLMPathExtractor(llm=llm))
+
+
+@_scenario("SchemaLLMPathExtractor")
+async def _schema_paths(llm: LLM) -> Any:
+    """The same with types that are given, as an object."""
+    extractor = SchemaLLMPathExtractor(
+        llm=llm,
+        possible_entities=cast(Any, Literal["THING"]),
+        possible_relations=cast(Any, Literal["OPENS_AT", "CLOSES_AT"]),
+        kg_validation_schema=[("THING", "OPENS_AT", "THING"), ("THING", "CLOSES_AT", "THING")],
+        raise_on_error=True,
+    )
+    return await _pathed(extractor)
+
+
 def _ranked(nodes: Sequence[NodeWithScore]) -> Any:
     assert nodes, "no node is left"
     _text(nodes[0].node.get_content(), FIVE)
@@ -658,3 +828,17 @@ async def _arerank(llm: LLM) -> Any:
     query = QueryBundle("How soon are refunds paid?")
     reranker = LLMRerank(llm=llm, top_n=2, choice_batch_size=2)
     return _ranked(await reranker.apostprocess_nodes(_nodes(), query))
+
+
+@_scenario("StructuredLLMRerank")
+def _rerank_shaped(llm: LLM) -> Any:
+    """The same, by an object."""
+    query = QueryBundle("How soon are refunds paid?")
+    return _ranked(StructuredLLMRerank(llm=llm, top_n=2).postprocess_nodes(_nodes(), query))
+
+
+@_scenario("RankGPTRerank")
+def _rank_gpt(llm: LLM) -> Any:
+    """Nodes put in order in one long conversation."""
+    query = QueryBundle("How soon are refunds paid?")
+    return _ranked(RankGPTRerank(llm=llm, top_n=2).postprocess_nodes(_nodes(), query))
