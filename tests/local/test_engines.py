@@ -11,6 +11,7 @@ from shared_core.chat.events import TextDelta, collect
 from shared_core.chat.request import OutputSchema, ToolSpec, assistant, system, user
 from shared_core.errors import ErrorKind, InvalidRequest, MissingDependency, ProviderError, UnknownOption
 from shared_core.providers.llama_cpp import LlamaCppProvider
+from shared_core.providers.llama_cpp.options import cpu_budget
 from shared_core.routing.target import Target
 from tests.local.conftest import ENGINES, NO_LOCAL
 from tests.local.schemas import SCHEMAS
@@ -225,3 +226,31 @@ def test_what_only_a_check_can_see_is_sampled_twice_and_then_refused(noise):
         events.extend(noise.stream(ask("x", output=schema, max_tokens=50), guard()))
     assert caught.value.kind is ErrorKind.MALFORMED
     assert not any(isinstance(e, TextDelta) for e in events)
+
+
+@pytest.mark.parametrize(
+    ("files", "cpus"),
+    [
+        ({"sys/fs/cgroup/cpu.max": "50000 100000"}, 1),
+        ({"sys/fs/cgroup/cpu.max": "max 100000"}, None),
+        ({"proc/self/cgroup": "0::/pod/box\n", "sys/fs/cgroup/pod/cpu.max": "100000 100000"}, 1),
+        ({"proc/self/cgroup": "0::/pod/box\n", "sys/fs/cgroup/other/cpu.max": "100000 100000"}, None),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "150000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 1),
+        ({"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, None),
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/box\n",
+                "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_quota_us": "100000",
+                "sys/fs/cgroup/cpu,cpuacct/box/cpu.cfs_period_us": "100000",
+            },
+            1,
+        ),
+        ({"proc/self/cgroup": "nonsense"}, None),
+    ],
+)  # fmt: skip
+def test_the_cpu_quota_of_control_groups_of_both_versions_is_respected(tmp_path, files, cpus, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)), raising=False)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert cpu_budget(tmp_path) == (cpus or 16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -167,16 +167,43 @@ OPTIONS: tuple[str, ...] = tuple(_DEFAULTS)
 """Every option a `Target("llamacpp:…")` takes."""
 
 
-def cpu_budget() -> int:
-    """CPUs this process may really use: affinity and cgroup quota. llama.cpp's own default knows neither."""
+def cpu_budget(root: Path = Path("/")) -> int:
+    """CPUs this process may really use: affinity and cgroup quota, of version 2 or 1. llama.cpp's own default knows
+    neither. `root` is where `proc` and `sys` are."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS and Windows
         count = os.cpu_count() or 1
+    return max(1, min([count, *map(int, _quotas(root))]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The CPUs that the process's control groups, and those above them, grant it."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        if quota != "max":
-            count = min(count, int(quota) // int(period))
-    except (OSError, ValueError):
-        return max(1, count)
-    return max(1, count)
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    below: dict[str, str] = {"": "/", "cpu": "/"}  # a container often sees its own group as the root
+    for line in lines:
+        _, controllers, path = line.split(":", 2) if line.count(":") >= 2 else ("", "", "")
+        below |= {name: path for name in controllers.split(",") if name in below} if path else {}
+    for controller, mounts in (("", ("",)), ("cpu", ("cpu", "cpu,cpuacct"))):
+        for mount in mounts:
+            top = root / "sys/fs/cgroup" / mount
+            group = top / below[controller].strip("/")
+            for folder in {top, group, *(p for p in group.parents if p.is_relative_to(top))}:
+                if (granted := _quota(folder)) is not None:
+                    yield granted
+
+
+def _quota(folder: Path) -> float | None:
+    try:
+        if (both := folder / "cpu.max").exists():
+            quota, period = both.read_text(encoding="ascii").split()
+        else:
+            quota, period = (
+                (folder / f"cpu.cfs_{what}_us").read_text(encoding="ascii") for what in ("quota", "period")
+            )
+        return int(quota) / int(period) if int(quota) > 0 else None
+    except (OSError, ValueError):  # not there, or 'max'
+        return None
