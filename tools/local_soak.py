@@ -45,6 +45,8 @@ QUESTIONS = (
 SLACK_S = 5.0
 """An operation that takes this much longer than its own limit hangs."""
 PATIENT_S = 30.0
+LATEST_START_S = 0.5
+"""Callers come within half a second: sixteen threads that begin in one moment keep Python busy for long."""
 
 
 @dataclass
@@ -108,6 +110,7 @@ class _Caller:
 class _Thread(_Caller):
     def run(self, until: float) -> None:
         """Call until then."""
+        time.sleep(self.chance.uniform(0.0, LATEST_START_S))
         while (begun := time.monotonic()) < until:
             question, request, limit, leaves = self.request()
             try:
@@ -135,6 +138,7 @@ class _Thread(_Caller):
 class _Task(_Caller):
     async def run(self, until: float) -> None:
         """Call until then."""
+        await asyncio.sleep(self.chance.uniform(0.0, LATEST_START_S))
         while (begun := time.monotonic()) < until:
             question, request, limit, leaves = self.request()
             calling = asyncio.create_task(self.call(question, request, begun))
