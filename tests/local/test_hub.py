@@ -121,6 +121,15 @@ def test_a_revision_is_fetched_and_found_by_its_name(hub_):
     assert resolve(f"hf:{REPO}@{COMMIT}/{FILE}").is_file()
 
 
+def test_a_new_revision_with_the_same_file_costs_no_download(hub_):
+    old = fetch()
+    hub_.repos[REPO].commit = "f" * 40
+    new = fetch()
+    assert (new.parent.name, old.parent.name) == ("f" * 40, COMMIT)
+    assert new.read_bytes() == DATA
+    assert hub_.sent == len(DATA)
+
+
 def test_a_model_in_several_files_is_fetched_whole(hub_):
     names = [f"big-{n:05d}-of-00003.gguf" for n in (1, 2, 3)]
     hub_.repos["acme/big"] = Repo({f"Q4/{name}": name.encode() * 1000 for name in names})
@@ -173,6 +182,12 @@ def test_a_download_that_failed_is_gone_on_with_by_the_next_one(hub_):
     assert fetch(told=told.append).read_bytes() == DATA
     assert hub_.sent == len(DATA), "not a byte twice"
     assert told[-1].resumed == 3_000_000
+
+
+def test_a_connection_that_brings_something_may_break_any_number_of_times(hub_):
+    hub_.cuts = [100_000] * 20
+    assert fetch().read_bytes() == DATA
+    assert hub_.sent == len(DATA)
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])
@@ -442,6 +457,15 @@ def test_a_failed_download_is_told_to_requests_and_not_tried_again_with_each(gon
     assert len(hub._downloads) == 1
 
 
+def test_warming_tries_at_once_what_failed_a_moment_ago(hub_, local, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    provider = local()
+    with pytest.raises(DownloadFailed):
+        provider.warm()
+    monkeypatch.setenv("HF_ENDPOINT", hub_.url)
+    assert provider.warm()["parameters"] > 0
+
+
 def test_a_download_may_be_left_to_warming(hub_, local):
     provider = local(download="warm")
     with pytest.raises(ProviderError, match="not on this machine yet") as caught:
@@ -502,9 +526,11 @@ def test_a_standby_that_was_closed_meanwhile_starts_no_process(hub_):
     router = Router([Target(f"llamacpp:{SPEC}", standby="warm", queue=601)])
     (provider,) = router.providers
     router.close()
+    running = hub.download(HubModel(REPO, FILE))
     hub_.gate.set()
-    assert hub.download(HubModel(REPO, FILE)).wait(10)
-    assert provider.pid is None
+    running._thread.join(10)
+    assert resolve(SPEC).is_file()
+    assert provider._held == {}
 
 
 def test_what_is_not_here_reports_that_and_what_went_wrong(gone, local):
