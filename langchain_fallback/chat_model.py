@@ -230,25 +230,23 @@ class FallbackChatModel(BaseChatModel):
     def from_config(cls, source: ConfigLike, **options: Any) -> Self:
         """A model from a `.toml` or `.json` file, or from a mapping of what would stand in one.
 
-        Its top level holds this class's keywords; `models` lists names (as in `from_models`) and tables of `Target`'s
-        keywords. `${NAME}` and `${NAME:-default}` in any text are read from the environment, so that no key need stand
-        in a file.
+        Its top level holds this class's keywords; `models` (or `targets`) lists names, as in `from_models`, and tables
+        of `Target`'s keywords.
+        `${NAME}` and `${NAME:-default}` in any text are read from the environment: no key need stand in a file.
 
         Args:
             source: the path, or the mapping.
             **options: go before what the file says.
 
         Raises:
-            ConfigurationError: the file cannot be read, or an option is wrong.
+            ConfigurationError: the file cannot be read, or an option is wrong; says in which line, where it can.
             MissingKey: a variable that is not set.
         """
-        from shared_core.config import read_config
+        from shared_core.config import located, models_of, read_config
 
         settings = {**read_config(source), **options}
-        models = settings.pop("models", None)
-        if models is None and "router" not in settings:
-            raise ConfigurationError('the configuration lists no models.\nhint: models = ["openai:gpt-5-mini", …]')
-        return cls(**settings) if models is None else cls.from_models(models, **settings)
+        with located(source):
+            return cls(**settings) if "router" in settings else cls.from_models(models_of(settings), **settings)
 
     # ── the router ───────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from llama_index.core.tools.types import BaseTool
     from llama_index.core.types import Model
 
+    from shared_core.config import ConfigLike
+
 __all__ = ["FallbackLLM"]
 
 M = TypeVar("M", bound=BaseModel)
@@ -118,6 +120,28 @@ class FallbackLLM(FunctionCallingLLM):
             raise ConfigurationError("FallbackLLM needs models=[…] or router=…\nhint: models=['openai:gpt-5-mini']")
         self._options = dict(options)
         self._router = Router(targets_of(models), **options)
+
+    @classmethod
+    def from_config(cls, source: ConfigLike, **options: Any) -> Self:
+        """An LLM from a `.toml` or `.json` file, or from a mapping of what would stand in one.
+
+        Its top level holds this class's keywords; `models` (or `targets`) lists names and tables of `Target`'s
+        keywords.
+        `${NAME}` and `${NAME:-default}` in any text are read from the environment: no key need stand in a file.
+
+        Args:
+            source: the path, or the mapping.
+            **options: go before what the file says.
+
+        Raises:
+            ConfigurationError: the file cannot be read, or an option is wrong; says in which line, where it can.
+            MissingKey: a variable that is not set.
+        """
+        from shared_core.config import located, models_of, read_config
+
+        settings = {**read_config(source), **options}
+        with located(source):
+            return cls(**settings) if "router" in settings else cls(models_of(settings), **settings)
 
     @property
     def router(self) -> Router:

@@ -6,13 +6,14 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shared_core.errors import ConfigurationError, MissingKey
 
-__all__ = ["ConfigLike", "read_config"]
+__all__ = ["ConfigLike", "located", "models_of", "read_config"]
 
 ConfigLike = str | os.PathLike[str] | Mapping[str, Any]
 """A path of a `.toml` or `.json` file, or what would stand in one."""
@@ -39,6 +40,43 @@ def read_config(source: ConfigLike) -> dict[str, Any]:
     if not isinstance(raw, Mapping):
         raise ConfigurationError(f"{where} must hold a table of settings, not {type(raw).__name__}")
     return {str(key): _filled(value, f"{where}: {key}") for key, value in raw.items()}
+
+
+def models_of(settings: dict[str, Any]) -> Any:
+    """Take the targets out of `settings`: `targets` or `models` mean the same, so that one file serves everybody.
+
+    Raises:
+        ConfigurationError: both, or neither.
+    """
+    given = [settings.pop(name) for name in ("targets", "models") if name in settings]
+    if len(given) != 1 or not given[0]:
+        what = "both targets and models, which mean the same" if len(given) > 1 else "no targets"
+        raise ConfigurationError(f'the configuration lists {what}.\nhint: targets = ["openai:gpt-5-mini", …]')
+    return given[0]
+
+
+@contextmanager
+def located(source: ConfigLike) -> Iterator[None]:
+    """Say in which file, and if it can be found in which line of it, what raises a `ConfigurationError` here stands.
+
+    The line is the first that holds what the message puts in quotes: a wrong option, a wrong name.
+    """
+    try:
+        yield
+    except ConfigurationError as error:
+        if isinstance(source, Mapping) or str(error).startswith(f"{source}"):
+            raise
+        told = type(error)(f"{source}{_line(Path(source), str(error))}: {error}")
+        raise told from error.__cause__
+
+
+def _line(path: Path, message: str) -> str:
+    lines = [line.partition("#")[0] for line in path.read_text(encoding="utf-8").splitlines()]
+    at = ""
+    for word in re.findall(r"'([^']+)'", message.partition("Did you mean")[0]):
+        whole = re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])")
+        at = next((f":{number}" for number, line in enumerate(lines, 1) if whole.search(line)), at)
+    return at
 
 
 def _parsed(path: Path) -> Any:

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 from shared_core._books import Books
 from shared_core._clock import Clock, SystemClock
@@ -43,6 +43,9 @@ from shared_core.routing.seam import CONTINUE_PROMPT
 from shared_core.routing.strategies import RoutingStrategy, strategy_named
 from shared_core.routing.target import Target
 from shared_core.telemetry.dispatch import Dispatcher, Observer
+
+if TYPE_CHECKING:
+    from shared_core.config import ConfigLike
 
 __all__ = ["AnswerStream", "AsyncAnswerStream", "HealthReport", "Router", "TargetLike", "router_options"]
 
@@ -140,6 +143,27 @@ class Router:
         for route in self._routes:
             if route.standby is not None and route.target.enabled:
                 route.provider.stand_by()  # type: ignore[attr-defined]  # who has a standby has this too
+
+    @classmethod
+    def from_config(cls, source: ConfigLike, **options: Any) -> Self:
+        """A router from a `.toml` or `.json` file, or from a mapping of what would stand in one.
+
+        Its top level holds the keywords of `Router`; `targets` lists names and tables of `Target`'s keywords. `${NAME}`
+        and `${NAME:-default}` in any text are read from the environment, so that no key need stand in a file.
+
+        Args:
+            source: the path, or the mapping.
+            **options: go before what the file says.
+
+        Raises:
+            ConfigurationError: the file cannot be read, or an option is wrong; says in which line, where it can.
+            MissingKey: a variable that is not set.
+        """
+        from shared_core.config import located, models_of, read_config
+
+        settings = {**read_config(source), **options}
+        with located(source):
+            return cls(models_of(settings), **settings)
 
     def _route(self, target: Target, position: int) -> Route:
         from shared_core.providers import registry

@@ -94,7 +94,7 @@ def test_a_model_from_a_file_is_the_model_from_its_keywords(tmp_path: Any, monke
 
 
 def test_a_configuration_that_is_wrong_says_where() -> None:
-    with pytest.raises(ConfigurationError, match="lists no models"):
+    with pytest.raises(ConfigurationError, match="lists no targets"):
         FallbackChatModel.from_config({"temperature": 0.1})
     with pytest.raises(UnknownOption, match="temperature"):
         FallbackChatModel.from_config({"models": ["gpt-5-mini"], "temprature": 0.1})
