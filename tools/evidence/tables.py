@@ -259,7 +259,7 @@ def _local_holds(facts: Mapping[str, Any]) -> str:
         "cut_by_limit": "cut by the token limit, and said so", "invalid": "**invalid**", "untyped": "**untyped error**",
     }  # fmt: skip
     for row in facts["schemas"]:
-        what = f"answers of {row['model']} in {row['schemas']} schemas of which {row['kind']}"
+        what = f"answers of {row['model']} in {row['schemas']} {row['kind']} schemas"
         told = ", ".join(f"{row[key]} {word}" for key, word in words.items() if row[key])
         rows.append((what, row["engine"], row["samples"], told, not (row["invalid"] or row["untyped"])))
     for engine in dict.fromkeys(row["engine"] for row in facts["tool_choices"]):
