@@ -26,7 +26,7 @@ from shared_core.resilience.deadline import Guard
 from shared_core.routing.target import Target
 from shared_core.testing.random_gguf import write_random_gguf
 from tests.local import bad_files
-from tests.local.schemas import AWKWARD, EXPRESSIBLE
+from tests.local.schemas import AWKWARD, EVERYDAY
 from tools import local_soak, local_trials
 from tools.tiny_model.explanations import EXPLANATIONS
 
@@ -155,7 +155,7 @@ def schemas(*, quick: bool = False) -> list[Figures]:
         for engine in ENGINES:
             for model, spec in (("random weights", str(noise)), ("toy model", "tiny")):
                 with _model(spec, engine, n_ctx=1024) as provider:
-                    for kind, chosen in (("a grammar says all of it", EXPRESSIBLE), ("no grammar does", AWKWARD)):
+                    for kind, chosen in (("everyday", EVERYDAY), ("awkward", AWKWARD)):
                         outcomes, by_schema = _samples(provider, chosen, 2 if quick else SAMPLES)
                         sizes = {"schemas": len(chosen), "samples": outcomes.total()}
                         counted = {outcome: outcomes[outcome] for outcome in _OUTCOMES}
