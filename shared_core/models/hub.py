@@ -92,7 +92,7 @@ class _Task:
 
     model: HubModel
     library: Any
-    endpoint: str | None
+    api: Any
     told: Told
     stop: threading.Event
     pause: Callable[[float], object]
@@ -147,8 +147,11 @@ def pull(
         )
     stop = stop or threading.Event()
     with shown() if told is None else _as_it_is(told) as told:
-        task = _Task(model, importlib.import_module("huggingface_hub"), os.environ.get("HF_ENDPOINT"), told, stop,
-                     pause or stop.wait)  # fmt: skip
+        library = importlib.import_module("huggingface_hub")
+        api = library.HfApi(
+            endpoint=os.environ.get("HF_ENDPOINT")
+        )  # as it is now, not as it was when that was imported
+        task = _Task(model, library, api, told, stop, pause or stop.wait)
         try:
             return _fetch(task)
         except OSError as error:
@@ -189,8 +192,8 @@ def _fetch(task: _Task) -> Path:
 
 def _listed(task: _Task) -> tuple[str, Mapping[str, _File]]:
     """The commit that the revision is now, and the repository's files at it."""
-    hub, errors = task.library, importlib.import_module("huggingface_hub.errors")
-    model, api = task.model, hub.HfApi(endpoint=task.endpoint)
+    errors = importlib.import_module("huggingface_hub.errors")
+    model, api = task.model, task.api
     try:
         info = api.model_info(model.repo, revision=model.revision, files_metadata=True, timeout=_ASK_TIMEOUT_S)
     except errors.GatedRepoError as error:
@@ -204,11 +207,11 @@ def _listed(task: _Task) -> tuple[str, Mapping[str, _File]]:
         raise task.failed("offline", "HF_HUB_OFFLINE forbids it", f"unset it, or {_COPY}") from error
     except errors.HfHubHTTPError as error:
         raise _refused(task, error.response.status_code) from error
-    except _transport_errors(hub) as error:
-        said = f"the hub at {task.endpoint or api.endpoint} cannot be reached ({_worded(error)})"
+    except _transport_errors(task.library) as error:
+        said = f"the hub at {api.endpoint} cannot be reached ({_worded(error)})"
         raise task.failed("offline", said, f"check network and proxy, HF_ENDPOINT for a mirror; or {_COPY}") from error
     except (ValueError, KeyError, TypeError) as error:
-        said = f"what answers at {task.endpoint or api.endpoint} is no hub ({_worded(error)})"
+        said = f"what answers at {api.endpoint} is no hub ({_worded(error)})"
         raise task.failed("not_found", said, "check HF_ENDPOINT, and that no login page is in between") from error
     files = {}
     for sibling in info.siblings or ():
@@ -338,8 +341,7 @@ class _Restart(Exception):
 def _connect(task: _Task, file: _File, commit: str, part: IO[bytes], digest: Any, have: int) -> None:
     """One connection's worth of the file, from `have` on. Where it breaks, `part` and `digest` have what came."""
     hub, utils = task.library, importlib.import_module("huggingface_hub.utils")
-    base = (task.endpoint or hub.constants.ENDPOINT).rstrip("/")
-    url = f"{base}/{task.model.repo}/resolve/{commit}/{quote(file.name)}"
+    url = f"{task.api.endpoint}/{task.model.repo}/resolve/{commit}/{quote(file.name)}"
     headers = {**utils.build_hf_headers(), "Accept-Encoding": "identity"}
     if have:
         headers["Range"] = f"bytes={have}-"

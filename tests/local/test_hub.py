@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 
@@ -149,6 +151,31 @@ def test_the_token_goes_to_the_hub_and_not_to_its_storage(hub_, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert fetch().is_file()
     assert hub_.tokens_at_storage == [None]
+
+
+def test_without_a_mirror_it_is_huggingface_hubs_own_address_that_is_asked(hub_, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub_.url)
+    monkeypatch.delenv("HF_ENDPOINT")
+    assert fetch().is_file()
+
+
+@pytest.mark.parametrize(
+    ("terminal", "always", "said"),
+    [(True, False, "100 % of 3.6 MB"), (False, True, "100 % of 3.6 MB"), (False, False, None)],
+)
+def test_progress_goes_to_stderr_in_a_line_of_its_own_or_by_tenths(hub_, monkeypatch, terminal, always, said):
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: terminal)
+    monkeypatch.setattr(sys, "stderr", out)
+    monkeypatch.setattr(hub, "_TOLD_EVERY_S", 0.0)
+    with hub.shown(always=always) as told:
+        fetch(told=told)
+    shown = out.getvalue()
+    assert (said in shown) if said else shown == ""
+    assert shown.count("\r") > 1 if terminal else "\r" not in shown
+    assert shown.count("\n") in ((1,) if terminal else range(3, 12) if always else (0,)), shown
 
 
 def test_progress_is_told_from_nothing_to_all(hub_):
@@ -492,6 +519,13 @@ def test_another_target_answers_while_the_model_is_being_downloaded(hub_):
         assert health.circuit is CircuitState.CLOSED
         assert health.unavailable_reason == f"{SPEC} is being downloaded"
         hub_.gate.set()
+
+
+def test_a_model_that_a_request_names_is_not_downloaded(hub_, tiny):
+    with pytest.raises(ProviderError, match="not on this machine yet") as caught:
+        answer(tiny, "x", model=SPEC)
+    assert caught.value.kind is ErrorKind.INCAPABLE
+    assert hub_.asked == [], "whoever may write to us must not fill our disk"
 
 
 def test_nobody_else_to_ask_is_a_typed_error_with_the_reason(hub_):

@@ -343,7 +343,9 @@ class LlamaCppProvider:
             try:
                 self._files[model] = check_model_file(resolve_path(model))
             except ModelNotHere as error:
-                raise fetching.refusal(model, self.options, error) from error
+                # What a request names is not fetched: whoever may write to us must not fill our disk.
+                asked = self.options if model == self.model else replace(self.options, download="warm")
+                raise fetching.refusal(model, asked, error) from error
             except InvalidModelFile as error:
                 raise UnusableModel(str(error), kind=ErrorKind.NOT_FOUND) from error
         return self._files[model]
