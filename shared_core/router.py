@@ -247,6 +247,8 @@ class Router:
             if refusal is not None:
                 again = "" if refusal.retry_at is None else f", for {refusal.retry_at - now:.1f} s more"
                 notes[route.name] = refusal.reason + again
+            elif (told := _told(route)) is not None and told.unhealthy is not None:
+                notes[route.name] = told.unhealthy
             elif route.wait_s is not None and (wait := route.wait_s(asked)):
                 notes[route.name] = f"busy: a turn is expected in {wait:.1f} s"
         return replace(chosen, notes=notes)
@@ -471,10 +473,16 @@ def router_options() -> tuple[str, ...]:
 
 def _health(route: Route, now: float) -> TargetHealth:
     health = route.gate.read(now)
-    report: Callable[[], SelfReport] | None = getattr(route.provider, "report", None)
-    if report is not None:
-        health = health.told(report())
+    told = _told(route)
+    if told is not None:
+        health = health.told(told)
     return health if route.target.enabled else replace(health, available=False, unavailable_reason="disabled")
+
+
+def _told(route: Route) -> SelfReport | None:
+    """What its provider knows of itself; None of one that knows nothing."""
+    report: Callable[[], SelfReport] | None = getattr(route.provider, "report", None)
+    return None if report is None else report()
 
 
 def _load(route: Route) -> None:

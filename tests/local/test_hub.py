@@ -431,7 +431,8 @@ def local(hub_):
 def test_building_a_router_asks_nothing_of_the_network(hub_, local):
     provider = local()
     assert provider.capabilities.context_window
-    Router([f"llamacpp:{SPEC}"]).explain("x")
+    plan = Router([f"llamacpp:{SPEC}"]).explain("x")
+    assert plan.notes == {f"llamacpp:{SPEC}": f"{SPEC} is not on this machine yet"}
     assert hub_.asked == []
 
 
