@@ -13,14 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import core, langchain, llamaindex, peers
+from benchmarks import core, langchain, llamaindex, local, peers
 from benchmarks.measure import Row
 
 __all__ = ["collect", "main"]
 
 
 def collect(*, quick: bool = False) -> list[Row]:
-    """Every row. About a minute and a half; `quick` takes a quarter of it and is noisier."""
+    """Every row. Some four minutes; `quick` takes a quarter of it and is noisier."""
     rounds, number = (5, 1000) if quick else (9, 4000)
     python = os.environ.get("PEERS_PYTHON")
     if python and not Path(python).exists():
@@ -36,6 +36,8 @@ def collect(*, quick: bool = False) -> list[Row]:
         rows += peers.litellm(python, rounds, number)
     else:
         print("benchmarks: LiteLLM is NOT measured; `make bench` sets up its environment", file=sys.stderr)
+    print("benchmarks: the local model beside llama.cpp", file=sys.stderr)
+    rows += local.measure(3 if quick else 9)
     print("benchmarks: imports and memory", file=sys.stderr)
     rows += peers.imports(python, 3 if quick else 7)
     return rows
@@ -43,7 +45,7 @@ def collect(*, quick: bool = False) -> list[Row]:
 
 def report(rows: Sequence[Row], command: str) -> dict[str, Any]:
     """The rows with what is needed to read them later."""
-    names = ("langchain-core", "llama-index-core", "genai-prices")
+    names = ("langchain-core", "llama-index-core", "genai-prices", "llama-cpp-python", "xllamacpp")
     return {
         "command": command,
         "date": datetime.now(UTC).date().isoformat(),

@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from benchmarks.measure import Peer, Row, row
 from shared_core import ChatRequest, Router, Target, assistant, system, user
 from shared_core.chat.events import Finished, Usage
+from shared_core.providers.llama_cpp import LlamaCppProvider
 from shared_core.providers.llama_cpp.model_file import TINY
 
 __all__ = ["endless", "measure"]
@@ -81,12 +82,14 @@ def _check(usage: Usage | None, number: int) -> None:
 
 
 @contextmanager
-def _router(path: Path, **options: Any) -> Iterator[Router]:
-    router = Router([Target(f"llamacpp:{path}", n_ctx=N_CTX, n_threads=1, **options)])
+def _local(path: Path, **options: Any) -> Iterator[tuple[Router, LlamaCppProvider]]:
+    provider = LlamaCppProvider(Target(f"llamacpp:{path}", n_ctx=N_CTX, n_threads=1, **options))
+    provider.warm()
     try:
-        yield router
+        with Router([provider]) as router:
+            yield router, provider
     finally:
-        router.close()
+        provider.close()
 
 
 def measure(rounds: int, lengths: Sequence[int] = LENGTHS) -> list[Row]:
@@ -95,13 +98,13 @@ def measure(rounds: int, lengths: Sequence[int] = LENGTHS) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         path = endless(Path(folder) / "endless.gguf")
         bare = Peer(sys.executable, Path(__file__).with_name("local_bare.py"), str(path), str(N_CTX))
-        with _router(path) as router, _router(path, engine="xllamacpp") as other:
-            ways: list[tuple[str, Callable[[int], object]]] = [
-                ("streamed through worker and router", streamed(router)),
-                ("whole through worker and router", whole(router)),
-                ("in the worker", lambda number: bare.round("inside", number)),
-                ("streamed by xllamacpp through worker and router", streamed(other)),
-                ("streamed by llama-cpp-python's own call", lambda number: bare.round("high_level", number)),
+        with _local(path) as (router, ours), _local(path, engine="xllamacpp") as (other, others):
+            ways = [
+                _Way("streamed through worker and router", streamed(router), lambda: ours.pid, promised=True),
+                _Way("whole through worker and router", whole(router), lambda: ours.pid, promised=True),
+                _Way("in the worker, sent nowhere", lambda n: bare.round("inside", n), lambda: bare.pid, promised=True),
+                _Way("streamed by xllamacpp through worker and router", streamed(other), lambda: others.pid),
+                _Way("streamed by llama-cpp-python", lambda n: bare.round("high_level", n), lambda: bare.pid),
             ]
             for number in lengths:
                 rows += _beside(bare, ways, number, rounds if number < 1000 else max(3, rounds // 2))
@@ -109,35 +112,70 @@ def measure(rounds: int, lengths: Sequence[int] = LENGTHS) -> list[Row]:
     return [*rows, *_talks(rounds)]
 
 
-def _beside(bare: Peer, ways: Sequence[tuple[str, Callable[[int], object]]], number: int, rounds: int) -> list[Row]:
-    taken: list[list[float]] = [[] for _ in ways]
-    shares: list[list[float]] = [[] for _ in ways]
-    alone: list[float] = []
-    for _, way in ways:
-        way(number)
-    before = bare.round("bare", number)
+class _Way(NamedTuple):
+    """One way to generate so many tokens, and the process that computes them."""
+
+    name: str
+    run: Callable[[int], object]
+    pid: Callable[[], int | None]
+    promised: bool = False
+
+
+def cpu_us(pid: int | None) -> float:
+    """Microseconds of CPU time that all threads of a process have taken."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    return sum(int(task.read_text(encoding="ascii").split()[0]) for task in tasks) / 1e3
+
+
+def _timed(pid: int | None, run: Callable[[], object]) -> tuple[float, float]:
+    """Seconds on the clock and microseconds of the process's CPU."""
+    cpu, begun = cpu_us(pid), time.perf_counter()
+    run()
+    return time.perf_counter() - begun, cpu_us(pid) - cpu
+
+
+def _beside(bare: Peer, ways: Sequence[_Way], number: int, rounds: int) -> list[Row]:
+    taken: list[list[tuple[float, float]]] = [[] for _ in ways]
+    shares: list[list[tuple[float, float]]] = [[] for _ in ways]
+    alone: list[tuple[float, float]] = []
+    for way in ways:
+        way.run(number)
+    before = _timed(bare.pid, lambda: bare.round("bare", number))
     for _ in range(rounds):
-        for (_, way), times, ratios in zip(ways, taken, shares, strict=True):
-            begun = time.perf_counter()
-            way(number)
-            times.append((time.perf_counter() - begun) / number * 1e6)
-            after = bare.round("bare", number)
-            ratios.append((before + after) / 2 / times[-1])
+        for way, times, ratios in zip(ways, taken, shares, strict=True):
+            run = way.run
+            times.append(_timed(way.pid(), lambda run=run: run(number)))  # type: ignore[misc]  # bound now
+            after = _timed(bare.pid, lambda: bare.round("bare", number))
+            clock, cpu = ((a + b) / 2 / c for a, b, c in zip(before, after, times[-1], strict=True))
+            ratios.append((clock, cpu))
             alone.append(after)
             before = after
-    peer = f"a bare loop over llama.cpp {version('llama-cpp-python')}"
-    return [
-        row(
-            f"{number} tokens {name}",
-            "tokens/s",
-            1e6 / statistics.median(times),
-            peer=peer,
-            peer_value=1e6 / statistics.median(alone),
-            ratio=statistics.median(ratios),
-            ratio_at_least=PROMISED if "xllamacpp" not in name and "own call" not in name else None,
+    median = statistics.median
+    peer = f"a bare loop over llama.cpp, llama-cpp-python {version('llama-cpp-python')}"
+    rows = []
+    for way, times, ratios in zip(ways, taken, shares, strict=True):
+        rows.append(
+            row(
+                f"{number} tokens {way.name}",
+                "tokens/s",
+                number / median(seconds for seconds, _ in times),
+                peer=peer,
+                peer_value=number / median(seconds for seconds, _ in alone),
+                ratio=median(clock for clock, _ in ratios),
+                ratio_at_least=PROMISED if way.promised else None,
+            )
         )
-        for (name, _), times, ratios in zip(ways, taken, shares, strict=True)
-    ]
+        rows.append(
+            row(
+                f"{number} tokens {way.name}: the engine's CPU time",
+                "us/token",
+                median(cpu for _, cpu in times) / number,
+                peer=peer,
+                peer_value=median(cpu for _, cpu in alone) / number,
+                ratio=median(cpu for _, cpu in ratios),
+            )
+        )
+    return rows
 
 
 def _talks(rounds: int) -> list[Row]:
@@ -150,7 +188,7 @@ def _talks(rounds: int) -> list[Row]:
         waits: dict[int, list[float]] = {0: [], 512: []}
         answers: dict[int, list[str]] = {0: [], 512: []}
         for mb, times in waits.items():
-            with _router(TINY, engine=engine, kv_cache_mb=mb) as router:
+            with _local(TINY, engine=engine, kv_cache_mb=mb) as (router, _):
                 for talk in talks:
                     router.invoke(ChatRequest(talk))
                 for _ in range(rounds):

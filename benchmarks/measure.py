@@ -113,6 +113,11 @@ class Peer:
         )
         self.facts = self._read()
 
+    @property
+    def pid(self) -> int:
+        """The child's process id."""
+        return self._child.pid
+
     def _read(self) -> dict[str, Any]:
         assert self._child.stdout is not None
         for line in self._child.stdout:
