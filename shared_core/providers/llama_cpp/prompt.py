@@ -347,13 +347,12 @@ def render(
     else:
         assert first is not None
         raise first
-    segments: list[Segment] = []
-    at = 0
-    for match in re.finditer(rf"{nonce}x(\d+)x", rendered):
-        segments += [Segment(rendered[at : match.start()], True), Segment(hidden[int(match[1])], False)]
-        at = match.end()
-    segments.append(Segment(rendered[at:], True))
-    return [s for s in segments if s.text]
+    start, *others = rendered.split(nonce)
+    segments = [Segment(start, True)]
+    for other in others:
+        number, rest = other[1:].split("x", 1)
+        segments += [Segment(hidden[int(number)], False), Segment(rest, True)]
+    return [segment for segment in segments if segment.text]
 
 
 def _shapes(messages: Sequence[Mapping[str, Json]], traits: Traits) -> Iterator[Sequence[Mapping[str, Json]]]:
