@@ -42,7 +42,7 @@ from shared_core.chat.events import (
 from shared_core.chat.request import ChatRequest, Origin, OutputSchema, ToolCall
 from shared_core.errors import ErrorKind, ProviderError, redact
 from shared_core.history import Change, summary
-from shared_core.providers.suspended import unfinished
+from shared_core.providers.suspended import ahang_up, hang_up
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
 
@@ -835,8 +835,7 @@ def _closing(chunks: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        for response in unfinished(chunks):
-            response.close()
+        hang_up(chunks)
         if hasattr(chunks, "close"):
             chunks.close()
 
@@ -847,7 +846,6 @@ async def _aclosing(chunks: Any) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for response in unfinished(chunks):
-            await response.aclose()
+        await ahang_up(chunks)
         if hasattr(chunks, "aclose"):
             await chunks.aclose()

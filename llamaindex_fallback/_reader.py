@@ -110,7 +110,7 @@ class Reader:
             self._text += piece
             return (TextDelta(piece),)  # what most of a stream is, where an integration hands over no more
         events: list[ChatEvent] = [Started(self._id, self._model)] if first else []
-        if response.additional_kwargs or not plain:
+        if response.additional_kwargs or message.additional_kwargs or not plain:
             thought = self._new_thought(response)
             if thought:
                 self._thought += thought

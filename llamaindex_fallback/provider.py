@@ -59,7 +59,7 @@ from shared_core.history.media import media_for
 from shared_core.providers.classify import classify_error
 from shared_core.providers.models import facts
 from shared_core.providers.stopped import astopped, stopped
-from shared_core.providers.suspended import unfinished
+from shared_core.providers.suspended import ahang_up, hang_up
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
 
@@ -202,8 +202,7 @@ class LlamaIndexProvider:
                         active_instrument_tags.reset(token)
                     yield from feed(response)
             finally:
-                for response in unfinished(answer):
-                    response.close()
+                hang_up(answer)
                 answer.close()
             if last is not None and (chunk := last()) is not None:
                 if not reader.begun:
@@ -262,8 +261,7 @@ class LlamaIndexProvider:
                     for event in feed(response):
                         yield event
             finally:
-                for response in unfinished(answer):
-                    await response.aclose()
+                await ahang_up(answer)
                 await answer.aclose()
             if last is not None and (chunk := last()) is not None:
                 if not reader.begun:

@@ -124,7 +124,7 @@ SCENARIOS: Mapping[str, Scenario] = _scenarios
 def check_llm(make_llm: Callable[[], LLM], *, only: Iterable[str] | None = None) -> dict[str, Any]:
     """Play the scenarios, each with an LLM of its own, the async ones all in one event loop.
 
-    Call it outside of a running loop. It makes some hundred and twenty calls, so point the LLM at something that costs little.
+    Call it outside of a running loop. It makes some 120 calls, so point the LLM at something that costs little.
 
     Args:
         make_llm: called for each scenario; it may return the same LLM every time.

@@ -8,18 +8,37 @@ from collections.abc import Iterator
 from types import CellType
 from typing import Any
 
-__all__ = ["held_by", "unfinished"]
+__all__ = ["ahang_up", "hang_up", "held_by", "unfinished"]
 
-_LAYERS = 4
+_LAYERS = 10
 
 
 def unfinished(answer: Any) -> list[Any]:
     """The HTTP responses that a stream has not read to their end: a reader who walks away would go on paying for them.
 
-    They are found where the suspended generators hold them: generators on generators, and at their end the SDK's
-    `Stream`. Closing them is the caller's; it does no harm to one that has been read.
+    They are found where the suspended generators hold them: generators on generators, and at their end the `Stream` of
+    OpenAI's and Anthropic's SDK, or what Google's SDK reads from.
     """
-    return [one.response for one in held_by(answer) if type(one).__name__ in ("Stream", "AsyncStream")]
+    found = ((one, _RESPONSE_IN.get(type(one).__name__)) for one in held_by(answer))
+    return [response for one, name in found if name and (response := getattr(one, name, None)) is not None]
+
+
+_RESPONSE_IN = {"Stream": "response", "AsyncStream": "response", "HttpResponse": "response_stream"}
+
+
+def hang_up(answer: Any) -> None:
+    """Close them; it does no harm to one that has been read."""
+    for response in unfinished(answer):
+        if hasattr(response, "close"):
+            response.close()
+
+
+async def ahang_up(answer: Any) -> None:
+    """The same, async."""
+    for response in unfinished(answer):
+        close = getattr(response, "aclose", None) or getattr(response, "close", None)
+        if close is not None and inspect.isawaitable(closing := close()):
+            await closing
 
 
 def held_by(answer: Any) -> Iterator[Any]:
