@@ -357,6 +357,13 @@ def _readme(load: Load) -> str:
         what = "engines, agents and extractors of LlamaIndex, for every model and with its primary well and failing"
         wrong = matrix["failed"] + matrix["skipped"] + matrix["unserved"]
         rows.append((what, f"{matrix['passed']:,} of {matrix['runs']:,} pass, {wrong} fail or are skipped"))
+    if (local := load("local")) is not None:
+        exact, cuts = (sum(row[key] for row in local["continuation"]) for key in ("exact", "cuts"))
+        rows.append(("local answers cut at a character that go on as if they were not", f"{exact:,} of {cuts:,}"))
+        bad = local["bad_files"]
+        files = bad["mutants"] + len(bad["table"])
+        lived = files - bad["untyped_errors"] - bad["errors_without_a_reason"]
+        rows.append(("bad model files, each a typed error with its reason or no matter", f"{lived} of {files}"))
     if (bench := load("bench")) is not None:
         for row in bench["rows"]:
             beside = f", {row['peer']}: {_unit(row['peer_value'], row['unit'])}" if row["peer"] else ""
