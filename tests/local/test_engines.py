@@ -228,6 +228,39 @@ def test_what_only_a_check_can_see_is_sampled_twice_and_then_refused(noise):
     assert not any(isinstance(e, TextDelta) for e in events)
 
 
+BAD_GRAMMARS = {
+    "a rule that is not there": "root ::= nosuch",
+    "an open text": 'root ::= "a',
+    "an open class": "root ::= [a",
+    "no root": 'x ::= "a"',
+    "a rule that begins with itself": 'root ::= root "a" | "b"',
+    "nothing": " ",
+    "half a count": 'root ::= "a"{2',
+    "an unknown escape": 'root ::= "\\q"',
+    "no grammar": "please answer in French",
+    "a NUL": "root ::= \x00",
+    "endless nesting": "root ::= " + "(" * 50_000 + '"a"' + ")" * 50_000,
+    "endless nesting of counts": 'root ::= "a"' + "*" * 20_000 + "{1000}{1000}{1000}",
+}
+
+
+@pytest.mark.parametrize("name", BAD_GRAMMARS)
+def test_a_grammar_that_is_none_is_refused_and_nobody_dies_of_it(noise, name):
+    pid = noise.pid
+    with pytest.raises(ProviderError) as caught:
+        answer(noise, "x", extra={"llamacpp": {"grammar": BAD_GRAMMARS[name]}}, max_tokens=20)
+    assert caught.value.kind is ErrorKind.INCAPABLE
+    assert noise.pid == pid
+    assert answer(noise, "x", max_tokens=2).usage.output_tokens == 2
+
+
+def test_an_answer_may_be_held_to_a_grammar(noise):
+    got = answer(noise, "x", extra={"llamacpp": {"grammar": 'root ::= ("yes" | "no") "!"'}}, temperature=1.0)
+    assert got.text in ("yes!", "no!")
+    rest = answer(noise, "x", assistant("ye"), continues=True, extra={"llamacpp": {"grammar": 'root ::= "yes" "!"'}})
+    assert rest.text == "s!"
+
+
 @pytest.mark.parametrize(
     ("files", "cpus"),
     [

@@ -18,6 +18,10 @@ ANYTHING = r"root ::= [^\x00]*"
 _MAX_STATES = 4096
 """Ways of reading the text so far. More means that the grammar is ambiguous without end, or recurses on its left."""
 
+_DEEPEST = 150
+"""Brackets within brackets. llama.cpp's own reader has no such limit, and no endless stack either."""
+_STACKED = 4
+
 # A node is a tuple: ("lit", text) ("class", negated, ranges) ("ref", name) ("seq", nodes) ("alt", nodes)
 # ("rep", node, least, most or None). Tuples compare and hash by value, which is what telling states apart needs.
 Node = tuple[Any, ...]
@@ -326,6 +330,8 @@ class _Reader:
                 case "(":
                     self._at += 1
                     self._depth += 1
+                    if self._depth > _DEEPEST:
+                        raise GrammarError(f"brackets more than {_DEEPEST} deep")
                     self._skip()
                     node = self._alternatives()
                     self._depth -= 1
@@ -338,7 +344,11 @@ class _Reader:
                 case _:
                     break
             self._skip()
+            stacked = 0
             while (times := self._times()) is not None:
+                stacked += 1
+                if stacked > _STACKED:
+                    raise GrammarError(f"more than {_STACKED} repetitions of each other")
                 node = ("rep", node, *times)
                 self._skip()
             parts.append(node)

@@ -162,12 +162,12 @@ class LocalModel:
         """
         if (known := self._grammars.get(text)) is not None:
             return known
-        if not self.engine.compiles(text):
-            raise Refused("incapable", "llama.cpp refuses the grammar")
         try:
             grammar = Grammar.parse(text)
         except GrammarError as error:
             raise Refused("incapable", f"the grammar cannot be followed: {error}") from error
+        if not self.engine.compiles(text):
+            raise Refused("incapable", "llama.cpp refuses the grammar")
         if len(self._grammars) >= _GRAMMARS_KEPT:
             del self._grammars[next(iter(self._grammars))]
         self._grammars[text] = grammar

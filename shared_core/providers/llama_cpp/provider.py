@@ -53,7 +53,7 @@ _SAMPLING: Mapping[str, tuple[type[int | float], float, float]] = {
     "frequency_penalty": (float, -2.0, 2.0),
     "presence_penalty": (float, -2.0, 2.0),
 }
-"""What `extra={"llamacpp": {...}}` of a request may set, with its range."""
+"""What `extra={"llamacpp": {...}}` of a request may set, with its range; beside them `priority` and `grammar`."""
 
 
 class UnusableModel(ProviderError, InvalidModelFile):
@@ -603,8 +603,12 @@ def _tool(name: str, description: str, parameters: Mapping[str, Any]) -> dict[st
 def _sampling(request: ChatRequest) -> dict[str, Any]:
     given = {name: v for name, v in (request.extra.get("llamacpp") or {}).items() if name != "priority"}
     for name, value in given.items():
+        if name == "grammar":
+            if not isinstance(value, str):
+                raise InvalidRequest(f"extra['llamacpp']['grammar'] must be the text of a GBNF grammar, not {value!r}")
+            continue
         if name not in _SAMPLING:
-            close = nearest(name, [*_SAMPLING, "priority"])
+            close = nearest(name, [*_SAMPLING, "priority", "grammar"])
             raise InvalidRequest(f"extra['llamacpp'] has no option {name!r}. {close}")
         kind, low, high = _SAMPLING[name]
         wanted = (int,) if kind is int else (int, float)
