@@ -117,6 +117,17 @@ def test_a_forced_call_of_several_may_be_followed_by_others_and_ends_by_itself(t
     assert all(isinstance(c.parsed()["city"], str) for c in got.tool_calls)
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("choice", ["auto", "any", "get_weather"])
+def test_a_call_that_the_model_begins_itself_is_held_to_the_schema_as_well(tiny, choice, streaming):
+    city = {"type": "object", "properties": {"city": {"enum": ["Oslo", "Rome"]}}, "required": ["city"]}
+    got = answer(
+        tiny, ASKED, tools=(ToolSpec("get_weather", "", city),), tool_choice=choice, streaming=streaming,
+        parallel_tool_calls=False,
+    )  # fmt: skip
+    assert [c.parsed()["city"] in ("Oslo", "Rome") for c in got.tool_calls] == [True]
+
+
 # ── conversations ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 TALKS = [
