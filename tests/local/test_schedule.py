@@ -219,6 +219,15 @@ def test_a_prompt_is_read_once_and_again_after_another_conversation_was_served()
     assert schedule.next(0.0) is ahead
 
 
+def test_a_prompt_whose_reading_was_stopped_is_gone_on_with_later():
+    schedule: Schedule[Asked] = Schedule(4)
+    ahead = prompt("a")
+    schedule.read_ahead(ahead, -AHEAD_AFTER_S)
+    schedule.next(0.0)
+    schedule.ended(ahead, whole=False)
+    assert schedule.next(0.0) is ahead
+
+
 def test_a_forgotten_prompt_lets_the_next_be_read_and_tells_whether_it_is_to_be_stopped():
     schedule: Schedule[Asked] = Schedule(4)
     first, second = prompt("a"), prompt("b")

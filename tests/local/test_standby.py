@@ -310,8 +310,17 @@ def test_another_request_is_served_before_a_prompt_is_read_to_its_end(standing_b
     router, local = standing_by(hosted, n_ctx=4096)
     local.warm()
     pid = local.pid
+    ends: list[tuple[str, str]] = []
+    learn = supervisor(local)._learn
+
+    def noted(running, kind, message):
+        ends.append((running.op, kind))
+        learn(running, kind, message)
+
+    supervisor(local)._learn = noted
     assert router.invoke(ChatRequest((user("abc " * 900),), max_tokens=2)).text == "ok"
     assert answers[0].usage.output_tokens == 2
+    assert ends[:3] == [("prefill", "cancelled"), ("generate", "start"), ("generate", "done")]
     assert local.pid == pid, "reading was stopped, not killed"
 
 
