@@ -6,9 +6,10 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from shared_core.chat.events import Answer
+if TYPE_CHECKING:
+    from shared_core.chat.events import Answer
 
 __all__ = ["CUT_OFF", "SchemaCheck", "complaint", "violations"]
 

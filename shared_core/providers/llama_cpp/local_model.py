@@ -13,11 +13,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from shared_core.chat.schema_check import violations
 from shared_core.providers.llama_cpp import prompt
 from shared_core.providers.llama_cpp.engine import Engine, LoadError, OnPiece, Refused, Wanted
 from shared_core.providers.llama_cpp.grammar import Grammar, GrammarError
-from shared_core.providers.llama_cpp.schema_grammar import UnsupportedSchema, gbnf, tool_call_gbnf
 from shared_core.providers.llama_cpp.spoken import CALL, CALL_END, THINK, THINK_END, Spoken, SpokenParser
 from shared_core.providers.llama_cpp.stops import StopMatcher
 from shared_core.providers.llama_cpp.utf8 import Utf8Stream
@@ -280,10 +278,14 @@ class _Answering:
             Refused: a schema that cannot be held to, where it must be.
         """
         calls = whole = None
-        self._calls_exact = True
+        if not self._tools and self._schema is None and not self._job.get("grammar"):
+            return None, None
+        # Imported when first needed: a worker that starts anew after a crash has no time to lose.
+        from shared_core.providers.llama_cpp.schema_grammar import UnsupportedSchema, gbnf, tool_call_gbnf
+
         if self._tools:
             try:
-                text, self._calls_exact = tool_call_gbnf(self._offered)
+                text, _ = tool_call_gbnf(self._offered)
                 calls = self._model.grammar(text)
             except (UnsupportedSchema, Refused) as error:
                 if self._must_call:
@@ -376,7 +378,7 @@ class _Answering:
             return self._again(phase, wrong)
         if phase.kind == "schema" and self._reason == "stop" and not self._calls:
             assert self._schema is not None or self._job.get("grammar") is not None
-            if self._schema is not None and (found := violations(start.partial + "".join(self._said), self._schema)):
+            if self._schema is not None and (found := _wrong(start.partial + "".join(self._said), self._schema)):
                 return self._again(phase, f"the local model's answer does not fit the schema: {found}")
         return None
 
@@ -450,7 +452,7 @@ class _Answering:
         tool = self._tools.get(piece.name)
         if tool is None:
             return f"the local model called {piece.name!r}, which is not offered"
-        if tool.get("parameters") and (found := violations(piece.arguments, tool["parameters"])):
+        if tool.get("parameters") and (found := _wrong(piece.arguments, tool["parameters"])):
             return f"the local model's call of {piece.name!r} does not fit its schema: {found}"
         self._emit({"ev": "call", "index": self._calls, "name": piece.name, "arguments": piece.arguments})
         self._calls += 1
@@ -498,6 +500,12 @@ class _Answering:
         if self._speech.unfinished is not None:
             extra["unfinished_tool_call"] = self._speech.unfinished
         self._emit(_done(self._reason, self._raw, self._prompt, self._cached, self._output, extra))
+
+
+def _wrong(text: str, schema: Json) -> str:
+    from shared_core.chat.schema_check import violations
+
+    return violations(text, schema)
 
 
 def _overflow(prompt_tokens: int, wanted: int, n_ctx: int) -> Refused:
