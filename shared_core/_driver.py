@@ -62,6 +62,13 @@ class Driver:
         self._calm = Calm()
         self.routes: tuple[Route, ...] = ()
 
+    def line_up(self, routes: tuple[Route, ...]) -> None:
+        """These are the router's targets from now on."""
+        self.routes = routes
+        prefill = any(route.standby == "prefill" for route in routes)
+        if prefill is not self._policy.prefill:
+            self._policy = replace(self._policy, prefill=prefill)
+
     def loaded(self, route: Route) -> None:
         """The provider has been loaded ahead of its first call."""
         self._loaded.add(route)

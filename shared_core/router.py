@@ -10,7 +10,6 @@ import inspect
 import itertools
 import os
 import random
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
@@ -19,21 +18,21 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from shared_core._books import Books
 from shared_core._clock import Clock, SystemClock
 from shared_core._driver import Driver
-from shared_core._inputs import RequestLike, TargetLike, as_request, as_target, option, price_of
+from shared_core._fleet import Fleet
+from shared_core._inputs import RequestLike, TargetLike, as_request, option
 from shared_core._streams import AnswerStream, AsyncAnswerStream
 from shared_core.chat.answer_tool import in_words, with_answer_tool
 from shared_core.chat.events import Answer, collect
 from shared_core.chat.request import ChatRequest
-from shared_core.errors import ConfigurationError, InvalidRequest, UnknownOption, nearest
+from shared_core.errors import ConfigurationError, UnknownOption, nearest
 from shared_core.ledger import Ledger, MemoryLedger
 from shared_core.ledger.entry import CostReport
-from shared_core.resilience.admission import Account, Gate
 from shared_core.resilience.breaker import BreakerConfig
 from shared_core.resilience.deadline import Timeouts
 from shared_core.resilience.health import HealthReport, SelfReport, TargetHealth
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.capabilities import Capabilities, best, shared, unusual
-from shared_core.routing.chains import Chain, chains_of
+from shared_core.routing.chains import Chain
 from shared_core.routing.execution import Execution
 from shared_core.routing.flow import Call, FlowPolicy, OnStreamBreak
 from shared_core.routing.planner import Plan, Route, plan
@@ -122,27 +121,13 @@ class Router:
         self._prefix = os.urandom(3).hex()
         self._turns = itertools.count()
         self._turn = 0
-        self._accounts: dict[str, Account] = {}
-        self._lock = threading.Lock()
         self._closed = False
-        items = [targets] if isinstance(targets, (str, Target, Mapping, Provider)) else list(targets)
-        if not items:
-            raise ConfigurationError("a router needs at least one target, such as 'openai:gpt-5-mini'")
-        self._routes = tuple(self._route(as_target(item), position) for position, item in enumerate(items))
-        names = [route.name for route in self._routes]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ConfigurationError(f"two targets share the name {twice[0]!r}; give one of them another name=")
-        self._chains = chains_of(chains, names)
-        self._ways = {name: self._way(chain) for name, chain in self._chains.items()}
-        self._usual = self._ways["default"] if chains is not None and "default" in chains else None
-        prefill = any(route.standby == "prefill" for route in self._routes)
-        policy = FlowPolicy(self._retry, on_stream_break, continue_prompt, route_around_policy, prefill)
+        self._fleet = Fleet(
+            targets, chains, breaker=self._breaker, retry=self._retry, timeouts=self._timeouts, now=self._now
+        )
+        policy = FlowPolicy(self._retry, on_stream_break, continue_prompt, route_around_policy)
         self._driver = Driver(self._clock, chance, policy, self._books, self._prepare, _load, _aload)
-        self._driver.routes = self._routes
-        for route in self._routes:
-            if route.standby is not None and route.target.enabled:
-                route.provider.stand_by()  # type: ignore[attr-defined]  # who has a standby has this too
+        self._driver.line_up(self._fleet.routes)
 
     @classmethod
     def from_config(cls, source: ConfigLike, **options: Any) -> Self:
@@ -164,47 +149,6 @@ class Router:
         settings = {**read_config(source), **options}
         with located(source):
             return cls(models_of(settings), **settings)
-
-    def _route(self, target: Target, position: int) -> Route:
-        from shared_core.providers import registry
-
-        if target.provider is None:
-            registry.check(target)
-            provider = registry.build(target)
-        else:
-            provider = target.provider
-        account = self._accounts.setdefault(target.account, Account(target.account))
-        gate = Gate(target.name, self._breaker, account)
-        return Route(
-            target,
-            provider,
-            gate,
-            target.timeouts or self._timeouts,
-            target.retry or self._retry,
-            price_of(target, provider),
-            position,
-        )
-
-    def _way(self, chain: Chain) -> tuple[Chain, tuple[Route, ...]]:
-        """A chain with its targets; those that it has settings for ride on routes of their own."""
-        routes = self._routes
-        if chain.targets is not None:
-            by_name = {route.name: route for route in routes}
-            routes = tuple(by_name[name] for name in chain.targets)
-        if chain.retry is None and chain.timeouts is None:
-            return chain, routes
-        return chain, tuple(
-            Route(
-                route.target,
-                route.provider,
-                route.gate,
-                route.target.timeouts or chain.timeouts or self._timeouts,
-                route.target.retry or chain.retry or self._retry,
-                route.price,
-                route.position,
-            )
-            for route in routes
-        )
 
     # ── faces ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -256,7 +200,7 @@ class Router:
     def health(self) -> HealthReport:
         """How every target has been doing lately."""
         now = self._now()
-        return HealthReport(tuple(_health(route, now) for route in self._routes))
+        return HealthReport(tuple(_health(route, now) for route in self._fleet.routes))
 
     def costs(self) -> CostReport:
         """What every target has cost so far."""
@@ -270,12 +214,12 @@ class Router:
     @property
     def targets(self) -> tuple[Target, ...]:
         """The targets, in configured order."""
-        return tuple(route.target for route in self._routes)
+        return tuple(route.target for route in self._fleet.routes)
 
     @property
     def providers(self) -> tuple[Provider, ...]:
         """What serves each target, in configured order."""
-        return tuple(route.provider for route in self._routes)
+        return tuple(route.provider for route in self._fleet.routes)
 
     @property
     def last(self) -> Execution | None:
@@ -284,13 +228,13 @@ class Router:
 
     def capabilities(self, of: Literal["all", "best"] = "all") -> Capabilities:
         """What every enabled target can take (the honest intersection), or what the most capable one can."""
-        each = [route.capabilities for route in self._routes if route.target.enabled]
+        each = [route.capabilities for route in self._fleet.routes if route.target.enabled]
         return best(each) if of == "best" else shared(each)
 
     @property
     def chains(self) -> Mapping[str, Chain]:
         """Every chain by its name, the built-in ones included."""
-        return MappingProxyType(self._chains)
+        return MappingProxyType(self._fleet.chains)
 
     @property
     def options(self) -> Mapping[str, Any]:
@@ -305,22 +249,68 @@ class Router:
         Raises:
             ConfigurationError: no target of that name.
         """
-        for route in self._routes if name is None else (self._named(name),):
+        for route in self._fleet.routes if name is None else (self._fleet.named(name),):
             route.gate.reset()
 
     def force_open(self, name: str) -> None:
         """Send nothing to this target until `reset`."""
-        self._named(name).gate.force_open()
+        self._fleet.named(name).gate.force_open()
 
     def disable_breaker(self, name: str) -> None:
         """Let every call through to this target, and learn nothing from it, until `reset`."""
-        self._named(name).gate.disable_breaker()
+        self._fleet.named(name).gate.disable_breaker()
 
-    def _named(self, name: str) -> Route:
-        for route in self._routes:
-            if route.name == name:
-                return route
-        raise ConfigurationError(f"no target is named {name!r}. {nearest(name, [r.name for r in self._routes])}")
+    def add(self, target: TargetLike, *, position: int | None = None) -> Target:
+        """Put another target at `position`, from 0, or last. Requests that have begun do not see it.
+
+        Raises:
+            ConfigurationError: it cannot be built, or its name is taken.
+        """
+        added = self._fleet.add(target, position)
+        self._driver.line_up(self._fleet.routes)
+        return added
+
+    def remove(self, name: str) -> Target:
+        """Take a target out. Calls in flight end as they would have; it is closed some time after.
+
+        Raises:
+            ConfigurationError: no target of that name, or a router or a chain would be left without one.
+        """
+        gone = self._fleet.remove(name)
+        self._driver.line_up(self._fleet.routes)
+        return gone
+
+    def replace(self, name: str, target: TargetLike) -> Target:
+        """Put another target in the place of one, in chains too. It begins with a circuit and a record of its own.
+
+        Raises:
+            ConfigurationError: no target of that name, the new one cannot be built, or its name is taken.
+        """
+        placed = self._fleet.replace(name, target)
+        self._driver.line_up(self._fleet.routes)
+        return placed
+
+    def enable(self, name: str) -> None:
+        """Ask this target again."""
+        self._fleet.switch(name, enabled=True)
+        self._driver.line_up(self._fleet.routes)
+
+    def disable(self, name: str) -> None:
+        """Keep a target, its record and its connections, but do not ask it until `enable`."""
+        self._fleet.switch(name, enabled=False)
+        self._driver.line_up(self._fleet.routes)
+
+    def pin(self, name: str) -> None:
+        """Ask this target first, whatever strategy and chain say; the others stay behind it. Until `unpin`.
+
+        Raises:
+            ConfigurationError: no target of that name.
+        """
+        self._fleet.pin(name)
+
+    def unpin(self) -> None:
+        """Ask in the order of the strategy again."""
+        self._fleet.pin(None)
 
     def warm(self) -> None:
         """Do now what first calls would do: load vendor SDKs and prices, start local models. Sends nothing to a vendor.
@@ -328,7 +318,7 @@ class Router:
         Raises:
             ConfigurationError: a local model cannot be loaded; carries the reason.
         """
-        for route in self._routes:
+        for route in self._fleet.routes:
             if route.target.enabled:
                 _load(route)
                 self._driver.loaded(route)
@@ -339,7 +329,7 @@ class Router:
     async def awarm(self) -> None:
         """The same for this event loop too, without blocking it."""
         await asyncio.to_thread(self.warm)
-        for route in self._routes:
+        for route in self._fleet.routes:
             if route.target.enabled and hasattr(route.provider, "aload"):
                 await _aload(route)
 
@@ -351,16 +341,16 @@ class Router:
         """Close providers' sockets and processes, the ledger and the observers' thread. Idempotent."""
         if not self._closed:
             self._closed = True
-            for route in self._routes:
-                route.provider.close()
+            for provider in self._fleet.providers():
+                provider.close()
             self._events.close()
             self._books.ledger.close()
 
     async def aclose(self) -> None:
         """The same, closing async clients on their own event loop."""
         if not self._closed:
-            for route in self._routes:
-                await route.provider.aclose()
+            for provider in self._fleet.providers():
+                await provider.aclose()
             self.close()
 
     def __enter__(self) -> Self:
@@ -380,27 +370,21 @@ class Router:
         await self.aclose()
 
     def __repr__(self) -> str:
-        names = ", ".join(repr(route.name) for route in self._routes)
+        names = ", ".join(repr(route.name) for route in self._fleet.routes)
         return f"Router([{names}], strategy={self._strategy_name!r})"
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _plan(self, request: ChatRequest, strategy: str | RoutingStrategy | None, turn: int) -> Plan:
-        terms, routes, order = None, self._routes, strategy
-        if (way := self._usual if request.chain is None else self._chosen(request.chain)) is not None:
-            terms, routes = way
-            order = terms.strategy if strategy is None else strategy
+        terms, routes = self._fleet.way(request.chain)
+        order = terms.strategy if strategy is None and terms is not None else strategy
         name, by = (self._strategy_name, self._strategy) if order is None else strategy_named(order)
+        pinned = self._fleet.pinned
         if request.model is not None:
             # A model named per call is asked first where it is one of ours; otherwise it replaces the primary's.
             routes = tuple(sorted(routes, key=lambda r: request.model not in (r.name, r.target.model)))
-        return plan(request, routes, by, strategy_name=name, turn=turn, clock=self._now, terms=terms)
-
-    def _chosen(self, chain: str) -> tuple[Chain, tuple[Route, ...]]:
-        way = self._ways.get(chain)
-        if way is None:
-            raise InvalidRequest(f"no chain is named {chain!r}. {nearest(chain, self._ways)}")
-        return way
+            pinned = None
+        return plan(request, routes, by, strategy_name=name, turn=turn, clock=self._now, terms=terms, pinned=pinned)
 
     def _open(self, request: ChatRequest, strategy: str | RoutingStrategy | None) -> tuple[Execution, Plan, Relay]:
         if self._closed:
@@ -454,9 +438,9 @@ class Router:
         return in_words(request, json_mode=able.json_mode) if way == "words" else request
 
     def _overrides(self, model: str, route: Route) -> bool:
-        if any(model in (r.name, r.target.model) for r in self._routes):
+        if any(model in (r.name, r.target.model) for r in self._fleet.routes):
             return False  # it names a target of ours, which the plan has put first
-        return route.provider.name == self._routes[0].provider.name
+        return route.provider.name == self._fleet.routes[0].provider.name
 
 
 _DEFAULTS = {

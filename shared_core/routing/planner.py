@@ -36,7 +36,6 @@ class Route:
     timeouts: Timeouts
     retry: RetryPolicy
     price: Callable[[], Price | None]
-    position: int = 0
 
     def __post_init__(self) -> None:
         self.name = self.target.name
@@ -139,6 +138,7 @@ def plan(
     turn: int = 0,
     clock: Callable[[], float] | None = None,
     terms: Chain | None = None,
+    pinned: str | None = None,
 ) -> Plan:
     """Who may answer `request`, in order, on its chain's terms. The gates' health is read only if the strategy asks."""
     eligible: list[Route] = []
@@ -164,6 +164,8 @@ def plan(
             raise ConfigurationError(f"strategy {strategy_name!r} returned a target twice")
         excluded += [(r.name, f"left out by strategy {strategy_name!r}") for r in eligible if r not in chosen]
         eligible = chosen
+    if pinned is not None:
+        eligible.sort(key=lambda route: route.name != pinned)
     return Plan(
         tuple(eligible),
         tuple(excluded),

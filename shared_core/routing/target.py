@@ -130,6 +130,12 @@ class Target:
                 close = nearest(option, valid | KEYWORDS)
                 raise UnknownOption(f"Target {self.spec!r} has no option {option!r}. {close}")
 
+    def switched(self, *, enabled: bool) -> Target:
+        """The same target, enabled or not."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__, enabled=enabled)
+        return twin
+
     @property
     def account(self) -> str:
         """Names the account behind this target without revealing it: same provider, endpoint and key, same account."""

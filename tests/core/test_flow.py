@@ -218,7 +218,7 @@ def test_retries_can_be_switched_off_and_raised_per_target(bench, face):
 
 def test_an_exhausted_retry_budget_leaves_first_tries_only(bench, face):
     b = bench(K.CONFLICT, ANSWER)
-    b.router._routes[0].gate.budget.tokens = 5.0
+    b.router._fleet.routes[0].gate.budget.tokens = 5.0
     assert face(b.router).text == ANSWER
     assert b.calls == [1, 1]
 

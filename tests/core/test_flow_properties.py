@@ -190,7 +190,8 @@ class Traffic(RuleBasedStateMachine):
     def call(self, face: str) -> None:
         before = [p.calls for p in self.providers]
         open_until = [
-            r.gate.breaker.open_until or 0.0 if r.gate.state is CircuitState.OPEN else 0.0 for r in self.router._routes
+            r.gate.breaker.open_until or 0.0 if r.gate.state is CircuitState.OPEN else 0.0
+            for r in self.router._fleet.routes
         ]
         got = FACES[face](self.router)
         sent = [p.calls - b for p, b in zip(self.providers, before, strict=True)]
@@ -206,7 +207,7 @@ class Traffic(RuleBasedStateMachine):
         if hasattr(self, "router"):
             assert all(h.in_flight == 0 for h in self.router.health())
             assert all(p.open == 0 for p in self.providers)
-            assert all(0 <= r.gate.budget.tokens <= 10 for r in self.router._routes)
+            assert all(0 <= r.gate.budget.tokens <= 10 for r in self.router._fleet.routes)
 
 
 Traffic.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)

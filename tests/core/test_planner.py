@@ -279,15 +279,15 @@ def test_a_plan_of_nobody_says_so_and_markup_in_names_is_escaped():
     assert "plan (&lt;s&gt;)" in page
     r = router({})
     object.__setattr__(r.targets[0], "name", "<t>")
-    r._routes[0].name = "<t>"
-    r._routes[0].gate.park_reason, r._routes[0].gate.parked_until = "<why>", 1e9
+    r._fleet.routes[0].name = "<t>"
+    r._fleet.routes[0].gate.park_reason, r._fleet.routes[0].gate.parked_until = "<why>", 1e9
     page = r.explain(HI)._repr_html_()
     assert "<td>&lt;t&gt;</td><td>parked: &lt;why&gt;" in page
 
 
 def test_explain_says_for_how_long_a_target_is_out():
     r = router({})
-    r._routes[0].gate.park_reason, r._routes[0].gate.parked_until = "throttled", 1000.0 + 7.25
+    r._fleet.routes[0].gate.park_reason, r._fleet.routes[0].gate.parked_until = "throttled", 1000.0 + 7.25
     assert r.explain(HI).notes == {"a": "parked: throttled, for 7.2 s more"}
 
 
@@ -317,7 +317,7 @@ def test_a_plan_made_outside_a_router_has_a_default_order_and_knows_nothing_of_h
         seen.extend((v.name, v.turn, v.price, v.health) for v in views)
         return views
 
-    routes = router({}, {})._routes
+    routes = router({}, {})._fleet.routes
     made = plan(HI, routes, strategy, strategy_name="mine")
     assert (made.targets, made.strategy) == (("a", "b"), "mine")
     assert seen == [("a", 0, None, None), ("b", 0, None, None)]

@@ -834,7 +834,7 @@ def test_a_blocking_target_earns_the_callers_own_thread_by_a_hundred_instant_cal
 def test_trust_is_earned_slowly_and_lost_fast():
     from shared_core._lane import Calm
 
-    calm, route = Calm(), Router(ScriptedProvider())._routes[0]
+    calm, route = Calm(), Router(ScriptedProvider())._fleet.routes[0]
     for _ in range(100):
         assert not calm.of(route)
         calm.took(route, 0.0004)

@@ -24,17 +24,31 @@ SCRATCH = ROOT / ".build" / "mutants"
 FILES = (
     "shared_core/resilience/breaker.py",
     "shared_core/resilience/retry.py",
+    "shared_core/routing/chains.py",
     "shared_core/routing/flow.py",
     "shared_core/routing/planner.py",
     "shared_core/routing/reask.py",
     "shared_core/routing/seam.py",
+    "shared_core/routing/strategies.py",
 )
 """The decisions: everything that says who is asked, when, how often and how an answer goes on."""
 
 # The tests that must notice. Fast ones that repeat exactly: no threads, no sockets, no long random walks of the flow.
 TESTS = tuple(
     f"tests/core/test_{name}.py"
-    for name in ("breaker", "retry", "admission", "flow", "flow_decisions", "flow_steps", "seam", "planner", "reask")
+    for name in (
+        "breaker",
+        "retry",
+        "admission",
+        "flow",
+        "flow_decisions",
+        "flow_steps",
+        "seam",
+        "planner",
+        "strategies",
+        "chains",
+        "reask",
+    )
 )
 
 EVERY_S = 10.0
