@@ -54,7 +54,8 @@ test: setup ## the whole suite (WORLD=newest, PYTHON=python3.13, SUITE=providers
 	@$(RUN) -m pytest $(if $(filter providers,$(SUITE)),-m provider,$(if $(SUITE),tests/$(SUITE))) $(ARGS)
 
 .PHONY: soak
-soak: setup ## random conversations at every target, from a new seed each time, for SOAK=10 minutes
+soak: setup ## callers and kills at the local model for a minute; random conversations at every target for SOAK=10 minutes
+	@$(RUN) -m tools.local_soak $(if $(SEED),--seed $(SEED))
 	@SOAK=$(SOAK) SEED=$(SEED) $(RUN) -m tests.history.soak $(ARGS)
 
 .PHONY: check

@@ -269,6 +269,7 @@ def test_three_crashes_within_a_minute_make_it_unhealthy_until_the_first_is_a_mi
     reason, seconds = crashes.unhealthy(50.0)
     assert reason == "its process died 3 times within a minute, last: died with signal 11"
     assert seconds == pytest.approx(10.0)
+    assert crashes.not_before == pytest.approx(60.0), "nothing is started until then"
     assert crashes.unhealthy(60.5) is None
 
 

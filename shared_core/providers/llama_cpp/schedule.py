@@ -326,7 +326,8 @@ class Crashes:
         self.last = ""
         """How it died last."""
         self.not_before = 0.0
-        """When the next process may be started: at once after a first crash, later after each further one."""
+        """When the next process may be started: at once after a first crash, later after each further one, and not
+        while it is unhealthy."""
 
     def died(self, now: float, how: str) -> None:
         """It has crashed."""
@@ -335,6 +336,8 @@ class Crashes:
         self._at.append(now)
         again = len(self._at) - 2
         self.not_before = now + (0.0 if again < 0 else min(5.0, 0.1 * 2.0**again))
+        if (found := self.unhealthy(now)) is not None:
+            self.not_before = now + found[1]
 
     def _forget_old(self, now: float) -> None:
         self._at = [at for at in self._at if now - at <= CRASH_WINDOW_S]

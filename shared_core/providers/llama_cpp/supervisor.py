@@ -546,14 +546,13 @@ class Supervisor:
             failed: list[Call] = []
             if self._crashes.unhealthy(now) is not None:
                 failed, self._warming = self._schedule.clear() + self._warming, []
-            else:
-                for call in self._schedule.waiting:
-                    call.put({"ev": "loading"})
-                if self._stand_by and not self._warming:
-                    self._warming.append(Call("warm", unattended=True))
+            for call in self._schedule.waiting:
+                call.put({"ev": "loading"})
+            if self._stand_by and not self._warming:
+                self._warming.append(Call("warm", unattended=True))
         how += f" while loading {self._settings['path']!r}" if loading else ""
-        if any(call.unattended for call in failed):
-            log.warning("a local model on standby is not ready: its process %s", how)
+        if failed and self._stand_by:
+            log.warning("a local model on standby is not ready for a while: its process %s", how)
         for call in failed:
             call.put({"ev": "died", "how": f"local model process {how}", "said": said})
 
