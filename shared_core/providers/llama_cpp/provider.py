@@ -427,6 +427,7 @@ class _Reading:
         self._model = request.model or provider.model
         self._id = f"local-{uuid.uuid4().hex[:16]}"
         self._content = False
+        self._held_up = False
         self._seed: int | None = None
         self._names = {wire_name(t.name, _RULES): t.name for t in request.tools}
         self.over = False
@@ -463,9 +464,11 @@ class _Reading:
         match message["ev"]:
             case "loading" | "queued":
                 self._guard.suspend()
+                self._held_up = True
             case "loaded" | "turn":
-                self._guard.resume()
-                self.unwatched = True
+                if self._held_up:
+                    self._guard.resume()
+                    self._held_up, self.unwatched = False, True
             case "note":
                 self._guard.notes.append(message["text"])
             case "start":
