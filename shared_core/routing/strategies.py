@@ -99,21 +99,15 @@ def weighted(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[T
     Shares are met as evenly as can be (a golden-ratio sequence over the router's calls), not by chance. Weights may sum
     to anything positive; a target of weight 0 is asked when all others have failed. All of them 0 is as configured.
     """
-    whole = sum(view.target.weight for view in views)
-    if whole <= 0:
+    if not views:
         return views
     others = sorted(views, key=lambda view: -view.target.weight)  # stable: equals stay as configured
-    left = (_turn(views) * _GOLDEN % 1.0) * whole
+    left = (views[0].turn * _GOLDEN % 1.0) * sum(view.target.weight for view in views)
     for view in others:
         left -= view.target.weight
         if left < 0:
             return [view, *(other for other in others if other is not view)]
-    return others  # the sum was rounded up
-
-
-def _turn(views: Sequence[TargetView]) -> int:
-    """The number of the router's call that these views are for."""
-    return views[0].turn if views else 0
+    return others  # all weights are 0, or the sum was rounded up
 
 
 _GOLDEN: Final = 0.6180339887498949
@@ -129,14 +123,12 @@ def cost(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[Targe
     told = sum(len(message.text) for message in request.messages) // _CHARS_PER_TOKEN
     usage = Usage(told, min(request.max_tokens or EXPECTED_OUTPUT, EXPECTED_OUTPUT))
 
-    def dearness(view: TargetView) -> tuple[bool, int]:
+    def dearness(view: TargetView) -> float:
         price = view.price
         if price is None:
-            return True, 0
-        seconds = 0.0
-        if price.second and (health := view.health) is not None:
-            seconds = health.latency_p50_s or 0.0
-        return False, price.cost_nano(usage, seconds)
+            return math.inf
+        health = view.health if price.second else None
+        return price.cost_nano(usage, (health.latency_p50_s or 0.0) if health is not None else 0.0)
 
     return sorted(views, key=dearness)
 
@@ -148,12 +140,14 @@ def performance(request: ChatRequest, views: Sequence[TargetView], /) -> Sequenc
     not measured yet comes behind those who are, and before those who never answer. But one call in `EXPLORE_EVERY`
     begins with such a target, and one in `RECHECK_EVERY` with a measured one that is not the best.
     """
-    scores = {view.name: _expected_s(request, view) for view in views}
-    measured = sorted((v for v in views if scores[v.name] is not None), key=lambda v: scores[v.name] or 0.0)
-    unknown = [view for view in views if scores[view.name] is None]
-    turn = _turn(views)
-    hopeless = sum(scores[view.name] == math.inf for view in measured)
+    if not views:
+        return views
+    scores = {view.name: score for view in views if (score := _expected_s(request, view)) is not None}
+    measured = sorted((view for view in views if view.name in scores), key=lambda view: scores[view.name])
+    unknown = [view for view in views if view.name not in scores]
+    hopeless = sum(score == math.inf for score in scores.values())
     order = [*measured[: len(measured) - hopeless], *unknown, *measured[len(measured) - hopeless :]]
+    turn = views[0].turn
     ahead: TargetView | None = None
     if unknown and measured and turn % EXPLORE_EVERY == EXPLORE_EVERY - 1:
         ahead = unknown[turn // EXPLORE_EVERY % len(unknown)]

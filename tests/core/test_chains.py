@@ -172,7 +172,9 @@ def test_the_ledger_knows_the_chain():
         ({"x": {"stratgy": "cost"}}, UnknownOption, "Did you mean 'strategy'"),
         ({"x": {"retry": {"totl": 1}}}, UnknownOption, "Did you mean 'total'"),
         ({"x": 3}, ConfigurationError, "chain 'x' must be a Chain or a mapping"),
-        (["x"], ConfigurationError, "chains must map names to chains"),
+        (["x"], ConfigurationError, "chains must map names to chains, not list"),
+        ({"x": {"retry": 3}}, ConfigurationError, "Chain.retry must be a RetryPolicy or a mapping, not int"),
+        ({"x": {"timeouts": 3}}, ConfigurationError, "Chain.timeouts must be a Timeouts or a mapping, not int"),
     ],
 )  # fmt: skip
 def test_a_wrong_chain_is_refused_when_the_router_is_made(chains: Any, error: type[Exception], match: str):
@@ -194,3 +196,4 @@ def test_chains_may_be_given_as_a_file_would_hold_them():
     timeouts = Timeouts(total=5.0)
     given = {"mine": {"targets": ["here"], "strategy": "priority", "timeouts": {"total": 5.0}}}
     assert router(given).chains["mine"] == Chain(("here",), "priority", None, timeouts)
+    assert Chain("here").targets == ("here",)

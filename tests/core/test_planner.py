@@ -343,3 +343,31 @@ def test_a_plans_repr_is_one_line():
     assert repr(r.explain(HI)) == "Plan(priority: a; left out: b)"
     assert repr(router({"enabled": False}).explain(HI)) == "Plan(priority: nobody; left out: a)"
     assert repr(r.explain(HI).routes) == "(Route(a),)"
+
+
+def test_a_strategy_may_know_how_long_this_request_would_wait():
+    """Of a provider whose requests wait for one another; of others nothing is known."""
+    asked = []
+
+    class Queueing(ScriptedProvider):
+        standby = "prefill"
+
+        def wait_s(self, request):
+            asked.append(request)
+            return 2.5
+
+        def stand_by(self):
+            asked.append("to stand by")
+
+    seen = {}
+
+    def curious(request, views):
+        seen.update({view.name: view.wait_s for view in views})
+        return views
+
+    r = Router([Queueing("x", name="queueing"), ScriptedProvider("y", name="free")], strategy=curious)
+    r.explain(HI)
+    assert seen == {"queueing:script": 2.5, "free:script": None}
+    assert asked[0] == "to stand by"
+    assert asked[1] is HI
+    assert [route.standby for route in r._fleet.routes] == ["prefill", None]

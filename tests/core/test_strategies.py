@@ -66,6 +66,13 @@ def test_a_price_by_the_second_is_taken_for_the_usual_seconds():
     assert order("cost", views) == ["quick", "slow"]
 
 
+def test_seconds_that_nobody_has_measured_are_not_counted():
+    by_second = TargetView(Target(provider=ScriptedProvider("x"), name="new"), 0, lambda: Price(second=1))
+    assert order("cost", [view("dear", price=Price(1, 1)), by_second]) == ["new", "dear"]
+    unmeasured = view("unmeasured", price=Price(second=1), whole=None)
+    assert order("cost", [view("dear", price=Price(1, 1)), unmeasured]) == ["unmeasured", "dear"]
+
+
 # ── performance ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -100,6 +107,20 @@ def test_those_who_are_not_the_best_are_tried_again_now_and_then():
         for turn in range(4 * RECHECK_EVERY)
     )
     assert firsts == {"best": 4 * (RECHECK_EVERY - 1), "slow": 2, "dead": 2}
+
+
+def test_the_turns_on_which_others_are_tried_are_fixed():
+    two = [("best", 1.0), ("slow", 9.0)]
+    for turn in range(3 * RECHECK_EVERY):
+        ordered = order("performance", [view(name, turn, whole=whole) for name, whole in two])
+        assert (ordered[0] == "slow") == (turn % RECHECK_EVERY == RECHECK_EVERY - 1)
+        assert order("performance", [view("alone", turn)]) == ["alone"]
+    assert order("performance", []) == []
+
+
+def test_three_calls_are_a_measure_and_a_queue_that_nobody_stands_in_costs_nothing():
+    assert order("performance", [view("two", calls=2), view("three", calls=3)]) == ["three", "two"]
+    assert order("performance", [view("free", whole=1.0), view("busy", whole=0.1, wait=1.2)]) == ["free", "busy"]
 
 
 def test_a_router_learns_who_is_quick():
@@ -174,3 +195,14 @@ def test_every_strategy_orders_all_targets_and_the_same_way_twice(name: str):
         ordered = order(name, views)
         assert sorted(ordered) == [one.name for one in views]
         assert ordered == order(name, views)
+
+
+def test_a_strategy_of_ones_own_is_called_by_its_name_or_its_class():
+    class Mine:
+        def __call__(self, request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:
+            return views
+
+    mine = Mine()
+    assert strategy_named(mine) == ("Mine", mine)
+    with pytest.raises(ConfigurationError, match="a name or a callable, not int"):
+        strategy_named(3)  # type: ignore[arg-type]  # it is refused
