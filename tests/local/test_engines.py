@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import jsonschema
 import pytest
@@ -151,6 +153,22 @@ def test_conversations_that_take_turns_are_remembered_and_answered_as_if_they_we
             assert alone_got.usage.cached_tokens < known
     finally:
         alone.close()
+
+
+def test_nothing_is_left_on_disk_not_even_by_a_worker_that_was_killed(random_gguf, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    provider = LlamaCppProvider(Target(f"llamacpp:{random_gguf}", engine="xllamacpp", queue=31))
+    try:
+        provider.warm()
+        assert len(list(tmp_path.iterdir())) == 1
+        assert all(folder.stat().st_mode & 0o077 == 0 for folder in tmp_path.iterdir()), "nobody else may enter"
+        assert provider.pid is not None
+        os.kill(provider.pid, signal.SIGKILL)
+        assert answer(provider, "x", max_tokens=2).usage.output_tokens == 2
+        assert len(list(tmp_path.iterdir())) == 1, "the new one has swept up"
+    finally:
+        provider.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_unknown_engine_is_refused():

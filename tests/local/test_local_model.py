@@ -58,8 +58,11 @@ class Parrot:
                 return "limit"
         return "eos"
 
+    def tidy(self):
+        raise AssertionError("not asked for")
+
     def close(self):
-        pass
+        raise AssertionError("not asked for")
 
 
 def said(engine: Parrot, **job: Any) -> list[dict[str, Any]]:

@@ -223,6 +223,9 @@ class CEngine:
             raise LoadError("the model finds every token equally likely: its weights are damaged")
         self._forget()
 
+    def tidy(self) -> None:
+        """There is nothing on disk."""
+
     def close(self) -> None:
         """Free everything; the engine is not to be used again."""
         if self._ctx:

@@ -158,6 +158,9 @@ class Engine(Protocol):
             Refused: llama.cpp cannot do this.
         """
 
+    def tidy(self) -> None:
+        """Leave nothing behind on disk: the process is about to end. Any thread."""
+
     def close(self) -> None:
         """Free everything; the engine is not to be used again."""
 

@@ -41,6 +41,22 @@ Json = dict[str, Any]
 _KINDS = {"exceed_context_size_error": "context_overflow", "invalid_request_error": "incapable"}
 
 
+_PREFIX = "llm-fallback-"
+
+
+def _sweep() -> None:
+    """Remove the folders of workers that were killed, and so could not do it themselves."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        pid = folder.name[len(_PREFIX) :].split("-")[0]
+        try:
+            if pid.isdigit() and folder.stat().st_uid == os.getuid():
+                os.kill(int(pid), 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            continue  # gone meanwhile, or another user's
+
+
 class _Http(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
         super().__init__("localhost", timeout=60)
@@ -87,7 +103,8 @@ class ServerEngine:
                 pass
         except OSError as error:
             raise LoadError(f"{error.strerror}") from error
-        self._folder = tempfile.mkdtemp(prefix="llm-fallback-")  # only its owner may enter
+        _sweep()
+        self._folder = tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-")  # only its owner may enter
         self._socket = os.path.join(self._folder, "s.sock")
         wanted = settings.get("n_gpu_layers")
         devices = self._devices()
@@ -195,9 +212,13 @@ class ServerEngine:
     def close(self) -> None:
         """Free everything; the engine is not to be used again."""
         self._server = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Remove the folder of the socket."""
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
     # ── tokens ───────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -290,7 +290,7 @@ class Supervisor:
             fault = repr(error)
             self._fail_everyone(lambda: RuntimeError(f"the supervisor of the local model failed: {fault}"))
         finally:
-            self._end_process(selector)
+            self._end_process(selector, kill=False)  # it ends with its socket, and tidies up first
             selector.close()
             self._fail_everyone(lambda: ProviderError.of(ErrorKind.TRANSIENT, "the local model was closed"))
             with self._lock:

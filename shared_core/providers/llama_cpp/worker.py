@@ -77,6 +77,11 @@ class Worker:
         except OSError:
             os._exit(0)
 
+    def tidy(self) -> None:
+        """Leave nothing behind on disk."""
+        if self._model is not None:
+            self._model.engine.tidy()
+
     def _cancel(self, job: int) -> None:
         with self._turn:
             self._cancelled.add(job)
@@ -248,10 +253,12 @@ def main(argv: list[str]) -> None:
     _limit(rlimit_as)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends us by closing the socket
     sock = socket.socket(fileno=fd)
+    worker = Worker(sock)
     try:
-        Worker(sock).serve()
+        worker.serve()
     except (OSError, FrameError):
         pass  # the parent is gone or talks nonsense: either way there is nobody to tell
+    worker.tidy()
     # Not sys.exit: the compute thread may be inside llama.cpp, and tearing C++ down under it would crash.
     os._exit(0)
 
