@@ -41,6 +41,9 @@ Json = dict[str, Any]
 _KINDS = {"exceed_context_size_error": "context_overflow", "invalid_request_error": "incapable"}
 
 
+_CPU_BATCH = 64
+"""Tokens of a prompt that a processor reads at once: the server hears of a cancel only between two such steps. More
+would not be read faster."""
 _PREFIX = "llm-fallback-"
 
 
@@ -112,7 +115,10 @@ class ServerEngine:
         params.model.path = path
         params.hostnames, params.n_threads_http, params.ui = [self._socket], 1, False
         params.n_ctx, params.n_parallel, params.fit_params = settings["n_ctx"], 1, False
-        params.n_batch = params.n_ubatch = min(settings["n_batch"], settings["n_ctx"])
+        batch = min(settings["n_batch"], settings["n_ctx"])
+        if wanted == 0 or not any(device["gpu"] for device in devices):
+            batch = min(batch, _CPU_BATCH)
+        params.n_batch = params.n_ubatch = batch
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = settings["n_threads"]
         params.n_gpu_layers = -1 if wanted in (None, "auto") else 999 if wanted < 0 else wanted
         params.cache_ram_mib = int(settings.get("kv_cache_mb") or 0)
