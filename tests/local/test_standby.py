@@ -42,8 +42,8 @@ def call(router: Router, face: str, request: ChatRequest) -> Answer:
     return collect(router.stream(request)) if face == "stream" else asyncio.run(alone())
 
 
-def until(holds: Callable[[], object], within_s: float = 10.0) -> bool:
-    """Whether it comes to hold in time."""
+def until(holds: Callable[[], object], within_s: float = 60.0) -> bool:
+    """Whether it comes to hold in time. Reading ahead takes only what a busy machine leaves over, so it may last."""
     end = time.monotonic() + within_s
     while not holds():
         if time.monotonic() > end:
