@@ -7,24 +7,18 @@ The tests are those of `make test` (tests/langchain/test_standard.py), with the 
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import sys
-import tempfile
-from collections.abc import Generator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
+from tools.evidence import suite
+
 __all__ = ["figures", "main"]
 
-_ROOT = Path(__file__).resolve().parents[2]
 _TESTS = "tests/langchain/test_standard.py"
 _MODEL = ("primary", "fallback", "mix")
-_ELSE = ("failed", "skipped", "unserved")
-"""What a test may do but pass. Unserved: no target that is alive can do what it asks, and the error says so."""
 
 
 def figures(*, quick: bool = False) -> dict[str, Any]:
@@ -34,15 +28,7 @@ def figures(*, quick: bool = False) -> dict[str, Any]:
     Raises:
         RuntimeError: the tests could not be run.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "suite.json"
-        # In a process of its own: what it imports and starts would weigh on whatever is measured next.
-        command = [sys.executable, "-m", __name__, str(path), *(["--quick"] if quick else [])]
-        code = subprocess.run(command, cwd=_ROOT, check=False, stdout=sys.stderr).returncode
-        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED) or not path.exists():
-            raise RuntimeError(f"the standard suites could not be run: exit code {code}")
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    return _told(rows)
+    return _told(suite.run(__name__, quick=quick))
 
 
 def _told(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -53,15 +39,8 @@ def _told(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     cells = [row for row in rows if row["suite"] == "integration"]
     ten = {tuple(row[k] for k in _MODEL): row for row in models}
     full = [{**cell, "with_unit": _sum(cell, ten[tuple(cell[k] for k in _MODEL)])} for cell in cells]
-    named = sorted({(test, why) for row in cells for test, why in row["unserved"].items()})
     return {
-        "cells_run": len(cells),
-        "tests_run": sum(row["tests"] for row in rows),
-        "passed": sum(row["passed"] for row in rows),
-        "failed": sum(len(row["failed"]) for row in rows),
-        "skipped": sum(len(row["skipped"]) for row in rows),
-        "unserved": sum(len(row["unserved"]) for row in cells),
-        "exceptions": [{"test": test, "why": why} for test, why in named],
+        **suite.sums(rows, cells),
         "without_registration": [_short(row) for row in unregistered],
         "models": [_short(row) for row in models],
         "cells": [_short(row) for row in full],
@@ -73,66 +52,33 @@ def _sum(*rows: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _short(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with its counts, and with every test that did not pass by name, outcome and reason."""
-    kept = {k: v for k, v in row.items() if k not in ("suite", "registered", *_ELSE)}
-    counts = {kind: len(row[kind]) for kind in _ELSE}
-    named = [{"test": test, "outcome": kind, "why": why} for kind in _ELSE for test, why in row[kind].items()]
-    return {**kept, **counts, "exceptions": named}
+    return suite.named({key: value for key, value in row.items() if key not in ("suite", "registered")})
 
 
-class _Recorder:
-    """A pytest plugin that notes what each test of each class did."""
+class _Recorder(suite.Outcomes):
+    """Files tests by their class."""
 
-    def __init__(self) -> None:
-        self._classes: dict[type, dict[str, str]] = {}
-        """By class and test: 'passed', or what else with its reason behind a colon."""
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_makereport(
-        self, item: pytest.Item, call: pytest.CallInfo[None]
-    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        report = yield
+    def key(self, item: pytest.Item) -> tuple[Any, str] | None:
         cls = getattr(item, "cls", None)
-        if cls is not None and hasattr(cls, "cell"):
-            tests = self._classes.setdefault(cls, {})
-            if report.failed:
-                tests[item.name] = f"failed: {str(report.longrepr).strip().splitlines()[-1]}"
-            elif report.skipped and hasattr(report, "wasxfail"):
-                tests[item.name] = f"unserved: {report.wasxfail}"
-            elif report.skipped:
-                reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-                tests[item.name] = f"skipped: {reason}"
-            elif report.when == "call":
-                tests.setdefault(item.name, "passed")
-        return report
+        return (cls, item.name) if hasattr(cls, "cell") else None
 
     def rows(self) -> list[dict[str, Any]]:
         """One per class."""
-        return [self._row(cls, tests) for cls, tests in self._classes.items()]
+        return [_of(cls) | suite.counted(tests) for cls, tests in self.found.items()]
 
-    def _row(self, cls: Any, tests: Mapping[str, str]) -> dict[str, Any]:
-        cell = cls.cell
-        row: dict[str, Any] = {name: getattr(cell, name) for name in _MODEL}
-        unit = hasattr(cls, "registers")
-        row |= {"suite": "unit", "registered": cls.registers} if unit else {"suite": "integration"}
-        if not unit:
-            row |= {"fault": cell.fault, "shape": cell.shape}
-        row |= {"tests": len(tests), "passed": sum(outcome == "passed" for outcome in tests.values())}
-        for kind in _ELSE:
-            row[kind] = {
-                test: outcome.partition(": ")[2] for test, outcome in tests.items() if outcome.startswith(f"{kind}: ")
-            }
-        return row
+
+def _of(cls: Any) -> dict[str, Any]:
+    """Whom the tests of a class ask, and in which state of the world."""
+    cell = cls.cell
+    row: dict[str, Any] = {name: getattr(cell, name) for name in _MODEL}
+    if hasattr(cls, "registers"):
+        return row | {"suite": "unit", "registered": cls.registers}
+    return row | {"suite": "integration", "fault": cell.fault, "shape": cell.shape}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the suites and write the rows; returns pytest's exit code."""
-    path, *flags = arguments
-    os.environ["LANGCHAIN_MATRIX"] = "" if "--quick" in flags else "full"
-    recorder = _Recorder()
-    code = pytest.main([_TESTS, "-q", "-p", "no:cacheprovider", "-W", "ignore", "--no-summary"], plugins=[recorder])
-    Path(path).write_text(json.dumps(recorder.rows()), encoding="utf-8")
-    return int(code)
+    return suite.record(arguments, _TESTS, _Recorder(), matrix="LANGCHAIN_MATRIX")
 
 
 if __name__ == "__main__":

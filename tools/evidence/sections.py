@@ -43,6 +43,7 @@ class Section:
         return found(quick=quick)
 
 
+_INTEGRATIONS = tuple(f"llama-index-llms-{name}" for name in ("openai", "anthropic", "google-genai"))
 _SDKS = ("openai", "anthropic", "google-genai", "google-generativeai", "httpx", "httpx2")
 
 SECTIONS: Mapping[str, Section] = {
@@ -61,7 +62,7 @@ SECTIONS: Mapping[str, Section] = {
         Section(
             "llamaindex_matrix", "what LlamaIndex does with an LLM over every model, with the primary well and failing",
             "tools.evidence.llamaindex_matrix:figures",
-            ("llama-index-core", "llama-index-llms-openai", *_SDKS),
+            ("llama-index-core", *_INTEGRATIONS, *_SDKS),
         ),
         Section(
             "local",

@@ -176,19 +176,24 @@ def _llamaindex_matrix(facts: Mapping[str, Any]) -> str:
     rows: list[tuple[Any, ...]] = []
     for primary, fallback, mix in dict.fromkeys(key[:3] for key in cells):
         mine = [cells.get((primary, fallback, mix, fault)) for fault in faults]
-        told = ("–" if row is None else f"{row['passed']} of {row['scenarios']}" for row in mine)
+        told = ("–" if row is None else f"{row['passed']} of {row['tests']}" for row in mine)
         rows.append((f"{_VENDORS[primary]} → {_VENDORS[fallback]}, {_LLAMAINDEX_MIXES.get(mix, mix)}", *told))
     return f"{_table(('the primary', *faults), rows)}\n\n{_measured(facts)}"
 
 
 def _llamaindex_matrix_exceptions(facts: Mapping[str, Any]) -> str:
     """What does not pass."""
-    rows: list[tuple[Any, ...]] = []
-    for row in facts["cells"]:
-        cell = f"{row['primary']} → {row['fallback']}, {row['mix']}, {row['fault']}"
-        for kind in ("failed", "skipped", "exceptions"):
-            rows += [(name, cell, f"{kind}: {why}") for name, why in row[kind].items()]
-    return _table(("scenario", "where", "why"), rows)
+    rows = [
+        (
+            told["test"],
+            f"{row['primary']} → {row['fallback']}, {row['mix']}, {row['fault']}",
+            told["outcome"],
+            told["why"],
+        )
+        for row in facts["cells"]
+        for told in row["exceptions"]
+    ]
+    return _table(("scenario", "where", "outcome", "why"), rows) if rows else "Nothing."
 
 
 def _llamaindex_scenarios(facts: Mapping[str, Any]) -> str:
@@ -356,7 +361,7 @@ def _readme(load: Load) -> str:
     if (matrix := load("llamaindex_matrix")) is not None:
         what = "engines, agents and extractors of LlamaIndex, for every model and with its primary well and failing"
         wrong = matrix["failed"] + matrix["skipped"] + matrix["unserved"]
-        rows.append((what, f"{matrix['passed']:,} of {matrix['runs']:,} pass, {wrong} fail or are skipped"))
+        rows.append((what, f"{matrix['passed']:,} of {matrix['tests_run']:,} pass, {wrong} fail or are skipped"))
     if (local := load("local")) is not None:
         exact, cuts = (sum(row[key] for row in local["continuation"]) for key in ("exact", "cuts"))
         rows.append(("local answers cut at a character that go on as if they were not", f"{exact:,} of {cuts:,}"))
