@@ -26,6 +26,7 @@ from typing import Any
 from shared_core.chat.events import Answer, ChatEvent, collect
 from shared_core.chat.request import ChatRequest, user
 from shared_core.errors import FallbackError, ProviderError
+from shared_core.ledger import MemoryLedger
 from shared_core.providers.llama_cpp import LlamaCppProvider
 from shared_core.router import Router
 from shared_core.routing.target import Target
@@ -44,6 +45,8 @@ QUESTIONS = (
 )
 SLACK_S = 5.0
 """An operation that takes this much longer than its own limit hangs."""
+LEAK_MIB = 20.0
+"""More than this, held after thousands of answers, is no working space."""
 PATIENT_S = 30.0
 LATEST_START_S = 0.5
 """Callers come within half a second: sixteen threads that begin in one moment keep Python busy for long."""
@@ -193,7 +196,8 @@ def soak(*, seconds: float = 60.0, callers: int = 32, kills: int = 2, seed: int 
     gc.collect()
     before = _footprint()
     provider = LlamaCppProvider(Target("llamacpp:tiny", queue=queue, priority=0))
-    router = Router([Target(provider=provider, name="local")])
+    # A ledger keeps its last 10,000 rows, which would pass for a leak.
+    router = Router([Target(provider=provider, name="local")], ledger=MemoryLedger(keep=100))
     expected = {q: router.invoke(ChatRequest((user(q),))).text for q in QUESTIONS}
     seen, pids = _Seen(), {provider.pid}
     warm = _footprint()
@@ -281,6 +285,9 @@ def _figures(
     for name in ("descriptors", "threads"):
         if after[name] > before[name]:
             faults.append(f"{after[name] - before[name]} {name} left")
+    grown = (after["memory"] - warm["memory"]) / 2**20
+    if grown > LEAK_MIB:
+        faults.append(f"{grown:.0f} MiB of memory left")
     took, stalls = sorted(seen.right), sorted(seen.stalls)
     return {
         "seconds": seconds,
@@ -294,7 +301,7 @@ def _figures(
         "answer_p99_ms": round(_at(took, 0.99) * 1000, 1),
         "loop_stall_p99_ms": round(_at(stalls, 0.99), 2),
         "loop_stall_max_ms": round(stalls[-1], 2) if stalls else None,
-        "memory_growth_mib": round((after["memory"] - warm["memory"]) / 2**20, 1),
+        "memory_growth_mib": round(grown, 1),
         "worker_memory_mib": round((facts.get("memory_bytes") or 0) / 2**20, 1),
         "last_error": last_error,
         "faults": faults,
