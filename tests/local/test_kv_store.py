@@ -63,10 +63,10 @@ def told(*steps: tuple[float, str]) -> list[dict]:
 
 
 def test_the_text_of_a_slow_model_is_sent_as_it_comes():
-    assert told((5, "a"), (5, "b"), (3, "c")) == ["start", "a", "b", "c", "done"]
+    assert told((5, "a"), (5, "b"), (4.1, "c")) == ["start", "a", "b", "c", "done"]
 
 
 def test_the_text_of_a_fast_model_comes_in_larger_pieces_the_first_at_once_and_nothing_is_lost():
-    assert told((1, "a"), (0.5, "b"), (0.5, "c"), (0.5, "d"), (1, "e"), (0.5, "f")) == [
+    assert told((1, "a"), (1, "b"), (1, "c"), (1, "d"), (2, "e"), (1, "f")) == [
         "start", "a", "bcde", "f", "done",
     ]  # fmt: skip

@@ -32,6 +32,7 @@ _PREFILL_STEP = 64
 _MAX_CALLS = 16
 """Calls in one answer. A model that repeats itself would go on until its limit."""
 _GRAMMARS_KEPT = 32
+_SEGMENTS_KEPT = 16
 _SECOND_TEMPERATURE = 0.7
 """Of the second sample, where the first was greedy: that one would only come out the same."""
 
@@ -59,6 +60,7 @@ class LocalModel:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._grammars: dict[str, Grammar] = {}
+        self._segments: dict[tuple[str, bool, bool], list[int]] = {}
 
     def load(self, settings: Json) -> Json:
         """Load the file, learn its chat template, and return the facts to report.
@@ -117,8 +119,18 @@ class LocalModel:
         tokens: list[int] = []
         for index, segment in enumerate(segments):
             opens = index == 0 and not (segment.trusted and bos and segment.text.startswith(bos))
-            tokens += self.engine.tokenise(segment.text, trusted=segment.trusted, first=opens)
+            tokens += self._tokenised(segment.text, segment.trusted, opens)
         return tokens, segments[-1].text[-64:] if segments else ""
+
+    def _tokenised(self, text: str, trusted: bool, first: bool) -> list[int]:
+        """Tokens of a segment. The last few are remembered: a prompt is counted, read ahead, then answered."""
+        key = (text, trusted, first)
+        if (known := self._segments.pop(key, None)) is None:
+            known = self.engine.tokenise(text, trusted=trusted, first=first)
+            if len(self._segments) >= _SEGMENTS_KEPT:
+                del self._segments[next(iter(self._segments))]
+        self._segments[key] = known
+        return known
 
     def _answer_tokens(self, text: str) -> list[int]:
         """Tokens of assistant text that follows a prompt: as the model would have gone on, not as a text of its own."""

@@ -200,7 +200,7 @@ class Teller:
     for each of them.
     """
 
-    HOLD_S = 0.002
+    HOLD_S = 0.004
 
     def __init__(self, job: int, send: Callable[[Json], None], clock: Callable[[], float] = time.perf_counter) -> None:
         self._job, self._send, self._clock = job, send, clock
