@@ -186,6 +186,8 @@ def test_an_engine_that_is_not_installed_says_what_to_install(monkeypatch):
 def test_damaged_weights_are_found_when_the_model_is_loaded(tmp_path, engine):
     from shared_core.providers.llama_cpp.model_file import TINY
 
+    if NO_LOCAL:
+        pytest.skip("LLM_FALLBACK_NO_LOCAL=1")
     data = bytearray(TINY.read_bytes())
     data[-400_000:] = b"\xff\x7f" * 200_000  # NaN in 16 bits
     path = tmp_path / "damaged.gguf"
