@@ -189,6 +189,20 @@ def test_a_crash_before_any_token_is_transient(own):
     assert caught.value.kind is ErrorKind.TRANSIENT
 
 
+def test_after_a_crash_in_the_middle_of_an_answer_the_next_process_does_not_wait_for_a_call(own):
+    provider = endless(own)
+    events = busy(provider)
+    first = provider.pid
+    os.kill(first, signal.SIGKILL)
+    with pytest.raises(ProviderError):
+        list(events)
+    end = time.monotonic() + 20
+    while not provider._supervisor(provider.model).ready:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    assert provider.pid not in (None, first)
+
+
 async def test_a_crash_reaches_an_async_caller(own):
     provider = endless(own)
     with pytest.raises(ProviderError, match="signal 9"):

@@ -544,12 +544,15 @@ class Supervisor:
             return
         with self._lock:
             failed: list[Call] = []
-            if self._crashes.unhealthy(now) is not None:
+            unhealthy = self._crashes.unhealthy(now) is not None
+            if unhealthy:
                 failed, self._warming = self._schedule.clear() + self._warming, []
             for call in self._schedule.waiting:
                 call.put({"ev": "loading"})
-            if self._stand_by and not self._warming:
-                self._warming.append(Call("warm", unattended=True))
+            # Whoever lost an answer will ask again in a moment: the next process is loaded while they wait for that.
+            again = running is not None and not running.cancelled and not unhealthy
+            if (self._stand_by or again) and not self._warming:
+                self._warming.append(Call("warm", unattended=self._stand_by))
         how += f" while loading {self._settings['path']!r}" if loading else ""
         if failed and self._stand_by:
             log.warning("a local model on standby is not ready for a while: its process %s", how)
