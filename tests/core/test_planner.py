@@ -371,3 +371,11 @@ def test_a_strategy_may_know_how_long_this_request_would_wait():
     assert asked[0] == "to stand by"
     assert asked[1] is HI
     assert [route.standby for route in r._fleet.routes] == ["prefill", None]
+
+
+def test_a_pinned_target_is_asked_first_and_the_others_keep_their_order():
+    r = router({}, {}, {})
+    r.pin("b")
+    assert r.explain(HI).targets == ("b", "a", "c")
+    r.unpin()
+    assert r.explain(HI).targets == ("a", "b", "c")

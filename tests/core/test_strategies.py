@@ -73,6 +73,16 @@ def test_seconds_that_nobody_has_measured_are_not_counted():
     assert order("cost", [view("dear", price=Price(1, 1)), unmeasured]) == ["unmeasured", "dear"]
 
 
+def test_health_is_read_only_for_prices_by_the_second():
+    """It takes longer to read than everything else a decision needs."""
+
+    def never() -> TargetHealth:
+        raise AssertionError("nobody needs it")
+
+    views = [TargetView(view(name).target, 0, lambda: Price(1, 1), never) for name in ("a", "b")]
+    assert order("cost", views) == ["a", "b"]
+
+
 # ── performance ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
