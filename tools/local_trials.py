@@ -79,11 +79,11 @@ def _until_idle(provider: LlamaCppProvider) -> float:
     return time.monotonic()
 
 
-def cancel(*, quick: bool = False, engine: str | None = None, seed: int = 1) -> Figures:
+def cancel(*, quick: bool = False, engine: str | None = None, seed: int = 1, times: int | None = None) -> Figures:
     """From the moment a caller goes, at a random point of the evaluation of its prompt, until it is free and until the
     model is. Sync: its limit runs out. Async: its task is cancelled. The prompt takes seconds.
     """
-    times, chance = 15 if quick else 150, random.Random(seed)
+    times, chance = times or (15 if quick else 150), random.Random(seed)
     options: dict[str, Any] = {} if engine is None else {"engine": engine}
     caller: dict[str, list[float]] = {"sync": [], "async": []}
     model: dict[str, list[float]] = {"sync": [], "async": []}

@@ -39,23 +39,24 @@ TOPICS = 6
 """Of the toy model's long answers, those that are cut at every character."""
 SAMPLES = 6
 """Answers for each schema, each from a seed of its own."""
+CANCELS = 50
+"""For each face of each engine. Each takes some seconds of reading a prompt; `tools.local_trials` does 150."""
 
 
 def figures(*, quick: bool = False) -> Figures:
-    """Everything, in about ten minutes; `quick` measures a part of it in about two."""
+    """Everything, in some twenty minutes; `quick` measures a part of it in about four."""
+    cancels = 15 if quick else CANCELS
     return {
-        "speed": [row.as_dict() for row in _said("speed", speed.measure(3 if quick else 9))],
-        "cancel": {engine: _said(f"cancel, {engine}", local_trials.cancel(quick=quick, engine=engine))
-                   for engine in ENGINES},
-        "restart": {engine: _said(f"restart, {engine}", local_trials.restart(quick=quick, engine=engine))
-                    for engine in ENGINES},
+        "speed": [row.as_dict() for row in _said("speed", speed.measure(3 if quick else 5))],
+        "cancel": {e: _said(f"cancel, {e}", local_trials.cancel(engine=e, times=cancels)) for e in ENGINES},
+        "restart": {e: _said(f"restart, {e}", local_trials.restart(engine=e, quick=quick)) for e in ENGINES},
         "prefill": _said("prefill", local_trials.prefill(quick=quick)),
         "continuation": _said("continuation", continuation(quick=quick)),
         "schemas": _said("schemas", schemas(quick=quick)),
         "tool_choices": _said("tool choices", tool_choices(quick=quick)),
         "bad_files": _said("bad files", files(quick=quick)),
         "soak": _said("soak", local_soak.soak(seconds=5 if quick else 60)),
-    }  # fmt: skip
+    }
 
 
 def _said(what: str, found: Any) -> Any:
