@@ -356,7 +356,11 @@ class CEngine:
         size = self._c.llama_state_seq_get_size(self._ctx, 0)
         if not 0 < size <= self._aside.limit:
             return
-        data = (ctypes.c_uint8 * size)()
+        try:
+            data = (ctypes.c_uint8 * size)()
+        except MemoryError:  # an address space limit: then what was read is read again
+            self._aside = StateStore(0)
+            return
         written = self._c.llama_state_seq_get_data(self._ctx, data, size, 0)
         if written:
             self._aside.put(SavedState(list(self._cached), data, written))
