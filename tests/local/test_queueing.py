@@ -107,7 +107,8 @@ def test_a_full_queue_gives_its_last_place_to_a_higher_priority(endless):
     high.start()
     thread.join(10)
     assert failed[0].kind is ErrorKind.OVERLOADED
-    assert "higher priority" in str(failed[0])
+    assert "a request of higher priority has taken its place" in str(failed[0])
+    assert "hint: queue=" in str(failed[0])
     events.close()
     high.join(10)
 

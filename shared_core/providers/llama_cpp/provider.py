@@ -565,6 +565,7 @@ def _busy(error: Busy) -> ProviderError:
         code="no_turn",  # no fault of its health: the circuit does not count it
         retry_after_s=error.retry_after_s,
         retryable_hint=False if error.too_late else None,
+        hint="queue= lets more requests wait, queue_timeout_s= lets them wait longer, a higher priority goes first",
     )
 
 
