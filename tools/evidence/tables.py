@@ -311,6 +311,8 @@ def _local_soak(facts: Mapping[str, Any]) -> str:
         ("kill -9 of the worker, at", ", ".join(f"{at:g} s" for at in found["killed_at_s"])),
         ("an answer takes, waiting included", f"{found['answer_p50_ms']:g} ms, p99 {found['answer_p99_ms']:g} ms"),
         ("the event loop is late by", f"p99 {found['loop_stall_p99_ms']:g} ms, max {found['loop_stall_max_ms']:g} ms"),
+        ("… and that of a process which does nothing else",
+         f"p99 {found['idle_process_stall_p99_ms']:g} ms, max {found['idle_process_stall_max_ms']:g} ms"),
         ("growth of this process's memory", f"{found['memory_growth_mib']:g} MiB"),
         ("**wrong answers, untyped errors, callers that hang, processes, threads and descriptors left**",
          "none" if not found["faults"] else "; ".join(found["faults"])),
