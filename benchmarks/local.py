@@ -127,11 +127,16 @@ def cpu_us(pid: int | None) -> float:
     return sum(int(task.read_text(encoding="ascii").split()[0]) for task in tasks) / 1e3
 
 
-def _timed(pid: int | None, run: Callable[[], object]) -> tuple[float, float]:
-    """Seconds on the clock and microseconds of the process's CPU."""
+def _timed(pid: int | None, run: Callable[[int], object], number: int) -> tuple[float, float]:
+    """Seconds on the clock and microseconds of the process's CPU, for `number` tokens.
+
+    Short answers are timed several at a time: a few milliseconds of another process would be a tenth of one.
+    """
+    times = max(1, 800 // number)
     cpu, begun = cpu_us(pid), time.perf_counter()
-    run()
-    return time.perf_counter() - begun, cpu_us(pid) - cpu
+    for _ in range(times):
+        run(number)
+    return (time.perf_counter() - begun) / times, (cpu_us(pid) - cpu) / times
 
 
 def _beside(bare: Peer, ways: Sequence[_Way], number: int, rounds: int) -> list[Row]:
@@ -140,12 +145,15 @@ def _beside(bare: Peer, ways: Sequence[_Way], number: int, rounds: int) -> list[
     alone: list[tuple[float, float]] = []
     for way in ways:
         way.run(number)
-    before = _timed(bare.pid, lambda: bare.round("bare", number))
+
+    def loop(tokens: int) -> object:
+        return bare.round("bare", tokens)
+
+    before = _timed(bare.pid, loop, number)
     for _ in range(rounds):
         for way, times, ratios in zip(ways, taken, shares, strict=True):
-            run = way.run
-            times.append(_timed(way.pid(), lambda run=run: run(number)))  # type: ignore[misc]  # bound now
-            after = _timed(bare.pid, lambda: bare.round("bare", number))
+            times.append(_timed(way.pid(), way.run, number))
+            after = _timed(bare.pid, loop, number)
             clock, cpu = ((a + b) / 2 / c for a, b, c in zip(before, after, times[-1], strict=True))
             ratios.append((clock, cpu))
             alone.append(after)
