@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import importlib
+import inspect
 import re
 import sys
 from collections.abc import Mapping
@@ -65,7 +66,23 @@ def dump_llm(llm: LLM) -> dict[str, Any]:
     cls = type(llm)
     shown = [name for name, info in cls.model_fields.items() if not info.exclude and not is_secret(name)]
     settings = {name: told for name in shown if (told := plain(getattr(llm, name, None))) not in (None, MISSING)}
-    return {"class": f"{cls.__module__}:{cls.__qualname__}", "settings": settings}
+    return {"class": f"{cls.__module__}:{cls.__qualname__}", "settings": settings | _built_with(llm)}
+
+
+def _built_with(llm: LLM) -> dict[str, Any]:
+    """Figures and words that `llm` was built with and keeps in private, and its address. Without them LlamaIndex's
+    Gemini class, when it is built again, asks Google's own address how long its answers may be.
+    """
+    cls, kept = type(llm), llm.__pydantic_private__ or {}
+    names = [name for name in inspect.signature(cls).parameters if name not in cls.model_fields and not is_secret(name)]
+    held = {name: plain(kept.get(f"_{name}")) for name in names}
+    told: dict[str, Any] = {name: value for name, value in held.items() if isinstance(value, (str, int, float))}
+    options = getattr(getattr(kept.get("_client"), "_api_client", None), "_http_options", None)
+    if "http_options" in names and options is not None:
+        told["http_options"] = {"base_url": plain(options.base_url)}
+        if getattr(llm, "context_window", None) is None:
+            told["context_window"] = llm.metadata.context_window
+    return told
 
 
 def load_llm(told: Mapping[str, Any]) -> LLM:

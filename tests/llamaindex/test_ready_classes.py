@@ -9,6 +9,7 @@ import asyncio
 import base64
 import copy
 import gc
+import pickle
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -32,6 +33,7 @@ from shared_core.testing import Answer, Fault, FaultServer, ToolCall, Usage
 from tests.llamaindex.world import (
     CLAUDE,
     GEMINI,
+    KEY,
     NO_RETRY,
     PRIMARY,
     call,
@@ -636,6 +638,20 @@ def test_a_picture_that_cannot_be_had_is_no_outage(server, asked, monkeypatch):
     response = llm.chat([ChatMessage(blocks=[TextBlock(text="What is it?"), block])])
     first, second = fallback_of(response)["attempts"]
     assert (first["error_kind"], second["outcome"]) == ("incapable", "answered")
+
+
+@pytest.mark.parametrize("vendor", VENDORS)
+def test_it_is_revived_with_its_settings_and_its_address(server, asked, vendor, monkeypatch):
+    """Building LlamaIndex's Gemini class anew would ask Google's own address for what it was told once."""
+    for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GOOGLE_API_KEY"):
+        monkeypatch.setenv(name, "k")
+    server.script(MODELS[vendor], "ok")
+    data = pickle.dumps(asked(vendor, max_tokens=77))
+    assert KEY.encode() not in data
+    llm = pickle.loads(data)
+    assert llm.complete("hi").text
+    assert 77 in (*TOLD[vendor](sent(server)), sent(server).get("max_completion_tokens"))
+    llm.close()
 
 
 def test_the_provider_says_whom_it_wraps(server):
