@@ -457,6 +457,7 @@ async def test_a_caller_who_leaves_is_no_error(server: FaultServer, caplog: pyte
     chunks = model.stream("Hello")
     next(chunks)
     chunks.close()  # type: ignore[attr-defined]  # a generator
+    server.default = Answer(delay_s=30.0)  # longer than anybody takes to leave
     task = asyncio.ensure_future(model.ainvoke("Hello"))
     await asyncio.to_thread(server.wait_for, lambda s: len(s.requests) == 2)
     task.cancel()
