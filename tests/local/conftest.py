@@ -82,4 +82,3 @@ def tiny() -> Iterator[LlamaCppProvider]:
     provider.warm()
     yield provider
     provider.close()
-

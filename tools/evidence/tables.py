@@ -373,8 +373,13 @@ def _readme(load: Load) -> str:
         rows.append(("bad model files, each a typed error with its reason or no matter", f"{lived} of {files}"))
     if (bench := load("bench")) is not None:
         for row in bench["rows"]:
+            if row["limit"] is None:
+                continue  # the page of evidence has them all
             beside = f", {row['peer']}: {_unit(row['peer_value'], row['unit'])}" if row["peer"] else ""
-            rows.append((row["name"], _unit(row["value"], row["unit"]) + beside))
+            kept = "" if row["holds"] else ", not kept in this run"
+            ratio = f"ratio {row['ratio']:.3g}, " if "ratio" in row["limit"] else ""
+            promise = f"({ratio}promised {row['limit'].removeprefix('ratio ')}{kept})"
+            rows.append((row["name"], f"{_unit(row['value'], row['unit'])}{beside} {promise}"))
     if (mutants := load("mutants")) is not None:
         figure = f"{mutants['killed']:,} of {mutants['total']:,}"
         rows.append(("small changes to the core that its tests notice", figure))
