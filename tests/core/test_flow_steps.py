@@ -37,9 +37,21 @@ STREAM = ChatRequest((user("Hello"),), streaming=True)
 WHOLE = ChatRequest((user("Hello"),))
 
 
-def route(name, *, window=None, continuation="instructed", retry=None, allows_retry=True, **timeouts):
+def route(
+    name,
+    *,
+    window=None,
+    continuation="instructed",
+    retry=None,
+    allows_retry=True,
+    local=False,
+    standby=None,
+    **timeouts,
+):
     return SimpleNamespace(
         name=name,
+        local=local,
+        standby=standby,
         provider=SimpleNamespace(name=f"vendor-{name}", model=f"model-{name}", origin=f"origin-{name}"),
         timeouts=Timeouts(**timeouts),
         capabilities=Capabilities(context_window=window, continuation=continuation),
@@ -451,3 +463,27 @@ def test_the_policy_for_broken_streams_is_told_in_the_error():
     h = Hand([(1.0, "Hello", no(K.STREAM_CUT))], [None], on_stream_break="raise")
     assert isinstance(h.result, StreamBroken)
     assert "nobody was asked to continue it" in str(h.result)
+
+
+# ── reading ahead ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def standing_by():
+    """A hosted target, one that loads and no more, and two local ones that read ahead."""
+    kinds = [None, "warm", "prefill", "prefill"]
+    return [route(n, local=n != "a", standby=kind) for n, kind in zip("abcd", kinds, strict=True)]
+
+
+def test_the_first_target_behind_a_hosted_one_that_reads_ahead_is_named_with_the_call():
+    routes = standing_by()
+    h = Hand([no(K.OVERLOADED)], [no(K.OVERLOADED)], [None], [], routes=routes, prefill=True)
+    assert h.asked == "abc"
+    assert [call.standby for call in h.calls] == [routes[2], None, None], (
+        "while a local one answers, nobody reads ahead"
+    )
+
+
+def test_nobody_reads_ahead_where_nobody_was_told_to_or_nobody_is_behind():
+    assert [call.standby for call in Hand([None], [], [], [], routes=standing_by()).calls] == [None]
+    alone = Hand([None], [], routes=[route("a"), route("b", local=True, standby="warm")], prefill=True)
+    assert [call.standby for call in alone.calls] == [None]
