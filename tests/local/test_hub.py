@@ -11,6 +11,8 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -48,8 +50,8 @@ def _server():
 
 
 @pytest.fixture
-def hub_(_server: Hub, tmp_path, monkeypatch) -> Hub:
-    """The hub, well and with one model; an empty cache; nobody's token."""
+def hub_(_server: Hub, tmp_path, monkeypatch) -> Iterator[Hub]:
+    """The hub, well and with one model; an empty cache; nobody's token. What a test leaves running ends in it."""
     fresh = Hub(url=_server.url, storage=_server.storage, gate=_server.gate)
     _server.__dict__.update(fresh.__dict__)
     _server.gate.set()
@@ -58,8 +60,12 @@ def hub_(_server: Hub, tmp_path, monkeypatch) -> Hub:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(hub, "_downloads", {})
-    return _server
+    begun: dict[Any, Any] = {}
+    monkeypatch.setattr(hub, "_downloads", begun)
+    yield _server
+    _server.gate.set()
+    for download in list(begun.values()):
+        download._over.wait(30 if download.alive else 0)
 
 
 @pytest.fixture
