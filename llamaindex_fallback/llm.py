@@ -137,11 +137,14 @@ class FallbackLLM(FunctionCallingLLM):
             ConfigurationError: the file cannot be read, or an option is wrong; says in which line, where it can.
             MissingKey: a variable that is not set.
         """
-        from shared_core.config import located, models_of, read_config
+        from shared_core.config import configured
 
-        settings = {**read_config(source), **options}
-        with located(source):
-            return cls(**settings) if "router" in settings else cls(models_of(settings), **settings)
+        return configured(
+            source,
+            options,
+            lambda models, settings: cls(**settings) if models is None else cls(models, **settings),
+            instead="router",
+        )
 
     @property
     def router(self) -> Router:

@@ -6,14 +6,15 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from shared_core.errors import ConfigurationError, MissingKey
 
-__all__ = ["ConfigLike", "located", "models_of", "read_config"]
+__all__ = ["ConfigLike", "configured", "read_config"]
+
+T = TypeVar("T")
 
 ConfigLike = str | os.PathLike[str] | Mapping[str, Any]
 """A path of a `.toml` or `.json` file, or what would stand in one."""
@@ -42,32 +43,35 @@ def read_config(source: ConfigLike) -> dict[str, Any]:
     return {str(key): _filled(value, f"{where}: {key}") for key, value in raw.items()}
 
 
-def models_of(settings: dict[str, Any]) -> Any:
-    """Take the targets out of `settings`: `targets` or `models` mean the same, so that one file serves everybody.
+def configured(
+    source: ConfigLike, options: Mapping[str, Any], build: Callable[[Any, dict[str, Any]], T], *, instead: str = ""
+) -> T:
+    """What `build` makes of the targets and the other settings in `source`, before which `options` go.
+
+    `targets` and `models` mean the same, so that one file serves everybody. Where the setting named `instead` is given,
+    they are left where they are, and `build` gets None. What is wrong is told with its file, and if it can be found
+    with its line: the first that holds what the message puts in quotes, a wrong option, a wrong name.
 
     Raises:
-        ConfigurationError: both, or neither.
+        ConfigurationError: the file cannot be read, it lists targets twice or not at all, or `build` refuses them.
+        MissingKey: a variable that is not set.
     """
-    given = [settings.pop(name) for name in ("targets", "models") if name in settings]
-    if len(given) != 1 or not given[0]:
-        what = "both targets and models, which mean the same" if len(given) > 1 else "no targets"
-        raise ConfigurationError(f'the configuration lists {what}.\nhint: targets = ["openai:gpt-5-mini", …]')
-    return given[0]
-
-
-@contextmanager
-def located(source: ConfigLike) -> Iterator[None]:
-    """Say in which file, and if it can be found in which line of it, what raises a `ConfigurationError` here stands.
-
-    The line is the first that holds what the message puts in quotes: a wrong option, a wrong name.
-    """
+    settings = {**read_config(source), **options}
     try:
-        yield
+        return build(None if instead in settings else _targets(settings), settings)
     except ConfigurationError as error:
         if isinstance(source, Mapping) or str(error).startswith(f"{source}"):
             raise
         told = type(error)(f"{source}{_line(Path(source), str(error))}: {error}")
         raise told from error.__cause__
+
+
+def _targets(settings: dict[str, Any]) -> Any:
+    given = [settings.pop(name) for name in ("targets", "models") if name in settings]
+    if len(given) != 1 or not given[0]:
+        what = "both targets and models, which mean the same" if len(given) > 1 else "no targets"
+        raise ConfigurationError(f'the configuration lists {what}.\nhint: targets = ["openai:gpt-5-mini", …]')
+    return given[0]
 
 
 def _line(path: Path, message: str) -> str:

@@ -144,11 +144,9 @@ class Router:
             ConfigurationError: the file cannot be read, or an option is wrong; says in which line, where it can.
             MissingKey: a variable that is not set.
         """
-        from shared_core.config import located, models_of, read_config
+        from shared_core.config import configured
 
-        settings = {**read_config(source), **options}
-        with located(source):
-            return cls(models_of(settings), **settings)
+        return configured(source, options, lambda targets, settings: cls(targets, **settings))
 
     # ── faces ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
