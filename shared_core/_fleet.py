@@ -52,7 +52,10 @@ class Fleet:
         retry: RetryPolicy,
         timeouts: Timeouts,
         now: Callable[[], float],
+        changed: Callable[[tuple[Route, ...]], None],
     ) -> None:
+        """`changed` is told the targets at first, and after every change before the next can begin."""
+        self._changed = changed
         self._breaker, self._retry, self._timeouts, self._now = breaker, retry, timeouts, now
         self._accounts: dict[str, Account] = {}
         self._lock = threading.RLock()
@@ -66,6 +69,7 @@ class Fleet:
         self.chains = chains_of(chains, [route.name for route in routes])
         """Every chain by its name, the built-in ones included."""
         self._line = self._lined_up(routes, None)
+        changed(routes)
         self._stand_by(routes)
 
     # ── what requests see ────────────────────────────────────────────────────────────────────────────────────────────
@@ -222,6 +226,7 @@ class Fleet:
         if any(route.name == pinned for route in gone) and not any(route.name == pinned for route in routes):
             pinned = None
         self._line = self._lined_up(routes, pinned)
+        self._changed(self._line.routes)
         now = self._now()
         self._retired += [(route, now) for route in gone]
         quiet = [route for route, since in self._retired if now - since > _LINGER_S and not route.gate.health.in_flight]

@@ -122,12 +122,17 @@ class Router:
         self._turns = itertools.count()
         self._turn = 0
         self._closed = False
-        self._fleet = Fleet(
-            targets, chains, breaker=self._breaker, retry=self._retry, timeouts=self._timeouts, now=self._now
-        )
         policy = FlowPolicy(self._retry, on_stream_break, continue_prompt, route_around_policy)
         self._driver = Driver(self._clock, chance, policy, self._books, self._prepare, _load, _aload)
-        self._driver.line_up(self._fleet.routes)
+        self._fleet = Fleet(
+            targets,
+            chains,
+            breaker=self._breaker,
+            retry=self._retry,
+            timeouts=self._timeouts,
+            now=self._now,
+            changed=self._driver.line_up,
+        )
 
     @classmethod
     def from_config(cls, source: ConfigLike, **options: Any) -> Self:
@@ -264,9 +269,7 @@ class Router:
         Raises:
             ConfigurationError: it cannot be built, or its name is taken.
         """
-        added = self._fleet.add(target, position)
-        self._driver.line_up(self._fleet.routes)
-        return added
+        return self._fleet.add(target, position)
 
     def remove(self, name: str) -> Target:
         """Take a target out. Calls in flight end as they would have; it is closed some time after.
@@ -274,9 +277,7 @@ class Router:
         Raises:
             ConfigurationError: no target of that name, or a router or a chain would be left without one.
         """
-        gone = self._fleet.remove(name)
-        self._driver.line_up(self._fleet.routes)
-        return gone
+        return self._fleet.remove(name)
 
     def replace(self, name: str, target: TargetLike) -> Target:
         """Put another target in the place of one, in chains too. It begins with a circuit and a record of its own.
@@ -284,19 +285,15 @@ class Router:
         Raises:
             ConfigurationError: no target of that name, the new one cannot be built, or its name is taken.
         """
-        placed = self._fleet.replace(name, target)
-        self._driver.line_up(self._fleet.routes)
-        return placed
+        return self._fleet.replace(name, target)
 
     def enable(self, name: str) -> None:
         """Ask this target again."""
         self._fleet.switch(name, enabled=True)
-        self._driver.line_up(self._fleet.routes)
 
     def disable(self, name: str) -> None:
         """Keep a target, its record and its connections, but do not ask it until `enable`."""
         self._fleet.switch(name, enabled=False)
-        self._driver.line_up(self._fleet.routes)
 
     def pin(self, name: str) -> None:
         """Ask this target first, whatever strategy and chain say; the others stay behind it. Until `unpin`.
