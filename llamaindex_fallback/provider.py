@@ -9,7 +9,7 @@ import inspect
 import logging
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -204,22 +204,15 @@ class LlamaIndexProvider:
             finally:
                 hang_up(answer)
                 answer.close()
-            if last is not None and (chunk := last()) is not None:
-                if not reader.begun:
-                    yield from self._rest(chunk, request)
-                    return
-                reader.note(chunk)
-            yield from reader.finish()
+            yield from self._ended(reader, request, last)
         except Exception as error:
-            if (rest := refused_answer(error)) is not None:
-                yield from self._rest(rest, request)
-                return
-            if (known := self._known(error)) is None:
-                raise
-            if reader.ended and request.streaming:
-                yield from reader.finish()
-                return
-            raise known from error
+            known = self._known(error)
+            saved = self._saved(error, known, reader, request)
+            if saved is None:
+                if known is None:
+                    raise
+                raise known from error
+            yield from saved
 
     def astream(self, request: ChatRequest, guard: Guard) -> AsyncIterator[ChatEvent]:
         """Answer, async. An LLM whose async methods only call its sync ones is asked in a thread."""
@@ -263,26 +256,17 @@ class LlamaIndexProvider:
             finally:
                 await ahang_up(answer)
                 await answer.aclose()
-            if last is not None and (chunk := last()) is not None:
-                if not reader.begun:
-                    for event in self._rest(chunk, request):
-                        yield event
-                    return
-                reader.note(chunk)
-            for event in reader.finish():
+            for event in self._ended(reader, request, last):
                 yield event
         except Exception as error:
-            if (rest := refused_answer(error)) is not None:
-                for event in self._rest(rest, request):
-                    yield event
-                return
-            if (known := self._known(error)) is None:
-                raise
-            if reader.ended and request.streaming:
-                for event in reader.finish():
-                    yield event
-                return
-            raise known from error
+            known = self._known(error)
+            saved = self._saved(error, known, reader, request)
+            if saved is None:
+                if known is None:
+                    raise
+                raise known from error
+            for event in saved:
+                yield event
 
     async def _threaded(
         self, llm: LLM, arguments: Mapping[str, Any], reader: Reader, tags: dict[str, Any], *, streaming: bool
@@ -308,6 +292,22 @@ class LlamaIndexProvider:
                 answer.close()
         for event in reader.finish():
             yield event
+
+    def _ended(self, reader: Reader, request: ChatRequest, last: Callable[[], Any] | None) -> Iterable[ChatEvent]:
+        """What is left to tell when a stream has ended; `last` knows what the SDK read last."""
+        if last is not None and (chunk := last()) is not None:
+            if not reader.begun:
+                return self._rest(chunk, request)
+            reader.note(chunk)
+        return reader.finish()
+
+    def _saved(
+        self, error: Exception, known: ProviderError | None, reader: Reader, request: ChatRequest
+    ) -> Iterable[ChatEvent] | None:
+        """The answer that there is in spite of `error`; None where there is none."""
+        if (rest := refused_answer(error)) is not None:
+            return self._rest(rest, request)
+        return reader.finish() if known is not None and reader.ended and request.streaming else None
 
     def _rest(self, response: Any, request: ChatRequest) -> Iterator[ChatEvent]:
         """What Google's SDK has read, and LlamaIndex's class does not hand over, as it ended by its length or such."""
