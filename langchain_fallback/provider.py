@@ -811,8 +811,10 @@ def _capabilities(model: BaseChatModel) -> Capabilities:
 
 
 def _is_gemini_before_3(model: BaseChatModel) -> bool:
-    found = re.search(r"gemini-(\d+)", str(getattr(model, "model", "")))
-    return found is not None and int(found[1]) < 3
+    from shared_core.providers.models import gemini_generation
+
+    generation = gemini_generation(str(getattr(model, "model", "")))
+    return generation is not None and generation < 3.0
 
 
 def _is_claude(model: BaseChatModel) -> bool:

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 from llama_index.core.bridge.pydantic import BaseModel
@@ -15,13 +15,13 @@ from llama_index.core.llms.llm import LLM
 from llama_index.core.tools.types import BaseTool, ToolMetadata, ToolOutput
 
 from llamaindex_fallback._convert import peek
+from shared_core.chat.answer_tool import ANSWER_TOOL
 from shared_core.chat.answer_tool import asked as in_so_many_words
 from shared_core.chat.request import ChatRequest, OutputSchema, ToolSpec
 from shared_core.errors import ErrorKind, ProviderError
 from shared_core.history import HistoryRules, wire_name
 
 __all__ = [
-    "ANSWER_TOOL",
     "Way",
     "answer_tool",
     "instructed",
@@ -31,9 +31,6 @@ __all__ = [
     "way_of",
     "with_tools",
 ]
-
-ANSWER_TOOL: Final = "answer_in_schema"
-"""The tool that an LLM is made to call where it has no other way to answer in a schema that has no name."""
 
 Way = Literal["schema", "tool", "words"]
 """How an LLM is made to answer in a schema: by its vendor's own means, by a forced tool call, or by being asked to."""

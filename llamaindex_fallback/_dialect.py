@@ -42,7 +42,7 @@ from shared_core.history import (
     HistoryRules,
     MediaKind,
 )
-from shared_core.providers.models import facts
+from shared_core.providers.models import facts, since_gemini_3
 
 __all__ = ["Dialect", "dialect_of", "fetched", "joined", "kind_of", "thoughtless", "to_fetch"]
 
@@ -220,7 +220,7 @@ class _Google(Dialect):
 
     def way(self, llm: LLM, request: ChatRequest) -> Way:
         both = request.tools and request.tool_choice != "none"
-        return "tool" if both and not _since_3(request.model or _model(llm)) else "schema"
+        return "tool" if both and not since_gemini_3(request.model or _model(llm)) else "schema"
 
     def tools(
         self, llm: LLM, specs: Sequence[ToolSpec], messages: list[ChatMessage], choice: str | None, request: ChatRequest
@@ -271,6 +271,8 @@ class _Google(Dialect):
         return {call.id: told for call in calls if isinstance(told := call.data.get("thought_signature"), str)}
 
     def ready(self, messages: list[ChatMessage], signatures: Mapping[str, str], model: str) -> list[ChatMessage]:
+        from shared_core.providers.google import SKIP_SIGNATURE
+
         last = max((i for i, m in enumerate(messages) if m.role == MessageRole.USER), default=0)
         for index, message in enumerate(messages):
             if message.role not in (MessageRole.ASSISTANT, MessageRole.MODEL):
@@ -278,13 +280,16 @@ class _Google(Dialect):
             # A thought without words would make it send what stands before once more.
             message.blocks = [b for b in message.blocks if not isinstance(b, ThinkingBlock) or b.content]
             told: list[bytes | None] = []
-            unsigned = _since_3(model) and index >= last  # it refuses a running tool loop whose calls are not signed
+            unsigned = (
+                since_gemini_3(model) and index >= last
+            )  # it refuses a running tool loop whose calls are not signed
             for block in message.blocks:
                 signature = None
                 if isinstance(block, ThinkingBlock):
                     signature = _bytes(block.additional_information.get("thought_signature"))
                 elif isinstance(block, ToolCallBlock):
-                    signature = _bytes(signatures.get(block.tool_call_id or "")) or (_SKIP if unsigned else None)
+                    stand_in = SKIP_SIGNATURE if unsigned else None
+                    signature = _bytes(signatures.get(block.tool_call_id or "")) or stand_in
                     unsigned = False
                 told.append(signature)
             message.additional_kwargs.pop("thought_signatures", None)
@@ -295,8 +300,6 @@ class _Google(Dialect):
 
 _NO_RETRY: Final = {"retry_options": {"attempts": 1}}
 """Left alone, its SDK tries a lost connection once more by itself, and sleeps up to ten seconds before."""
-_SKIP: Final = b"skip_thought_signature_validator"
-"""Google's documented stand-in for the signature of a call that another model made."""
 
 _FAMILIES: Final[Mapping[str, Dialect]] = {
     "anthropic": _Anthropic(
@@ -410,11 +413,6 @@ def _thinks(llm: LLM, request: ChatRequest) -> Mapping[str, Any]:
 
 def _model(llm: LLM) -> str:
     return str(peek(llm, "model") or "")
-
-
-def _since_3(model: str) -> bool:
-    found = re.search(r"gemini-(\d+)", model.lower())
-    return found is not None and int(found[1]) >= 3
 
 
 def _bytes(signature: Any) -> bytes | None:

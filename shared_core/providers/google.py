@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import mimetypes
-import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -48,13 +47,25 @@ from shared_core.errors import ErrorKind, ProviderError
 from shared_core.history import GOOGLE, Change, HistoryRules, prepare, wire_name, with_stubs
 from shared_core.providers import transport
 from shared_core.providers.base import Fold, SdkProvider, broken, malformed
+from shared_core.providers.models import gemini_generation, since_gemini_3
 from shared_core.providers.registry import key_for
 from shared_core.routing.capabilities import Capabilities
 from shared_core.routing.target import Target
 
-__all__ = ["FINISH", "GeminiFold", "GoogleProvider", "blob", "capabilities_of", "refuse", "rules_of", "told", "wanted"]
+__all__ = [
+    "FINISH",
+    "SKIP_SIGNATURE",
+    "GeminiFold",
+    "GoogleProvider",
+    "blob",
+    "capabilities_of",
+    "refuse",
+    "rules_of",
+    "told",
+    "wanted",
+]
 
-_SKIP = b"skip_thought_signature_validator"
+SKIP_SIGNATURE = b"skip_thought_signature_validator"
 """Google's documented stand-in for the signature of a call that another model made."""
 _VERSION = "v1beta"
 """Of the API, unless the target names another. Left alone, google-genai 3 takes v1 or GOOGLE_GENAI_API_VERSION."""
@@ -83,12 +94,6 @@ _BROKEN_CALLS = frozenset({"MALFORMED_FUNCTION_CALL", "UNEXPECTED_TOOL_CALL", "T
 # ── what is known about models ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _generation(model: str) -> float | None:
-    """2.5 of 'gemini-2.5-flash'; None for aliases such as 'gemini-flash-latest' and for other families."""
-    found = re.search(r"gemini-(\d+(?:\.\d+)?)", model)
-    return float(found[1]) if found else None
-
-
 def capabilities_of(model: str) -> Capabilities:
     """What a model takes, by its name. Source: ai.google.dev's model pages as commonly known in 2026."""
     name = model.lower().rpartition("/")[2]
@@ -98,7 +103,7 @@ def capabilities_of(model: str) -> Capabilities:
             tools=False, json_schema=False, json_mode=False, image_urls=False, system=False, context_window=131_072,
             max_output=8_192,
         )  # fmt: skip
-    generation = _generation(name)
+    generation = gemini_generation(name)
     old = generation is not None and generation < 2.5
     return Capabilities(
         image_urls=not old and name.startswith("gemini"),  # public addresses, since January 2026
@@ -117,15 +122,11 @@ def rules_of(model: str, capabilities: Capabilities, *, signatures: bool = True)
         rules = replace(rules, system="none")
     if not capabilities.tools:
         rules = replace(rules, tool_turns="text")
-    if signatures and _since_3(model):
+    if signatures and since_gemini_3(model):
         rules = replace(rules, result_media=frozenset({"image", "file"}))
     if capabilities.image_urls:
         rules = replace(rules, urls=frozenset({"image", "file"}))
     return rules
-
-
-def _since_3(model: str) -> bool:
-    return (_generation(model.lower()) or 0.0) >= 3.0
 
 
 def refuse(request: ChatRequest, model: str) -> None:
@@ -141,7 +142,7 @@ def refuse(request: ChatRequest, model: str) -> None:
 def one_or_the_other(request: ChatRequest, model: str) -> ChatRequest:
     """`request`, its schema as one more tool where the model takes a schema or tools but not both (before Gemini 3)."""
     both = request.tools and request.tool_choice != "none" and request.output is not None
-    return with_answer_tool(request) if both and not _since_3(model) else request
+    return with_answer_tool(request) if both and not since_gemini_3(model) else request
 
 
 def _incapable(message: str) -> ProviderError:
@@ -247,7 +248,7 @@ class GoogleProvider(SdkProvider):
             built = types.GenerateContentConfig(**config)
         except ValueError as error:  # pydantic's ValidationError is one
             raise ProviderError.of(ErrorKind.CONFIG, f"google-genai refuses the request's options: {error}") from error
-        unsigned_from = _active_from(messages) if _since_3(model) else len(messages)
+        unsigned_from = _active_from(messages) if since_gemini_3(model) else len(messages)
         contents = [_content(types, m, signed=i >= unsigned_from) for i, m in enumerate(messages) if m.role != "system"]
         return {"model": model, "contents": contents, "config": built, "streaming": request.streaming}
 
@@ -309,7 +310,7 @@ def _model_parts(types: Any, message: Message, signed: bool) -> Iterator[Any]:
         if isinstance(part, Reasoning):
             pending = _signature(part.data) or pending
         elif isinstance(part, ToolCall):
-            signature = _signature(part.data) or (_SKIP if signed and first_call else None)
+            signature = _signature(part.data) or (SKIP_SIGNATURE if signed and first_call else None)
             first_call = False
             call = types.FunctionCall(id=part.id, name=part.name, args=part.parsed())
             yield types.Part(function_call=call, thought_signature=signature)

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["ModelFacts", "facts"]
+__all__ = ["ModelFacts", "facts", "gemini_generation", "since_gemini_3"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +118,17 @@ def facts(provider: str, model: str) -> ModelFacts:
         if row.provider == family and row.pattern.match(name):
             return row.facts
     return ModelFacts(context_window=_window(_PRICES_ID.get(provider, provider), model))
+
+
+def gemini_generation(model: str) -> float | None:
+    """2.5 of 'gemini-2.5-flash'; None for aliases such as 'gemini-flash-latest' and for other families."""
+    found = re.search(r"gemini-(\d+(?:\.\d+)?)", model.lower())
+    return float(found[1]) if found else None
+
+
+def since_gemini_3(model: str) -> bool:
+    """Whether it is a Gemini of the third generation or later, by its name."""
+    return (gemini_generation(model) or 0.0) >= 3.0
 
 
 def _window(provider: str, model: str) -> int | None:
