@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from shared_core.chat.events import ChatEvent, Finished, ReasoningDelta, TextDelta, ToolCallDelta
 from shared_core.chat.request import ChatRequest, OutputSchema, Text, ToolCall, ToolSpec, user
+from shared_core.chat.through import athrough, through
 
 __all__ = ["ANSWER_TOOL", "Unusual", "adelivered", "answer_tool", "asked", "delivered", "in_words", "with_answer_tool"]
 
@@ -139,22 +140,9 @@ class _FirstObject:
 
 def delivered(events: Iterator[ChatEvent], way: Unusual) -> Generator[ChatEvent, None, None]:
     """`events`, in which the schema was asked for in an unusual way, as if it had been the usual one."""
-    told = _Told(way)
-    try:
-        for event in events:
-            yield from told.feed(event)
-    finally:
-        if (close := getattr(events, "close", None)) is not None:
-            close()
+    return through(events, _Told(way).feed)
 
 
-async def adelivered(events: AsyncIterator[ChatEvent], way: Unusual) -> AsyncGenerator[ChatEvent, None]:
+def adelivered(events: AsyncIterator[ChatEvent], way: Unusual) -> AsyncGenerator[ChatEvent, None]:
     """`delivered`, async."""
-    told = _Told(way)
-    try:
-        async for event in events:
-            for one in told.feed(event):
-                yield one
-    finally:
-        if (close := getattr(events, "aclose", None)) is not None:
-            await close()
+    return athrough(events, _Told(way).feed)

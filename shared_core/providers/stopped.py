@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, 
 from dataclasses import replace
 
 from shared_core.chat.events import ChatEvent, Finished, TextDelta
+from shared_core.chat.through import athrough, through
 from shared_core.providers.llama_cpp.stops import StopMatcher
 
 __all__ = ["Stops", "astopped", "stopped"]
@@ -52,21 +53,10 @@ class Stops:
 def stopped(events: Iterator[ChatEvent], stops: Sequence[str]) -> Generator[ChatEvent, None, None]:
     """`events` up to the first of `stops`; they are closed with this."""
     feed = Stops(stops).feed
-    try:
-        for event in events:
-            yield from feed((event,))
-    finally:
-        if (close := getattr(events, "close", None)) is not None:
-            close()
+    return through(events, lambda event: feed((event,)))
 
 
-async def astopped(events: AsyncIterator[ChatEvent], stops: Sequence[str]) -> AsyncGenerator[ChatEvent, None]:
+def astopped(events: AsyncIterator[ChatEvent], stops: Sequence[str]) -> AsyncGenerator[ChatEvent, None]:
     """`stopped`, async."""
     feed = Stops(stops).feed
-    try:
-        async for event in events:
-            for one in feed((event,)):
-                yield one
-    finally:
-        if (close := getattr(events, "aclose", None)) is not None:
-            await close()
+    return athrough(events, lambda event: feed((event,)))

@@ -1,6 +1,6 @@
 """Executes notebooks from top to bottom, in a fresh kernel, and writes what came out into them.
 
-    python -m tools.docs.notebooks            all of notebooks/
+python -m tools.docs.notebooks            all of notebooks/
 """
 
 from __future__ import annotations

@@ -151,18 +151,23 @@ _TIME = ToolSpec(
 def schemas(*, quick: bool = False) -> list[Figures]:
     """Every schema, some samples each, from a model of random weights and from the toy one, judged by `jsonschema`."""
     found = []
+    for which, provider in _noisy_and_trained():
+        for kind, chosen in (("everyday", EVERYDAY), ("awkward", AWKWARD)):
+            outcomes, by_schema = _samples(provider, chosen, 2 if quick else SAMPLES)
+            sizes = {"schemas": len(chosen), "samples": outcomes.total()}
+            counted = {outcome: outcomes[outcome] for outcome in _OUTCOMES}
+            found.append({**which, "kind": kind, **sizes, **counted, "not_valid": by_schema})
+    return found
+
+
+def _noisy_and_trained() -> Iterator[tuple[Figures, LlamaCppProvider]]:
+    """A model of random weights and the toy one on each engine, loaded while it is looked at, and what it is."""
     with tempfile.TemporaryDirectory() as folder:
         noise = write_random_gguf(Path(folder) / "random.gguf", seed=1)
         for engine in ENGINES:
             for model, spec in (("random weights", str(noise)), ("toy model", "tiny")):
                 with _model(spec, engine, n_ctx=1024) as provider:
-                    for kind, chosen in (("everyday", EVERYDAY), ("awkward", AWKWARD)):
-                        outcomes, by_schema = _samples(provider, chosen, 2 if quick else SAMPLES)
-                        sizes = {"schemas": len(chosen), "samples": outcomes.total()}
-                        counted = {outcome: outcomes[outcome] for outcome in _OUTCOMES}
-                        found.append({"engine": engine, "model": model, "kind": kind, **sizes, **counted,
-                                      "not_valid": by_schema})  # fmt: skip
-    return found
+                    yield {"engine": engine, "model": model}, provider
 
 
 _OUTCOMES = ("valid", "refused_before", "refused_after_check", "cut_by_limit", "invalid", "untyped")
@@ -207,16 +212,11 @@ def _in_schema(provider: LlamaCppProvider, schema: Figures, seed: int) -> str:
 def tool_choices(*, quick: bool = False) -> list[Figures]:
     """Each kind of tool choice, streamed and whole: calls that are calls of a tool with arguments that fit."""
     found = []
-    with tempfile.TemporaryDirectory() as folder:
-        noise = write_random_gguf(Path(folder) / "random.gguf", seed=1)
-        for engine in ENGINES:
-            for model, spec in (("random weights", str(noise)), ("toy model", "tiny")):
-                with _model(spec, engine, n_ctx=1024) as provider:
-                    for choice in ("auto", "any", "get_weather", "none"):
-                        for streaming in (True, False):
-                            asked = _calls(provider, choice, streaming, 2 if quick else SAMPLES)
-                            found.append({"engine": engine, "model": model, "choice": choice,
-                                          "streaming": streaming, **asked})  # fmt: skip
+    for which, provider in _noisy_and_trained():
+        for choice in ("auto", "any", "get_weather", "none"):
+            for streaming in (True, False):
+                asked = _calls(provider, choice, streaming, 2 if quick else SAMPLES)
+                found.append({**which, "choice": choice, "streaming": streaming, **asked})
     return found
 
 
