@@ -91,18 +91,19 @@ def straight(cls: type[L]) -> type[L]:
 
     It comes after the class is made, as LlamaIndex puts its spans around the methods while it is.
     """
+    spans = get_dispatcher(cls.__module__)  # a subclass that leaves a method alone opens its spans here, too
     for name, told in list(vars(cls).items()):
         if (inner := bare(told)) is not None:
-            setattr(cls, name, _either(inner, told))
+            setattr(cls, name, _either(inner, told, spans))
     return cls
 
 
-def _either(inner: Callable[..., Any], told: Any) -> Callable[..., Any]:
+def _either(inner: Callable[..., Any], told: Any, spans: Dispatcher) -> Callable[..., Any]:
     if inspect.iscoroutinefunction(inner):
 
         @wraps(inner)
         async def aface(self: LLM, *args: Any, **kwargs: Any) -> Any:
-            if observed(self) or not args:
+            if observed(self, spans) or not args:
                 return await told.__get__(self, type(self))(*args, **kwargs)
             if self.rate_limiter is not None:
                 await self.rate_limiter.async_acquire()
@@ -112,7 +113,7 @@ def _either(inner: Callable[..., Any], told: Any) -> Callable[..., Any]:
 
     @wraps(inner)
     def face(self: LLM, *args: Any, **kwargs: Any) -> Any:
-        if observed(self) or not args:  # LlamaIndex has words of its own for a call without its first argument
+        if observed(self, spans) or not args:  # LlamaIndex has words of its own for a call without its first argument
             return told.__get__(self, type(self))(*args, **kwargs)
         if self.rate_limiter is not None:
             self.rate_limiter.acquire()
@@ -121,12 +122,12 @@ def _either(inner: Callable[..., Any], told: Any) -> Callable[..., Any]:
     return _marked(face, inner)
 
 
-def observed(llm: LLM) -> bool:
+def observed(llm: LLM, spans: Dispatcher) -> bool:
     """Whether anybody would hear of a call: by callbacks, by events, or by spans."""
     manager = llm.callback_manager
     if type(manager) is not CallbackManager or manager.handlers:
         return True  # a manager of another class may do anything
-    return _hears(_events) or _hears(get_dispatcher(type(llm).__module__))
+    return _hears(_events) or _hears(spans)
 
 
 _events: Final = get_dispatcher(callbacks.__name__)

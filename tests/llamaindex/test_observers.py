@@ -68,6 +68,17 @@ async def test_an_observer_that_comes_later_hears_of_the_next_call(face, way):
     assert heard() == so_far
 
 
+class Derived(FallbackLLM):
+    """A user's own, in a module of its own; its methods are those it has inherited."""
+
+
+@pytest.mark.parametrize("face", FACES)
+async def test_the_spans_of_a_derived_class_are_heard_where_they_are_opened(face):
+    with by_span(FallbackLLM.__module__) as heard:
+        await call(answering(Derived), face)
+        assert heard()
+
+
 @pytest.mark.parametrize("face", FACES)
 async def test_a_callback_handler_hears_of_every_call(face):
     llm, debug = answering(), LlamaDebugHandler(print_trace_on_end=False)
