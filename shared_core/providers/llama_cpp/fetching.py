@@ -43,16 +43,15 @@ def check(model: str, options: Options) -> None:
         InvalidModelFile: the file is broken; or it is not here, and `download` is 'never'.
         MissingDependency: it is not here, and what downloads it is not installed.
     """
-    try:
-        check_model_file(resolve(model))
-    except ModelNotHere:
-        if options.download == "never":
-            raise
-        if not installed():
-            raise MissingDependency(
-                f"llamacpp:{model} is to be downloaded, which needs the huggingface-hub package.\n"
-                'hint: pip install "llm-fallback[local]", or give the path of a file'
-            ) from None
+    if look(model) is not None:
+        return
+    if options.download == "never":
+        resolve(model)  # which says what to do
+    if not installed():
+        raise MissingDependency(
+            f"llamacpp:{model} is to be downloaded, which needs the huggingface-hub package.\n"
+            'hint: pip install "llm-fallback[local]", or give the path of a file'
+        )
 
 
 def fetch(model: str, options: Options, timeout_s: float | None = None) -> None:
@@ -109,9 +108,8 @@ def refusal(model: str, options: Options, reason: ModelNotHere) -> ProviderError
                                 hint=str(reason).partition("hint: ")[2] or None)  # fmt: skip
     running = download(wanted)
     if running.error is not None:
-        again = max(0.0, 60.0 - (time.monotonic() - running.ended_at))
         said, _, hint = str(running.error).partition("\nhint: ")
-        said = f"{said} (tried {60 - again:.0f} s ago)"
+        said = f"{said} (tried {time.monotonic() - running.ended_at:.0f} s ago)"
         kind = ErrorKind.CONFIG if isinstance(running.error, ConfigurationError) else ErrorKind.INCAPABLE
         return ProviderError.of(kind, said, code="not_downloaded", hint=hint or None)
     so_far = f"so far {running.progress}" if running.progress is not None else "it has just begun"
