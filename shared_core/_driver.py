@@ -19,6 +19,7 @@ from shared_core.chat.answer_tool import adelivered, delivered
 from shared_core.chat.events import ChatEvent, Finished, ReasoningDelta, TextDelta, ToolCallDelta
 from shared_core.chat.request import ChatRequest, ToolCall
 from shared_core.errors import ErrorKind, FallbackError, ProviderError
+from shared_core.resilience.admission import Admission, Refusal
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.execution import Execution
 from shared_core.routing.flow import Admit, Call, FlowPolicy, Report, Settle, Step, Wait, first_token_s, flow
@@ -93,7 +94,7 @@ class Driver:
                 report = None
                 match step:
                     case Admit():
-                        report = step.route.gate.admit(self._now(), step.lease_s, self._chance())
+                        report = self._admit(step)
                     case Call():
                         pending = step
                         if step.standby is not None and ahead is None:
@@ -132,7 +133,7 @@ class Driver:
                 report = None
                 match step:
                     case Admit():
-                        report = step.route.gate.admit(self._now(), step.lease_s, self._chance())
+                        report = await self._aadmit(step)
                     case Call():
                         pending = step
                         if step.standby is not None and ahead is None:
@@ -160,6 +161,14 @@ class Driver:
             self._books.failed(execution, failure)
             raise failure
         yield self._books.answered(execution, relay)
+
+    def _admit(self, step: Admit) -> Admission | Refusal:
+        """Ask everything that has a say in whether the attempt may start."""
+        return step.route.gate.admit(self._now(), step.lease_s, self._chance())
+
+    async def _aadmit(self, step: Admit) -> Admission | Refusal:
+        """The same, without blocking the loop."""
+        return step.route.gate.admit(self._now(), step.lease_s, self._chance())
 
     def _leave(self, execution: Execution, pending: Call | None, error: BaseException) -> None:
         self._books.interrupted(execution, pending, error)

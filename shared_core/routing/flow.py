@@ -60,10 +60,11 @@ class FlowPolicy:
 
 
 class Admit(NamedTuple):
-    """May an attempt at `route` start that ends within `lease_s` seconds?"""
+    """May an attempt at `route` start that ends within `lease_s` seconds? `request` says what it would take."""
 
     route: Route
     lease_s: float
+    request: ChatRequest
 
 
 class Call(NamedTuple):
@@ -172,7 +173,7 @@ def flow(
             continue
 
         left = deadline - now
-        granted = yield Admit(route, left if request.streaming else min(left, route.timeouts.attempt))
+        granted = yield Admit(route, left if request.streaming else min(left, route.timeouts.attempt), request)
         if isinstance(granted, Refusal):
             execution.skip(route.name, granted.reason, granted.retry_at)
             if granted.waits and granted.retry_at is not None:
