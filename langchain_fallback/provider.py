@@ -29,6 +29,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, usage_of
 from langchain_fallback._convert.tools import finds_tools, runs_on_servers
+from langchain_fallback._quiet import Quiet, families
 from shared_core.chat.answer_tool import ANSWER_TOOL, answer_tool, with_answer_tool
 from shared_core.chat.events import (
     ChatEvent,
@@ -102,29 +103,6 @@ def _endpoint(model: BaseChatModel) -> str | None:
     return None
 
 
-def _without_retries(model: BaseChatModel) -> BaseChatModel:
-    """`model` with its SDK's own retries off, where we know how: the router owns retries, and two owners multiply.
-
-    The caller's model is not changed; the copy shares its connections.
-    """
-    families = {base.__module__.partition(".")[0] for base in type(model).__mro__}
-    if "langchain_openai" in families and getattr(model, "root_client", None) is not None:
-        quiet = copy.copy(model)
-        for client, root in (("client", "root_client"), ("async_client", "root_async_client")):
-            sdk = getattr(model, root, None)
-            if sdk is not None:
-                calm = sdk.with_options(max_retries=0)
-                setattr(quiet, root, calm)
-                setattr(quiet, client, calm.chat.completions)
-        return quiet
-    if "langchain_anthropic" in families and isinstance(getattr(model, "max_retries", None), int):
-        quiet = model.model_copy(update={"max_retries": 0})
-        for cached in ("_client", "_async_client"):  # built from the settings when first used
-            quiet.__dict__.pop(cached, None)
-        return quiet
-    return model
-
-
 @dataclass(slots=True)
 class _Call:
     """One request in a model's own dialect."""
@@ -157,18 +135,17 @@ class LangChainProvider:
         self.name, self.model = _facts(model)
         self.local = self._runs_here() if local is None else local
         self._capabilities = capabilities or _capabilities(model)
-        self._inner: BaseChatModel | None = None
-        families = {base.__module__.partition(".")[0] for base in type(model).__mro__}
-        self._openai = "langchain_openai" in families
-        self._google = "langchain_google_genai" in families
-        self._anthropic = "langchain_anthropic" in families
+        self._quiet = Quiet(model)
+        packages = families(model)
+        self._openai = "langchain_openai" in packages
+        self._google = "langchain_google_genai" in packages
+        self._anthropic = "langchain_anthropic" in packages
         self._origin = Origin(self.name, self.model, _endpoint(model))
         from langchain_fallback._convert.dialect import dialect_of  # with the rules of history: not on import
 
         self._dialect = dialect_of(model)
         self._over_responses = dialect_of(model, responses=True)
-        self._openai = "langchain_openai" in families
-        self._sure_of_end = not families.isdisjoint(_INTEGRITY)
+        self._sure_of_end = not packages.isdisjoint(_INTEGRITY)
         self._streams = type(model)._stream is not BaseChatModel._stream
         self._astreams = self._streams or type(model)._astream is not BaseChatModel._astream
         self._asks_usage = (
@@ -209,7 +186,7 @@ class LangChainProvider:
         """Answer, sync."""
         try:
             changes: list[Change] = []
-            call = self._call(request, changes)
+            call = self._call(self._quiet.in_thread(), request, changes)
             if changes:
                 guard.notes.extend(summary(changes))
             inner, messages, kwargs = call.inner, call.messages, call.kwargs
@@ -236,7 +213,7 @@ class LangChainProvider:
         """Answer, async."""
         try:
             changes: list[Change] = []
-            call = self._call(request, changes)
+            call = self._call(self._quiet.on_loop(), request, changes)
             if changes:
                 guard.notes.extend(summary(changes))
             inner, messages, kwargs = call.inner, call.messages, call.kwargs
@@ -262,13 +239,10 @@ class LangChainProvider:
                 raise
             raise problem from error
 
-    def _call(self, request: ChatRequest, changes: list[Change] | None = None) -> _Call:
-        """One request in the model's own dialect. What of the conversation did not travel as it was: see `changes`."""
+    def _call(self, inner: BaseChatModel, request: ChatRequest, changes: list[Change] | None = None) -> _Call:
+        """One request to `inner`, in the model's own dialect. What did not travel as it was: see `changes`."""
         from langchain_fallback._convert.dialect import spoken
 
-        inner = self._inner
-        if inner is None:
-            inner = self._inner = _without_retries(self.chat_model)
         native = request.native if request.native is not None and request.native.framework == FRAMEWORK else None
         options: Mapping[str, Any] = {} if native is None else native.options
         own: Mapping[str, Any] = request.extra.get(self.name) or {}

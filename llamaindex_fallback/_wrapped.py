@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import lru_cache, partial
 from typing import Any, Literal
@@ -132,12 +131,8 @@ def for_one_loop(llm: LLM) -> LLM:
     """
     mine = llm.model_copy()
     client: Any = private(mine).get("_aclient")
-    http = peek(client, "_client")
-    if type(http).__name__ == "AsyncHttpxClientWrapper":  # the SDKs' name for what they open by themselves
-        sdk = sys.modules[type(client).__module__.partition(".")[0]]
-        tls = transport.tls_context(transport.http_module(sdk))  # read once: it would take 30 ms on the event loop
-        opened = sdk.DefaultAsyncHttpxClient(base_url=client.base_url, timeout=client.timeout, verify=tls)
-        mine._aclient = client.copy(http_client=opened)  # type: ignore[attr-defined]  # where the client was found
+    if client is not None:
+        mine._aclient = transport.with_connections_of({}, client)  # type: ignore[attr-defined]  # where it was found
     return mine
 
 

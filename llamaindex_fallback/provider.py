@@ -7,8 +7,6 @@ import contextlib
 import copy
 import inspect
 import logging
-import threading
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -60,6 +58,7 @@ from shared_core.providers.classify import classify_error
 from shared_core.providers.models import facts
 from shared_core.providers.stopped import astopped, stopped
 from shared_core.providers.suspended import ahang_up, hang_up
+from shared_core.providers.transport import PerLoop
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
 
@@ -120,8 +119,7 @@ class LlamaIndexProvider:
         self._tag = {INNER_TAG: f"{self.name}:{self.model}"}
         self._reports_usage_when_asked = kind == "openaillm"
         self._async_client = "_aclient" in private(llm)
-        self._lock = threading.Lock()
-        self._copies: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LLM] = weakref.WeakKeyDictionary()
+        self._copies: PerLoop[LLM] = PerLoop(lambda: for_one_loop(self.llm))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As class and settings: an LLM pickled as it is would take its key along.
@@ -328,16 +326,14 @@ class LlamaIndexProvider:
 
     def close(self) -> None:
         """Close the sync clients that were opened here; the LLM's own stay as they are. Idempotent."""
-        with self._lock:
-            self._copies.clear()
+        self._copies.clear()
         for client in self._opened(self.llm):
             if callable(close := peek(client, "close")) and not inspect.iscoroutinefunction(close):
                 close()
 
     async def aclose(self) -> None:
         """Close the async clients that were opened here for the running loop, then `close`."""
-        with self._lock:
-            copied = self._copies.pop(asyncio.get_running_loop(), None)
+        copied = self._copies.pop()
         for client in self._opened(copied):
             if inspect.iscoroutinefunction(close := peek(client, "close")):
                 await close()
@@ -483,14 +479,7 @@ class LlamaIndexProvider:
         """A copy per event loop of an LLM that keeps an async client: connections belong to the loop they began on."""
         if not self._async_client:
             return self.llm
-        with self._lock:
-            loop = asyncio.get_running_loop()
-            if loop not in self._copies:
-                # The open connections of a copy hold its loop, so that the dictionary alone would never let go of it.
-                for ended in [other for other in self._copies if other.is_closed()]:
-                    del self._copies[ended]
-                self._copies[loop] = for_one_loop(self.llm)
-            return self._copies[loop]
+        return self._copies.get()
 
     # ── what is told ─────────────────────────────────────────────────────────────────────────────────────────────────
 

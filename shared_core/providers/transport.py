@@ -34,6 +34,7 @@ __all__ = [
     "Body",
     "Clients",
     "Limiter",
+    "PerLoop",
     "Until",
     "async_http_client",
     "body_of",
@@ -43,6 +44,7 @@ __all__ = [
     "preload",
     "request_timeout",
     "tls_context",
+    "with_connections_of",
 ]
 
 MAX_CONNECTIONS = 1000
@@ -239,6 +241,24 @@ def tls_context(http: ModuleType) -> Any:
     return _contexts[http.__name__]
 
 
+def with_connections_of(pools: dict[Any, Any], client: Any, proxy: str | None = None) -> Any:
+    """An SDK's async client, on the HTTP client that `pools` has for its address, or is given now.
+
+    A client whose HTTP client is neither the SDK's own make nor LangChain's is the caller's, and is returned as it is.
+    """
+    if type(getattr(client, "_client", None)).__name__.lstrip("_") != "AsyncHttpxClientWrapper":
+        return client
+    sdk = sys.modules[type(client).__module__.partition(".")[0]]
+    key = (sdk.__name__, str(client.base_url), repr(client.timeout), proxy)
+    if key not in pools:
+        options = {} if proxy is None else {"proxy": proxy}
+        tls = tls_context(http_module(sdk))  # read once: it would take 30 ms on the event loop
+        pools[key] = sdk.DefaultAsyncHttpxClient(
+            base_url=client.base_url, timeout=client.timeout, verify=tls, **options
+        )
+    return client.copy(http_client=pools[key])
+
+
 def _options(http: ModuleType) -> dict[str, Any]:
     return {
         "verify": tls_context(http),
@@ -367,6 +387,37 @@ def body_of(http: ModuleType, response: Any) -> Body:
 
 S = TypeVar("S")
 A = TypeVar("A")
+
+
+class PerLoop(Generic[A]):
+    """One value per event loop, made at first use on it. Those of closed loops are dropped. Thread-safe."""
+
+    def __init__(self, build: Callable[[], A]) -> None:
+        self._build = build
+        self._lock = threading.Lock()
+        self._values: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, A] = weakref.WeakKeyDictionary()
+
+    def get(self) -> A:
+        """The running loop's."""
+        loop = asyncio.get_running_loop()
+        found = self._values.get(loop)
+        if found is None:
+            with self._lock:
+                # Open connections hold their loop, so that the dictionary alone would never let go of it.
+                for ended in [other for other in self._values if other.is_closed()]:
+                    del self._values[ended]
+                found = self._values[loop] = self._build()
+        return found
+
+    def pop(self) -> A | None:
+        """The running loop's, which is then forgotten; None if it has none."""
+        with self._lock:
+            return self._values.pop(asyncio.get_running_loop(), None)
+
+    def clear(self) -> None:
+        """Forget those of all loops."""
+        with self._lock:
+            self._values.clear()
 
 
 class Clients(Generic[S, A]):
