@@ -9,15 +9,24 @@ from langchain_core.language_models.chat_models import BaseChatModel
 
 from shared_core.providers.transport import PerLoop, with_connections_of
 
-__all__ = ["Quiet", "families"]
+__all__ = ["Quiet", "address_of", "families"]
 
 _connections: PerLoop[dict[Any, Any]] = PerLoop(dict)
 """The HTTP clients of each loop, shared by the models that would share one of LangChain's."""
 
 
-def families(model: BaseChatModel) -> frozenset[str]:
+def families(model: object) -> frozenset[str]:
     """The packages that the model's class and its bases are from."""
     return frozenset(base.__module__.partition(".")[0] for base in type(model).__mro__)
+
+
+def address_of(model: BaseChatModel) -> str | None:
+    """Where the model is asked, as its class was told; None where that was left to its SDK."""
+    for name in ("openai_api_base", "azure_endpoint", "anthropic_api_url", "base_url", "endpoint"):
+        url = getattr(model, name, None)
+        if isinstance(url, str) and url:
+            return url
+    return None
 
 
 class Quiet:

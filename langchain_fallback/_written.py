@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
+from langchain_fallback._quiet import address_of
 from langchain_fallback.provider import LangChainProvider
 from shared_core.errors import redact
 from shared_core.routing.target import Target
@@ -60,12 +61,8 @@ def identity(target: Target) -> Any:
     if not isinstance(target.provider, LangChainProvider):
         return dumped(target)
     model = target.provider.chat_model
-    where = next((str(url) for name in _ADDRESSES if (url := getattr(model, name, None))), None)
+    where = address_of(model)
     inner = ""
     with suppress(Exception):  # somebody else's property; without it the name has to do
         inner = f" {sorted(model._identifying_params.items())}"
     return f"{target.name}{f' at {redact(where)}' if where else ''}{inner}"
-
-
-_ADDRESSES = ("openai_api_base", "azure_endpoint", "anthropic_api_url", "base_url", "endpoint")
-"""Attributes in which chat models keep the address they call."""

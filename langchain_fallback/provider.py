@@ -29,8 +29,8 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, usage_of
 from langchain_fallback._convert.tools import finds_tools, runs_on_servers
-from langchain_fallback._quiet import Quiet, families
-from shared_core.chat.answer_tool import ANSWER_TOOL, answer_tool, with_answer_tool
+from langchain_fallback._quiet import Quiet, address_of, families
+from shared_core.chat.answer_tool import ANSWER_TOOL, answer_tool, asked, with_answer_tool
 from shared_core.chat.events import (
     ChatEvent,
     Finished,
@@ -96,11 +96,8 @@ _AT_HOME = frozenset(
 
 def _endpoint(model: BaseChatModel) -> str | None:
     """Where the model is asked, if not at its vendor's own address: part of the scope of its opaque blocks."""
-    for name in ("openai_api_base", "azure_endpoint", "anthropic_api_url", "base_url"):
-        url = getattr(model, name, None)
-        if isinstance(url, str) and url and url.rstrip("/") not in _AT_HOME:
-            return redact(url.rstrip("/"))
-    return None
+    url = address_of(model)
+    return None if url is None or url.rstrip("/") in _AT_HOME else redact(url.rstrip("/"))
 
 
 @dataclass(slots=True)
@@ -724,9 +721,6 @@ def _strict(tool: Any) -> Any:
     return convert_to_openai_tool({"parameters": {"type": "object", "properties": {}}, **function}, strict=True)
 
 
-JSON_PROMPT = "Answer with one JSON object and nothing else: no prose, no code fence."
-
-
 def _sdk_takes(schema: Mapping[str, Any]) -> bool:
     """Whether Anthropic's SDK, by which ChatAnthropic sends schemas, can tell it. Before 1 it insists on types."""
     if not schema:
@@ -741,11 +735,10 @@ def _sdk_takes(schema: Mapping[str, Any]) -> bool:
 
 
 def _asked_for_json(messages: list[BaseMessage], schema: Mapping[str, Any]) -> list[BaseMessage]:
-    asked = f"{JSON_PROMPT} It must fit this JSON schema: {_dumped(schema)}" if schema else JSON_PROMPT
-    first = messages[0]
+    first, wish = messages[0], asked(schema)
     if isinstance(first, SystemMessage) and isinstance(first.content, str):
-        return [SystemMessage(content=f"{first.content}\n\n{asked}", name=first.name), *messages[1:]]
-    return [SystemMessage(content=asked), *messages]
+        return [SystemMessage(content=f"{first.content}\n\n{wish}", name=first.name), *messages[1:]]
+    return [SystemMessage(content=wish), *messages]
 
 
 def _with_answer_tool(kwargs: Mapping[str, Any], output: OutputSchema) -> dict[str, Any]:
@@ -792,7 +785,7 @@ def _is_gemini_before_3(model: BaseChatModel) -> bool:
 
 
 def _is_claude(model: BaseChatModel) -> bool:
-    return any(base.__module__.partition(".")[0] == "langchain_anthropic" for base in type(model).__mro__)
+    return "langchain_anthropic" in families(model)
 
 
 _SIGNATURES: dict[type, frozenset[str]] = {}

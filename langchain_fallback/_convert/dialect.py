@@ -24,6 +24,7 @@ from langchain_fallback._convert.messages import (
     Family,
     to_langchain,
 )
+from langchain_fallback._quiet import families
 from shared_core.chat.request import ChatRequest, Message, Origin, Text, ToolCall, ToolResult
 from shared_core.history import (
     ANTHROPIC,
@@ -71,14 +72,14 @@ _OTHER = Dialect(replace(COMPATIBLE, urls=frozenset({"image", "file", "audio"}))
 
 def dialect_of(model: object, *, responses: bool = False) -> Dialect:
     """The dialect of a chat model's class. `responses`: a ChatOpenAI that uses the Responses API."""
-    families = {base.__module__.partition(".")[0] for base in type(model).__mro__}
-    if "langchain_openai" in families:
+    packages = families(model)
+    if "langchain_openai" in packages:
         return _RESPONSES if responses else _OPENAI
-    if "langchain_anthropic" in families:
+    if "langchain_anthropic" in packages:
         return _ANTHROPIC
-    if "langchain_google_genai" in families:
+    if "langchain_google_genai" in packages:
         return _GOOGLE
-    return _MISTRAL if "langchain_mistralai" in families else _OTHER
+    return _MISTRAL if "langchain_mistralai" in packages else _OTHER
 
 
 def spoken(
