@@ -274,7 +274,7 @@ def test_health_keeps_the_last_hundred():
         record.failure("x", 0.0)
     assert record.consecutive_failures == 100
     for i in range(50):
-        record.success(float(i), None)
+        record.success(float(i), None, now=float(i))
     assert record.success_rate == 0.5
     assert record.consecutive_failures == 0
 
