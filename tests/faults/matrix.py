@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -32,7 +34,7 @@ from shared_core import (
     ToolSpec,
     user,
 )
-from shared_core.providers import build
+from shared_core.providers import build, transport
 from shared_core.testing import CANONICAL, FAULTS, Answer, FaultServer
 from tests.faults import oracle
 
@@ -103,7 +105,7 @@ class Cell:
 
     @property
     def line(self) -> oracle.Line:
-        return oracle.line(self.fault, VENDORS[self.vendor].wire)
+        return oracle.line(self.fault, VENDORS[self.vendor].wire, self.vendor)
 
     @property
     def kind(self) -> ErrorKind | None:
@@ -176,21 +178,34 @@ class CellResult:
 class Bench:
     """A fault server, one provider per vendor, and one event loop. Use it in `with`."""
 
-    def __init__(self) -> None:
-        self.server = FaultServer()
+    def __init__(self, *, tls: bool = False) -> None:
+        self.tls = tls
+        self.server = FaultServer(tls=tls)
         self._loop: asyncio.Runner
         self._ready: dict[tuple[str, str], Any] = {}
+        self._trusted = ""
 
     def __enter__(self) -> Self:
         self.server.start()
+        self._trust()
         self._loop = asyncio.Runner()
         return self
+
+    def _trust(self) -> None:
+        """Let the SDKs trust the server's own authority, those built on httpx and the one built on requests."""
+        for name in ("httpx", "httpx2"):
+            transport.tls_context(import_module(name)).load_verify_locations(cadata=self.server.ca_pem)
+        self._trusted = os.environ.get("REQUESTS_CA_BUNDLE", "")
+        os.environ["REQUESTS_CA_BUNDLE"] = self.server.ca_file
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for provider in self._ready.values():
             self.close(provider)
+        os.environ.pop("REQUESTS_CA_BUNDLE")
+        if self._trusted:
+            os.environ["REQUESTS_CA_BUNDLE"] = self._trusted
         self._loop.close()
         self.server.stop()
 
@@ -279,7 +294,7 @@ class Bench:
 # ── one cell ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _LOOKUP = ToolSpec("lookup", "Look something up", {"type": "object", "properties": {"query": {"type": "string"}}})
-_BIG = {"never-read": 4_500_000, "reset-mid-upload": 1_000_000}
+_BIG = {"never-read": 4_500_000, "reset-mid-upload": 1_000_000, "slow-read": 1_000_000}
 """Characters of the prompt where the upload is what fails: more than any socket buffers."""
 
 
@@ -289,12 +304,16 @@ def request_of(cell: Cell) -> ChatRequest:
     return ChatRequest((user(text),), tools=(_LOOKUP,) if cell.fault == "cut-tool" else ())
 
 
+CONNECTING = frozenset({"black-hole", "dns-slow", "tls-stall"})
+"""Silent faults that end with the limit on connecting."""
+
+
 def timeouts_of(cell: Cell) -> Timeouts:
     """Short for the limit that a silent fault runs into, generous for everything else."""
     long = Timeouts(connect=5, first_token=5, reasoning_first_token=5, idle=5, attempt=5, total=TOTAL_S)
     if cell.fault not in oracle.SILENT:
         return long
-    if cell.fault == "black-hole":
+    if cell.fault in CONNECTING and cell.kind is ErrorKind.CONNECT:
         return replace(long, connect=SHORT_S)
     if cell.committed:
         return replace(long, idle=SHORT_S)
@@ -307,6 +326,8 @@ def run_cell(cell: Cell, bench: Bench) -> CellResult:
     begun = time.monotonic()
     if cell.fault == "stale-keep-alive":
         calls, requests, wrong = 1, 2, _stale(cell, bench)
+    elif cell.fault == "dns-flap":
+        calls, requests, wrong = 1, 1, _flap(cell, bench)
     else:
         requests, wrong = _alone(cell, bench)
         calls = 1
@@ -346,7 +367,8 @@ class _Sick:
             bench.server.script(vendor.model, oracle.step_of(cell.fault))
         else:
             # The server is shared with the healthy target, so what befalls connections gets a server of its own.
-            self._own = FaultServer().start()
+            tls = bench.tls or FAULTS[oracle.kind_name(cell.fault)].tls
+            self._own = FaultServer(tls=tls).start()
             if place == "accept":
                 self._own.script_accept(oracle.step_of(cell.fault), loop_last=True)
                 url = self._own.url_for(vendor.wire)
@@ -371,6 +393,11 @@ class _Sick:
             return self._bench.server.count(VENDORS[self._cell.vendor].model)
         assert self._own is not None
         return self._own.connections if self._place == "accept" else None
+
+    def arrived(self) -> int:
+        """Requests at the server of its own."""
+        assert self._own is not None
+        return self._own.count()
 
     def settled(self, attempts: int) -> int | None:
         """`packets()`, once the server has had time to accept what its kernel has accepted."""
@@ -406,7 +433,8 @@ def _alone(cell: Cell, bench: Bench) -> tuple[int, list[str]]:
             effect = effect_of(cell)
             expected = effect.alone
             wrong += _judge_failure(cell, router, got, expected)
-        wrong += _judge_packets(cell, router, sick, expected)
+        wrong += _judge_packets(cell, router, sick, expected) + _judge_books(cell, router)
+        wrong += _judge_wait(cell, router)
         return sick.packets() or 0, [f"alone: {text}" for text in wrong + _judge_time(got, total_s)]
     finally:
         sick.close()
@@ -439,7 +467,7 @@ def _beside(cell: Cell, bench: Bench, manner: Manner) -> tuple[int, list[str]]:
                 wrong += _judge_attempts(cell, router)
             else:
                 wrong += _judge_failure(cell, router, got, expected)
-        wrong += _judge_packets(cell, router, sick, expected)
+        wrong += _judge_packets(cell, router, sick, expected) + _judge_books(cell, router)
         return sick.packets() or 0, wrong + _judge_time(got, TOTAL_S)
     finally:
         sick.close()
@@ -467,6 +495,22 @@ def _stale(cell: Cell, bench: Bench) -> list[str]:
         return wrong + _same("attempts", kinds, [ErrorKind.TRANSIENT, None])
     finally:
         bench.close(provider)
+
+
+def _flap(cell: Cell, bench: Bench) -> list[str]:
+    """The first look-up fails and the second does not: one retry, and nobody notices but the journal."""
+    sick = _Sick(cell, bench)
+    try:
+        router = router_of([sick.target()])
+        got = bench.call(router, request_of(cell), cell.colour, cell.shape)
+        wrong = _judge_answer(cell, got, CANONICAL, "stop")
+        attempts = router.last.attempts if router.last else []
+        kinds = [a.error.kind if isinstance(a.error, ProviderError) else None for a in attempts]
+        wrong += _same("attempts", kinds, [ErrorKind.CONNECT, None])
+        wrong += _same("books", _books(router), ["voided", "posted"])
+        return wrong + _same("requests that arrived", sick.arrived(), 1)
+    finally:
+        sick.close()
 
 
 # ── judging ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -519,6 +563,29 @@ def _judge_packets(cell: Cell, router: Router, sick: _Sick, expected: int) -> li
     wrong = _same("attempts at the first", len(attempts), expected)
     packets = sick.settled(len(attempts))
     return wrong if packets is None else wrong + _same("packets at the server", packets, len(attempts))
+
+
+def _books(router: Router) -> list[str]:
+    """What the ledger says of each attempt at the failing target."""
+    return [str(entry.status) for entry in router.ledger.entries() if entry.target == "first"]
+
+
+def _judge_books(cell: Cell, router: Router) -> list[str]:
+    """Column $: every attempt has its row, and the row says what may have been spent."""
+    attempts = [a for a in router.last.attempts if a.target == "first"] if router.last else []
+    expected: oracle.Books = cell.line.books or ("posted" if cell.kind is None else oracle.BOOKS[cell.kind])
+    if cell.kind is not None and attempts and isinstance(error := attempts[0].error, ProviderError):
+        expected = cell.line.books or oracle.BOOKS[error.kind]  # of two kinds that are as right, the one that was seen
+    return _same("books", _books(router), [expected] * len(attempts))
+
+
+def _judge_wait(cell: Cell, router: Router) -> list[str]:
+    """A wait that the server names is a lower bound."""
+    attempts = router.last.attempts if router.last else []
+    if not cell.line.pause_s or len(attempts) < 2:
+        return []
+    gap = attempts[1].started - (attempts[0].ended or 0.0)
+    return [] if gap >= cell.line.pause_s else [f"waited {gap:.3f} s, the server asked for {cell.line.pause_s} s"]
 
 
 def _judge_attempts(cell: Cell, router: Router) -> list[str]:

@@ -71,9 +71,29 @@ EFFECTS: Mapping[K, Effect] = {
     # "3xx, 407 proxy: config: R no, F yes, B no"; "499: cancelled: R no, F yes if not ours, B no"
     K.CONFIG: _ONCE,
     K.CANCELLED: _ONCE,
+    # "a target that cannot serve the request is incapable, not sick"
+    K.INCAPABLE: _ONCE,
     # "our deadline / target exceeded its own first-token or idle limit: R no, F yes, B yes"
     K.TIMEOUT: replace(_ONCE, trips=True),
 }
+
+
+Books = Literal["voided", "unknown", "posted", "estimated"]
+"""Column $: nothing was spent; it may have been billed; it was billed as reported, or as we counted."""
+
+_VOID: Books = "voided"
+BOOKS: Mapping[K, Books] = {
+    # "DNS, connect, TLS: void"; "refused by the provider with an error body: 4xx, 429, 503 overloaded, 529: void"
+    **dict.fromkeys(
+        (
+            K.CONNECT, K.OVERLOADED, K.CONFLICT, K.THROTTLED, K.RAMP, K.QUOTA_DAY, K.NO_ENTITLEMENT, K.BILLING, K.AUTH,
+            K.FORBIDDEN, K.NOT_FOUND, K.BAD_REQUEST, K.CONTEXT_OVERFLOW, K.TOO_LARGE, K.CONFIG, K.INCAPABLE, K.POLICY,
+        ),
+        _VOID,
+    ),
+    # "timeout, reset, 500/502/504, cancelled, malformed, cut: unknown at the full bound"
+    **dict.fromkeys((K.TRANSIENT, K.TIMEOUT, K.MALFORMED, K.STREAM_CUT, K.CANCELLED), "unknown"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +114,10 @@ class Line:
     text: str = CANONICAL
     """What an answer that arrives says."""
     finish: str = "stop"
+    books: Books | None = None
+    """Column $ where it is not that of the kind (of an answer: posted)."""
+    pause_s: float = 0.0
+    """`wait="short"`: the wait that the server names, at least."""
 
 
 def _both(kind: K | None, **more: object) -> Line:
@@ -106,6 +130,15 @@ ORACLE: Mapping[str, Line] = {
     # ── "DNS, connect refused/timeout, TLS failure: no byte left: transient, transparent" ────────────────────────
     "refused": _both(K.CONNECT),
     "black-hole": _both(K.CONNECT),
+    "nxdomain": _both(K.CONNECT),
+    "dns-slow": _both(K.CONNECT),
+    "tls-handshake-fail": _both(K.CONNECT),
+    "tls-expired": _both(K.CONNECT),
+    "tls-wrong-host": _both(K.CONNECT),
+    "tls-stall": _both(K.CONNECT),
+    # No SDK offers HTTP/2 as it is built here: the server says so, where one that did would meet "REFUSED_STREAM/GOAWAY"
+    "h2-goaway": _both(K.INCAPABLE),
+    "h2-refused-stream": _both(K.INCAPABLE),
     # ── "reset before any response byte: transient, R 1, F yes, B yes" ───────────────────────────────────────────
     "close-on-accept": _both(K.TRANSIENT),
     "reset-on-accept": _both(K.TRANSIENT, or_else=K.CONNECT),  # the reset may find the client still connecting
@@ -158,9 +191,19 @@ ORACLE: Mapping[str, Line] = {
     # "unknown codes fall back to the status row": no row at all is the caller's fault below 500, the server's above
     "status:418": _both(K.BAD_REQUEST),
     "status:523": _both(K.TRANSIENT),
+    # the same statuses at vendors that do not document them: gateways and proxies speak with everybody's voice
+    "status:499": _both(K.CANCELLED),
+    "status:529": _both(K.OVERLOADED),
+    # a 400 that is none: "classify by type, code and text first"
+    "status:400-spend": _both(K.BILLING),
+    "status:400-key": _both(K.AUTH),
+    # 429s that only their words tell apart
+    "rate-limit:day": _both(K.QUOTA_DAY),
+    "rate-limit:none": _both(K.NO_ENTITLEMENT),
+    "rate-limit:ramp": _both(K.RAMP, wait="long"),
     # ── 429: "throttled: after wait if short"; waits are read in one fixed order ──────────────────────────────────
     "rate-limit": _both(K.THROTTLED, wait="long"),
-    "rate-limit:short": _both(K.THROTTLED, wait="short"),
+    "rate-limit:short": _both(K.THROTTLED, wait="short", pause_s=0.05),
     "rate-limit-zero": _both(K.THROTTLED),
     # no sane wait of its own: OpenAI's reset of the exhausted dimension says 120 ms
     "rate-limit-negative": _both(K.THROTTLED, wait="short"),
@@ -169,14 +212,14 @@ ORACLE: Mapping[str, Line] = {
     "rate-limit-bare": _both(K.THROTTLED, wait="short"),
     "rate-limit-date": _both(K.THROTTLED, wait="long"),
     "rate-limit-skewed": _both(K.THROTTLED, wait="long"),
-    "rate-limit-ms": _both(K.THROTTLED, wait="short"),
+    "rate-limit-ms": _both(K.THROTTLED, wait="short", pause_s=0.05),
     "ramp": _both(K.RAMP, wait="long"),
     "quota-day": _both(K.QUOTA_DAY),
     "quota-zero": _both(K.NO_ENTITLEMENT),
     "tpm-too-large": _both(K.TOO_LARGE),  # "Request too large: too_large, R no, F yes"
     # ── "200 HTML / truncated JSON / empty choices: malformed, R 1, F yes, B yes" ─────────────────────────────────
     "html-200": _both(K.MALFORMED),
-    "truncated-json": Line(whole=K.MALFORMED),
+    "truncated-json": Line(whole=K.MALFORMED, streamed=K.STREAM_CUT, or_else=K.MALFORMED, words=3),
     "corrupt-gzip": _both(K.MALFORMED),
     "empty-choices": _both(K.MALFORMED, or_else=K.STREAM_CUT),
     "bad-utf8": _both(K.MALFORMED),
@@ -189,14 +232,16 @@ ORACLE: Mapping[str, Line] = {
     "cut-eof": Line(streamed=K.STREAM_CUT, words=3),
     "missing-terminal": Line(streamed=K.STREAM_CUT, words=_ALL),
     "malformed-chunk": Line(streamed=K.MALFORMED, words=3),
-    "overload-later": Line(streamed=K.OVERLOADED, words=3),
+    "overload-later": Line(streamed=K.OVERLOADED, words=3, books="unknown"),
     # nothing visible yet: "as its code, F yes"
-    "overload-first": Line(streamed=K.OVERLOADED),
+    "overload-first": Line(streamed=K.OVERLOADED, books="unknown"),  # "SSE error before the first token: unknown"
     "role-only-error": Line(streamed=K.TRANSIENT),
     "cut-tool": Line(streamed=K.STREAM_CUT, or_else=K.TRANSIENT),
     # ── nothing a caller need notice ─────────────────────────────────────────────────────────────────────────────
     "stale-keep-alive": Line(),
-    "usage-missing": Line(),
+    "usage-missing": Line(books="estimated"),  # "success without usage: our own count, flagged"
+    "slow-read": Line(),
+    "dns-flap": Line(),
     "slow-first-token": Line(),
     "split-utf8": Line(),
     "no-done": Line(),
@@ -229,11 +274,21 @@ EXCEPTIONS: Mapping[str, Mapping[str, Line]] = {
         "gateway-timeout": _both(K.TIMEOUT),  # "504 DEADLINE_EXCEEDED: timeout, R 0"
         "request-timeout": _both(K.TIMEOUT),  # "classify by error.type first": it says DEADLINE_EXCEEDED with its 408
     },
+    # Built on requests, whose limit on connecting does not cover looking the name up: the attempt's own limit ends it.
+    "google-legacy": {"dns-slow": _both(K.TIMEOUT)},
 }
 
 STEPS: Mapping[str, Fault] = {
     "status:418": Fault("status", status=418),
     "status:523": Fault("status", status=523),
+    "status:499": Fault("status", status=499),
+    "status:529": Fault("status", status=529),
+    "status:400-spend": Fault("status", status=400, message="Your organization has reached its spending limit."),
+    "status:400-key": Fault("status", status=400, message="API key not valid. Please pass a valid API key."),
+    "rate-limit:day": Fault("rate-limit", message="You have reached your daily limit of requests."),
+    "rate-limit:none": Fault("rate-limit", message="Quota exceeded for this model, limit: 0."),
+    "rate-limit:ramp": Fault("rate-limit", message="Traffic increased too quickly; please ramp up gradually."),
+    "slow-read": Fault("slow-read", every_s=0.002),
     "rate-limit:short": Fault("rate-limit", retry_after=0.05),
     "rate-limit-ms": Fault("rate-limit-ms", retry_after=0.05),
     "slow-first-token": Fault("slow-first-token", delay_s=0.03),
@@ -245,7 +300,7 @@ STEPS: Mapping[str, Fault] = {
 
 SILENT = frozenset(
     {
-        "black-hole", "hang-on-accept", "never-read", "no-response", "hang-after-headers", "header-drip",
+        "black-hole", "dns-slow", "tls-stall", "hang-on-accept", "never-read", "no-response", "hang-after-headers", "header-drip",
         "continue-only", "ping-drip", "role-only-hang", "stall",
     }
 )  # fmt: skip
@@ -262,9 +317,9 @@ def kind_name(name: str) -> str:
     return name.partition(":")[0]
 
 
-def line(name: str, wire: str) -> Line:
-    """The row that holds for a fault on a wire."""
-    return EXCEPTIONS.get(wire, {}).get(name) or ORACLE[name]
+def line(name: str, wire: str, vendor: str = "") -> Line:
+    """The row that holds for a fault on a wire, met with a vendor's SDK."""
+    return EXCEPTIONS.get(vendor, {}).get(name) or EXCEPTIONS.get(wire, {}).get(name) or ORACLE[name]
 
 
 def uncovered() -> set[str]:

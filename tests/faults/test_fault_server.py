@@ -7,6 +7,7 @@ import gzip
 import http.client
 import json
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -28,6 +29,7 @@ from shared_core.testing.fault_server import (
     FaultServer,
     SeenRequest,
     ToolCall,
+    _http2,
     cut,
     drip,
     hang,
@@ -636,6 +638,214 @@ def test_connections_have_a_script_of_their_own(server):
     assert post(server).status == 200
     assert server.count() == 2
     assert server.connections == 7
+
+
+def test_a_request_may_be_read_in_sips(server):
+    """The answer comes when all of it has been read, which takes a while."""
+    server.script_accept([Fault("slow-read", every_s=0.02)])
+    started = time.monotonic()
+    path, _ = request_for("openai")
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 1_000_000}]})
+    assert send(server, "POST", path, body).text == CANONICAL
+    assert time.monotonic() - started >= 0.08, "a megabyte is more than four sips"
+
+
+# ── names ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def host_of(url: str) -> str:
+    return url.split("//")[1].split(":", maxsplit=1)[0]
+
+
+def test_names_that_fail_are_known_while_the_server_runs(server):
+    """One does not exist, of one every other look-up fails, one takes its time; the process is left as it was."""
+    real = socket.getaddrinfo
+    try:
+        nowhere, flapping, slow_name = (
+            host_of(url) for url in (server.nxdomain_url(), server.dns_flap_url(), server.dns_slow_url(delay_s=0.03))
+        )
+        assert server.dns_flap_url("openai").endswith(f":{server.port}/v1")
+        for _ in range(2):
+            with pytest.raises(socket.gaierror, match="not known"):
+                socket.create_connection((nowhere, server.port), timeout=5)
+        for _ in range(2):
+            with pytest.raises(socket.gaierror, match="Temporary failure"):
+                socket.create_connection((flapping, server.port), timeout=5)
+            socket.create_connection((flapping.upper(), server.port), timeout=5).close()
+        started = time.monotonic()
+        socket.create_connection((slow_name, server.port), timeout=5).close()
+        assert time.monotonic() - started >= 0.03
+        assert socket.getaddrinfo("127.0.0.1", 1) == real("127.0.0.1", 1)
+    finally:
+        server.stop()
+    assert socket.getaddrinfo is real
+
+
+def test_stopping_ends_a_slow_look_up():
+    """Nobody waits a minute for a server that is gone, and two servers do not undo each other's names."""
+    real = socket.getaddrinfo
+    failures: list[Exception] = []
+    with FaultServer() as other:
+        name = host_of(other.nxdomain_url())
+        with FaultServer() as server:
+            slow_name = host_of(server.dns_slow_url())
+
+            def look() -> None:
+                try:
+                    socket.getaddrinfo(slow_name, 80)
+                except OSError as error:
+                    failures.append(error)
+
+            thread = threading.Thread(target=look)
+            thread.start()
+        thread.join(5)
+        assert [type(error) for error in failures] == [socket.gaierror]
+        with pytest.raises(socket.gaierror, match="not known"):
+            socket.getaddrinfo(name, 80)
+    assert socket.getaddrinfo is real
+
+
+# ── TLS ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def tls_server() -> Iterator[FaultServer]:
+    with FaultServer(tls=True) as server:
+        yield server
+
+
+def trusting(server: FaultServer) -> ssl.SSLContext:
+    context = ssl.create_default_context(cadata=server.ca_pem)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT  # the default from Python 3.13 on
+    return context
+
+
+def shake(server: FaultServer, host: str = "127.0.0.1", alpn: list[str] | None = None) -> ssl.SSLSocket:
+    context = trusting(server)
+    if alpn:
+        context.set_alpn_protocols(alpn)
+    raw = socket.create_connection((host, server.port), timeout=5)
+    return context.wrap_socket(raw, server_hostname=host, suppress_ragged_eofs=False)
+
+
+@each_wire
+@each_shape
+def test_answers_over_tls(tls_server, wire, streamed):
+    """Whole and streamed, kept alive, to a client that trusts the authority, and by each of its names."""
+    name = host_of(tls_server.dns_slow_url(delay_s=0))
+    for host in ("127.0.0.1", name):
+        connection = http.client.HTTPSConnection(host, tls_server.port, context=trusting(tls_server), timeout=5)
+        for _ in range(2):
+            connection.request("POST", *request_for(wire, streamed=streamed))
+            got = connection.getresponse().read()
+            assert b"caf" in got
+        connection.close()
+    assert tls_server.url == f"https://127.0.0.1:{tls_server.port}"
+    assert tls_server.connections == 2
+    assert Path(tls_server.ca_file).read_text() == tls_server.ca_pem
+
+
+def test_nobody_trusts_it_by_itself(tls_server):
+    """And a client that leaves in the middle of the handshake does not hurt the next one."""
+    plain = ssl.create_default_context()
+    with (
+        socket.create_connection(("127.0.0.1", tls_server.port), timeout=5) as raw,
+        pytest.raises(ssl.SSLCertVerificationError),
+    ):
+        plain.wrap_socket(raw, server_hostname="127.0.0.1")
+    with socket.create_connection(("127.0.0.1", tls_server.port), timeout=5) as raw:
+        raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert b"HTTP" not in read_all(raw)[0]
+    shake(tls_server).close()
+
+
+def test_handshakes_fail_as_they_are_told_to(tls_server):
+    """By an alert, by a certificate that ended or is another's, or by silence."""
+    tls_server.script_accept(["tls-handshake-fail", "tls-expired", "tls-wrong-host", "tls-stall"])
+    with pytest.raises(ssl.SSLError, match=r"(?i)handshake.failure"):
+        shake(tls_server)
+    with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+        shake(tls_server)
+    with pytest.raises(ssl.SSLCertVerificationError, match="not valid for"):
+        shake(tls_server)
+    with socket.create_connection(("127.0.0.1", tls_server.port), timeout=0.05) as raw, pytest.raises(TimeoutError):
+        trusting(tls_server).wrap_socket(raw, server_hostname="127.0.0.1")
+    shake(tls_server).close()
+
+
+@pytest.mark.parametrize("step", ["never-read", "hang-on-accept", "reset-on-accept", "reset-mid-upload"])
+def test_what_befalls_connections_befalls_them_over_tls_too(tls_server, step):
+    """Before the handshake or after it."""
+    tls_server.script_accept([step])
+    with pytest.raises((OSError, TimeoutError)), shake(tls_server) as sock:
+        sock.settimeout(0.05)
+        sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-length: 1000\r\n\r\n{")
+        if not sock.recv(100):
+            raise ConnectionError("closed")
+
+
+@each_wire
+@pytest.mark.parametrize("step", ["reset-before-headers", "cut", "close-before-headers", "header-drip"])
+def test_what_befalls_requests_befalls_them_over_tls_too(tls_server, wire, step):
+    """A reset is a reset and not a good-bye."""
+    tls_server.script("m", step)
+    path, body = request_for(wire)
+    with shake(tls_server) as sock:
+        sock.sendall(f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n{body}".encode())
+        if step == "header-drip":
+            assert all(sock.recv(65536) for _ in range(3))
+            return
+        if step == "close-before-headers":
+            assert read_all(sock) == (b"", "fin")
+        else:
+            with pytest.raises((ssl.SSLEOFError, ConnectionResetError)):
+                while sock.recv(65536):
+                    pass
+
+
+def test_tls_faults_need_tls():
+    """Said where they are scripted."""
+    with pytest.raises(ValueError, match="tls=True"):
+        FaultServer().script_accept(["ok", "tls-stall"])
+
+
+def frames_of(sock: ssl.SSLSocket) -> Iterator[tuple[int, int, int, bytes]]:
+    data = b""
+    while True:
+        while len(data) >= 9 and len(data) >= 9 + int.from_bytes(data[:3], "big"):
+            size = int.from_bytes(data[:3], "big")
+            yield data[3], data[4], int.from_bytes(data[5:9], "big"), data[9 : 9 + size]
+            data = data[9 + size :]
+        got = sock.recv(65536)
+        if not got:
+            return
+        data += got
+
+
+def test_http2_is_turned_away(tls_server):
+    """A stream refused leaves the connection, GOAWAY ends it; both say that nothing was done."""
+    tls_server.script_accept(["h2-refused-stream", "h2-goaway", "h2-goaway"])
+    get = bytes([0x82, 0x87, 0x84])  # GET, https, /: from HPACK's static table
+    with shake(tls_server, alpn=["h2", "http/1.1"]) as sock:
+        assert sock.selected_alpn_protocol() == "h2"
+        hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _http2.frame(4)
+        sock.sendall(hello[:10])
+        sock.sendall(hello[10:] + _http2.frame(6, b"12345678") + _http2.frame(1, get, flags=5, stream=1))
+        seen = frames_of(sock)
+        assert [next(seen) for _ in range(4)] == [
+            (4, 0, 0, b""), (4, 1, 0, b""), (6, 1, 0, b"12345678"), (3, 0, 1, b"\0\0\0\7"),
+        ]  # fmt: skip
+        sock.sendall(_http2.frame(1, get, flags=5, stream=3))
+        assert next(seen) == (3, 0, 3, b"\0\0\0\7")
+    with shake(tls_server, alpn=["h2"]) as sock:
+        sock.sendall(hello + _http2.frame(1, get, flags=5, stream=1))
+        assert [kind for kind, *_ in frames_of(sock)] == [4, 4, 7]
+    connection = http.client.HTTPSConnection("127.0.0.1", tls_server.port, context=trusting(tls_server), timeout=5)
+    connection.request("POST", *request_for("openai"))
+    response = connection.getresponse()
+    assert (response.status, b"does not speak" in response.read()) == (501, True)
+    connection.close()
+    assert [seen.step for seen in tls_server.requests] == ["unfit"]
 
 
 # ── HTTP ─────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None, *, until: threading.Event | None = N
         help="statuses, 'ok' or fault names, one for each request; the last one repeats; MODEL may be '*'",
     )  # fmt: skip
     parser.add_argument("--default", default="ok", metavar="STEP", help="the step of models without a script")
+    parser.add_argument("--tls", action="store_true", help="serve https, with a certificate of its own authority")
     parser.add_argument("--faults", action="store_true", help="list the fault names and exit")
     options = parser.parse_args(argv)
     if options.faults:
@@ -44,12 +45,16 @@ def main(argv: Sequence[str] | None = None, *, until: threading.Event | None = N
         _say(line(seen))
 
     try:
-        server = FaultServer(dict(options.script), default=options.default, port=options.port, on_request=report)
+        server = FaultServer(
+            dict(options.script), default=options.default, port=options.port, tls=options.tls, on_request=report
+        )
         server.start()
     except (ValueError, OSError) as error:
         parser.error(str(error))
     with server:
         _say(f"openai     {server.openai_url}\nanthropic  {server.anthropic_url}\ngoogle     {server.google_url}")
+        if options.tls:
+            _say(f"authority  {server.ca_file}")
         try:
             (until or threading.Event()).wait()
         except KeyboardInterrupt:

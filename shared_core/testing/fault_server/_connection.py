@@ -8,10 +8,15 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Protocol, cast
 
+from shared_core.testing.fault_server._faults import Fault
 from shared_core.testing.fault_server._http import BadRequestError, Head, read_body, read_head
+from shared_core.testing.fault_server._http2 import ALPN, Http2
 from shared_core.testing.fault_server._log import Entry, Outcome
 from shared_core.testing.fault_server._staging import Act, Close, Done, Drip, Hang, Pause, Reset, Send
+from shared_core.testing.fault_server._tls import Pipe
 
+_SIP = 16_384
+"""Of a large request a `slow-read` takes about so many bytes at a time."""
 _LINGER_0 = struct.pack("ii", 1, 0)
 _ENDINGS: Mapping[type[Act], Outcome] = {Done: "answered", Close: "closed", Reset: "reset"}
 
@@ -19,11 +24,13 @@ _ENDINGS: Mapping[type[Act], Outcome] = {Done: "answered", Close: "closed", Rese
 class Host(Protocol):
     """What a connection needs of its server. Every method is called on the server's own thread."""
 
-    def opened(self, connection: Connection) -> str:
-        """A client came: the connection's fate before any request, `"ok"` or an accept fault."""
+    def opened(self, connection: Connection) -> Fault | None:
+        """A client came: what befalls the connection before any request, if anything."""
 
-    def serve(self, connection: Connection, head: Head, body: bytes) -> tuple[Entry, list[Act]]:
-        """A request came: its entry in the log, and what to do."""
+    def serve(
+        self, connection: Connection, head: Head, body: bytes, reason: str | None = None
+    ) -> tuple[Entry, list[Act]]:
+        """A request came: its entry in the log, and what to do. `reason` says why its connection's fault cannot be."""
 
     def settle(self, entry: Entry, outcome: Outcome) -> None:
         """A request is over."""
@@ -51,30 +58,56 @@ class Connection(asyncio.Protocol):
         self._acts: Iterator[Act] = iter(())
         self._timer: asyncio.TimerHandle | None = None
         self._fate = "ok"
+        self._every_s = 0.0
+        self._unfit: str | None = None
+        self._http2: Http2 | None = None
         self._stale = False
         self._continued = False
-        self._transport: asyncio.Transport
+        self._transport: Pipe
 
     # ── asyncio.Protocol ─────────────────────────────────────────────────────────────────────────────────────────
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-        sock = transport.get_extra_info("socket")
+        self.accepted(cast(asyncio.Transport, transport))
+
+    def accepted(self, pipe: Pipe) -> str:
+        """A client came. Returns the connection's fate: `"ok"`, or the kind of an accept fault."""
+        self._transport = pipe
+        sock = pipe.get_extra_info("socket")
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._fate = self._host.opened(self)
+        fault = self._host.opened(self)
+        if fault is not None:
+            self._fate, self._every_s = fault.kind, fault.every_s
         if self._fate == "close-on-accept":
-            self._transport.close()
+            pipe.close()
         elif self._fate == "reset-on-accept":
             self.reset()
         elif self._fate == "never-read":
-            self._transport.pause_reading()
+            pipe.pause_reading()
+        elif self._fate == "slow-read":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SIP)
+        return self._fate
+
+    def secured(self, alpn: str | None) -> None:
+        """A TLS handshake is over; `alpn` is the protocol that was agreed on."""
+        if self._fate in ("h2-goaway", "h2-refused-stream"):
+            if alpn == ALPN:
+                self._http2 = Http2(self._transport, refuses=self._fate == "h2-refused-stream")
+            else:
+                self._unfit = f"Fault {self._fate!r} befalls HTTP/2 only, and this client does not speak it."
 
     def data_received(self, data: bytes) -> None:
         if self._fate == "hang-on-accept":
             return
+        if self._http2 is not None:
+            self._http2.feed(data)
+            return
         if self._stale:
             self.reset()
             return
+        if self._fate == "slow-read":
+            self._transport.pause_reading()
+            self._loop.call_later(self._every_s, self._sip)
         self._buffer += data
         if self._entry is None:
             self._next_request()
@@ -115,11 +148,15 @@ class Connection(asyncio.Protocol):
                 self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             return
         self._head = None
-        self._entry, acts = self._host.serve(self, head, body)
+        self._entry, acts = self._host.serve(self, head, body, self._unfit)
         if not head.keep_alive:
             acts = [Done(stale=act.stale, close=True) if isinstance(act, Done) else act for act in acts]
         self._acts = iter(acts)
         self._go_on()
+
+    def _sip(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     # ── acts ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -34,6 +34,8 @@ class FaultKind:
     wires: tuple[WireName, ...] = WIRES
     harmless: bool = False
     """A correct client gets the exact answer in spite of it."""
+    tls: bool = False
+    """It takes a server with `tls=True`."""
 
     @property
     def shapes(self) -> str:
@@ -57,8 +59,17 @@ FAULTS: Mapping[str, FaultKind] = _table(
         {
             "refused": "nothing listens: use `server.refused_url(wire)`",
             "black-hole": "connecting never completes: use `server.black_hole_url(wire)` (Linux)",
+            "nxdomain": "the host name does not exist: use `server.nxdomain_url(wire)`",
+            "dns-slow": "looking the name up takes `delay_s` seconds: use `server.dns_slow_url(wire, delay_s)`",
         },
         place="address",
+    ),
+    FaultKind(
+        name="dns-flap",
+        what="every other look-up of the name fails, the first one too: use `server.dns_flap_url(wire)`",
+        family="connect",
+        place="address",
+        harmless=True,
     ),
     *_family(
         "connect",
@@ -70,6 +81,26 @@ FAULTS: Mapping[str, FaultKind] = _table(
             "never-read": "accepts the connection and never reads from it (a large upload stalls)",
         },
         place="accept",
+    ),
+    FaultKind(
+        name="slow-read",
+        what="reads the request in small sips, one every `every_s` seconds, and answers well",
+        family="connect",
+        place="accept",
+        harmless=True,
+    ),
+    *_family(
+        "tls",
+        {
+            "tls-handshake-fail": "answers the client's hello with a fatal alert (`tls=True`)",
+            "tls-expired": "shows a certificate that has expired (`tls=True`)",
+            "tls-wrong-host": "shows a certificate for another host (`tls=True`)",
+            "tls-stall": "takes the client's hello and says nothing (`tls=True`)",
+            "h2-goaway": "to an HTTP/2 client: GOAWAY, nothing was worked on (`tls=True`)",
+            "h2-refused-stream": "to an HTTP/2 client: RST_STREAM with REFUSED_STREAM (`tls=True`)",
+        },
+        place="accept",
+        tls=True,
     ),
     # ── instead of headers, or around them ───────────────────────────────────────────────────────────────────────
     *_family(
@@ -165,6 +196,7 @@ FAULTS: Mapping[str, FaultKind] = _table(
         "body",
         {
             "html-200": "200 with an HTML page",
+            "truncated-json": "200 with half of the JSON (streamed: the stream ends in the middle of an event)",
             "wrong-content-length": "promises more bytes than it sends, then closes",
             "corrupt-gzip": "a gzip body with a broken middle",
             "empty-choices": "200 with no choices / content / candidates",
@@ -172,7 +204,6 @@ FAULTS: Mapping[str, FaultKind] = _table(
             "content-filter": "200, `after_words` words, then stopped by the filter (content_filter, refusal, SAFETY)",
         },
     ),
-    FaultKind(name="truncated-json", what="200 with half of the JSON", family="body", streamed=False),
     # ── the stream ───────────────────────────────────────────────────────────────────────────────────────────────
     FaultKind(
         name="slow-first-token", what="the first token comes after `delay_s` seconds", family="stream", harmless=True

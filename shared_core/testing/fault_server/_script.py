@@ -58,7 +58,7 @@ def read_fault(fault: Fault, place: Place = "request") -> Fault:
 _WHERE: dict[Place, str] = {
     "request": "put it into `script(model, [...])`",
     "accept": "it comes before any request; put it into `script_accept([...])`",
-    "address": "it is a place, not an answer; use `refused_url(wire)` or `black_hole_url(wire)`",
+    "address": "it is a place, not an answer; use the method of its name, such as `refused_url(wire)`",
 }
 
 
@@ -82,23 +82,23 @@ class Queue:
     """Steps in their order. When they are used up, the last one repeats (`loop_last`) or the queue is empty."""
 
     def __init__(self, steps: Step | Sequence[Step], *, loop_last: bool, place: Place = "request") -> None:
-        self._steps = [read_step(step, place) for step in as_steps(steps)]
+        self.steps = tuple(read_step(step, place) for step in as_steps(steps))
         self._next = 0
         self._loop_last = loop_last
-        if not self._steps:
+        if not self.steps:
             raise ValueError("A script needs at least one step, for example ['ok'].")
 
     def take(self) -> Ready | None:
         at = self._next
-        if at >= len(self._steps):
-            return self._steps[-1] if self._loop_last else None
+        if at >= len(self.steps):
+            return self.steps[-1] if self._loop_last else None
         self._next += 1
-        return self._steps[at]
+        return self.steps[at]
 
     @property
     def left(self) -> int:
         """Steps not served yet."""
-        return len(self._steps) - self._next
+        return len(self.steps) - self._next
 
 
 def decided(value: object, who: str) -> Answer | Fault:

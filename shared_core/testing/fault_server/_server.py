@@ -10,10 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
+from shared_core.testing.fault_server._certificates import authority
 from shared_core.testing.fault_server._connection import Connection
 from shared_core.testing.fault_server._faults import Fault, WireName
 from shared_core.testing.fault_server._http import Head
 from shared_core.testing.fault_server._log import Entry, Outcome, SeenRequest, table
+from shared_core.testing.fault_server._names import Names
 from shared_core.testing.fault_server._script import Queue, Ready, Step, label, read_step
 from shared_core.testing.fault_server._staging import (
     REDIRECTED,
@@ -22,8 +24,10 @@ from shared_core.testing.fault_server._staging import (
     script_error,
     side_answer,
     stage,
+    unfit,
     unknown,
 )
+from shared_core.testing.fault_server._tls import Tls
 from shared_core.testing.fault_server._wires import wire_for
 
 ANY = "*"
@@ -54,15 +58,19 @@ class FaultServer:
         *,
         default: Step = "ok",
         port: int = 0,
+        tls: bool = False,
         wall_clock: Callable[[], float] = time.time,
         on_request: Callable[[SeenRequest], None] | None = None,
     ) -> None:
         """`default` is the step of models without a script. `wall_clock` gives `Date` and HTTP dates their time.
 
+        With `tls` it serves https only, with a certificate that `ca_pem` vouches for.
+
         `on_request` is called on the server's thread soon after a request is over, at the latest while it stops.
         """
         self._default = read_step(default)
         self._port = port
+        self._tls = tls
         self._wall_clock = wall_clock
         self._on_request = on_request
         self._changed = threading.Condition()  # guards everything below it
@@ -75,6 +83,7 @@ class FaultServer:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._spare: list[socket.socket] = []
+        self._names = Names()
         for model, steps in (scripts or {}).items():
             self.script(model, steps)
 
@@ -105,11 +114,13 @@ class FaultServer:
         thread.join(5)
         while self._spare:
             self._spare.pop().close()
+        self._names.close()
+        self._names = Names()
 
     def _run(self, loop: asyncio.AbstractEventLoop, listener: socket.socket, ready: threading.Event) -> None:
         """The server's thread."""
         asyncio.set_event_loop(loop)
-        server = loop.run_until_complete(loop.create_server(lambda: self._connection(loop), sock=listener))
+        server = loop.run_until_complete(loop.create_server(lambda: self._protocol(loop), sock=listener))
         ready.set()
         try:
             loop.run_forever()
@@ -123,10 +134,11 @@ class FaultServer:
             asyncio.set_event_loop(None)
             loop.close()
 
-    def _connection(self, loop: asyncio.AbstractEventLoop) -> Connection:
+    def _protocol(self, loop: asyncio.AbstractEventLoop) -> asyncio.Protocol:
         with self._changed:
             self._accepted += 1
-            return Connection(self, loop, self._accepted)
+            connection = Connection(self, loop, self._accepted)
+        return Tls(connection, authority()) if self._tls else connection
 
     def __enter__(self) -> Self:
         return self.start()
@@ -154,7 +166,21 @@ class FaultServer:
 
     @property
     def url(self) -> str:
-        return f"http://{_HOST}:{self.port}"
+        return f"{self._scheme}://{_HOST}:{self.port}"
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self._tls else "http"
+
+    @property
+    def ca_pem(self) -> str:
+        """The certificate that a client must trust: of this process's own authority, made when first asked for."""
+        return authority().ca_pem
+
+    @property
+    def ca_file(self) -> str:
+        """The same as a file, for `SSL_CERT_FILE` and the like. It is gone when the process ends."""
+        return authority().ca_file
 
     @property
     def openai_url(self) -> str:
@@ -181,7 +207,7 @@ class FaultServer:
         sock = socket.socket()
         sock.bind((_HOST, 0))  # bound, never listening: nobody else can take the port
         self._spare.append(sock)
-        return _base(f"http://{_HOST}:{sock.getsockname()[1]}", wire)
+        return _base(f"{self._scheme}://{_HOST}:{sock.getsockname()[1]}", wire)
 
     def black_hole_url(self, wire: WireName = "openai") -> str:
         """An address where connecting never completes, for as long as the server runs (Linux)."""
@@ -193,7 +219,23 @@ class FaultServer:
             plug.setblocking(False)
             plug.connect_ex(hole.getsockname())
             self._spare.append(plug)
-        return _base(f"http://{_HOST}:{hole.getsockname()[1]}", wire)
+        return _base(f"{self._scheme}://{_HOST}:{hole.getsockname()[1]}", wire)
+
+    def nxdomain_url(self, wire: WireName = "openai") -> str:
+        """An address whose host name does not exist, in this process, for as long as the server runs."""
+        return self._named("nxdomain_url", self._names.nowhere, wire)
+
+    def dns_slow_url(self, wire: WireName = "openai", delay_s: float = 60.0) -> str:
+        """An address of this server by a name whose look-up takes `delay_s` seconds, in this process."""
+        return self._named("dns_slow_url", lambda: self._names.slow(delay_s), wire)
+
+    def dns_flap_url(self, wire: WireName = "openai") -> str:
+        """An address of this server by a name of which every other look-up fails, the first one too."""
+        return self._named("dns_flap_url", self._names.flapping, wire)
+
+    def _named(self, what: str, name: Callable[[], str], wire: WireName) -> str:
+        self._must_run(what)
+        return _base(f"{self._scheme}://{name()}:{self.port}", wire)
 
     def _must_run(self, what: str) -> None:
         if self._thread is None:
@@ -216,6 +258,8 @@ class FaultServer:
     def script_accept(self, steps: Step | Sequence[Step], *, loop_last: bool = False) -> Self:
         """Say what happens to the next connections, before any request: accept faults, or `"ok"`."""
         queue = Queue(steps, loop_last=loop_last, place="accept")
+        if not self._tls and (needy := [str(step) for step in queue.steps if isinstance(step, Fault) and step.row.tls]):
+            raise ValueError(f"Fault {needy[0]!r} needs TLS. hint: FaultServer(tls=True).")
         with self._changed:
             self._accepts = queue
         return self
@@ -296,12 +340,12 @@ class FaultServer:
 
     # ── what connections call, on the server's thread ────────────────────────────────────────────────────────────
 
-    def opened(self, connection: Connection) -> str:
+    def opened(self, connection: Connection) -> Fault | None:
         with self._changed:
             self._open.add(connection)
             step = self._accepts.take() if self._accepts is not None else None
             self._changed.notify_all()
-        return step.kind if isinstance(step, Fault) else "ok"
+        return step if isinstance(step, Fault) else None
 
     def closed(self, connection: Connection) -> None:
         with self._changed:
@@ -311,7 +355,9 @@ class FaultServer:
     def clock(self) -> float:
         return time.monotonic()
 
-    def serve(self, connection: Connection, head: Head, body: bytes) -> tuple[Entry, list[Act]]:
+    def serve(
+        self, connection: Connection, head: Head, body: bytes, reason: str | None = None
+    ) -> tuple[Entry, list[Act]]:
         path, query = head.path, head.query
         wire = wire_for(path, head.headers)
         ask = wire.read(head.method, path, query, body)
@@ -327,7 +373,10 @@ class FaultServer:
             self._served += 1
             self._entries.append(entry)
         turn = Turn(wire=wire, ask=ask, number=entry.index + 1, now=self._wall_clock(), seen=entry.seen)
-        acts = self._acts(turn, entry)
+        if reason is None:
+            acts = self._acts(turn, entry)
+        else:
+            entry.step, acts = "unfit", unfit(turn, reason)
         with self._changed:
             self._changed.notify_all()
         return entry, acts
