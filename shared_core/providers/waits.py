@@ -1,4 +1,4 @@
-"""How long a server asks to wait: `retry_after_s`, from headers, bodies and words."""
+"""What a server says of waits and limits: `retry_after_s` (headers, bodies, words) and `windows` (headers)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 from shared_core.providers.error_body import read_body
+from shared_core.resilience.rate_limit import Window
 
-__all__ = ["LONGEST_WAIT_S", "retry_after_s"]
+__all__ = ["LONGEST_WAIT_S", "retry_after_s", "windows"]
 
 LONGEST_WAIT_S = 7 * 86_400.0
 """A server that asks for more than a week is not believed."""
@@ -23,7 +24,7 @@ _AGAIN = re.compile(
     r"(?:([\d.]+) ?(ms|milliseconds?|s|sec\w*|m|min\w*|h|hours?)?(?![\w.]*\d)\b|((?:[\d.]+(?:ms|[dhms]))+))",
     re.IGNORECASE,
 )
-_REMAINING = re.compile(r"^(?P<head>(?:x|anthropic)-ratelimit-)(?:(?P<dim>[\w-]+)-)?remaining(?P<tail>-[\w-]+)?$")
+_REMAINING = re.compile(r"^(?P<head>(?:x-|anthropic-)?ratelimit-)(?:(?P<dim>[\w-]+)-)?remaining(?P<tail>-[\w-]+)?$")
 
 
 def _sane(seconds: float | None) -> float | None:
@@ -119,15 +120,7 @@ def retry_after_s(
             return wait
     if not resets:
         return None
-    waits = []
-    for name, value in lower.items():
-        found = _REMAINING.match(name)
-        if found is None or _number(value) != 0:
-            continue
-        dim, tail = found["dim"], found["tail"] or ""
-        reset = lower.get(f"{found['head']}{dim + '-' if dim else ''}reset{tail}")
-        if reset is not None and (wait := _sane(_reset_s(reset, lower, now))) is not None:
-            waits.append(wait)
+    waits = [w.reset_s for w in windows(lower, now) if w.remaining == 0 and w.reset_s is not None]
     if waits:
         return max(waits)
     again = _AGAIN.search(said.message or message)
@@ -139,3 +132,39 @@ def retry_after_s(
     unit = (again[2] or "s").lower()
     scale = 0.001 if unit.startswith(("ms", "milli")) else {"s": 1.0, "m": 60.0, "h": 3600.0}[unit[0]]
     return _sane(None if number is None else number * scale)
+
+
+def windows(headers: Mapping[str, str], now: float | None = None) -> tuple[Window, ...]:
+    """What a response's headers say of the vendor's rate limits: one `Window` for each dimension they name.
+
+    Read are `x-ratelimit-{limit,remaining,reset}-{dimension}` (OpenAI and those that follow it; resets are durations
+    such as '6m0s' or '1ms', seconds, or an epoch), `anthropic-ratelimit-{dimension}-{limit,remaining,reset}` (resets
+    are RFC 3339 dates, relative to the response's own `Date`), and the same without a dimension, which is requests.
+    Figures that are none, negative, infinite or further off than a week are passed over.
+
+    Args:
+        headers: of a response, well or not, any case.
+        now: wall-clock seconds, used only where the response carries no `Date`.
+    """
+    if not any("ratelimit" in name.lower() for name in headers):
+        return ()
+    lower = {str(k).lower(): str(v) for k, v in headers.items()}
+    told = []
+    for name, value in lower.items():
+        found = _REMAINING.match(name)
+        remaining = None if found is None else _number(value)
+        if found is None or remaining is None or not 0 <= remaining < math.inf:
+            continue
+        dim, tail = found["dim"], found["tail"] or ""
+        head = f"{found['head']}{dim + '-' if dim else ''}"
+        limit = _number(lower.get(f"{head}limit{tail}"))
+        reset = lower.get(f"{head}reset{tail}")
+        told.append(
+            Window(
+                (dim or tail.lstrip("-") or "requests").removesuffix("-minute"),
+                remaining,
+                limit if limit is not None and 0 < limit < math.inf else None,
+                None if reset is None else _sane(_reset_s(reset, lower, now)),
+            )
+        )
+    return tuple(told)
