@@ -116,7 +116,7 @@ class Books:
             if price is not None:
                 cost = 0 if price is FREE else price.cost_nano(usage, latency)
         elif error is not None and error.rule.settlement is Settlement.VOID and not attempt.delivered:
-            status, cost, usage = EntryStatus.VOID, 0, usage or _NOTHING_USED
+            status, cost, usage = EntryStatus.VOIDED, 0, usage or _NOTHING_USED
         else:
             status = EntryStatus.UNKNOWN
             usage = usage or _estimate(request, attempt.delivered)

@@ -6,7 +6,9 @@
     │   ├── UnknownOption                 no such keyword; names the nearest
     │   ├── MissingKey                    no API key; names the environment variable
     │   ├── MissingDependency             an SDK is not installed; names the extra
-    │   └── InvalidModelFile              a GGUF that cannot be loaded; carries llama.cpp's own reason
+    │   ├── InvalidExport                 a vendor's usage export that cannot be read; names line and column
+    │   ├── InvalidModelFile              a GGUF that cannot be loaded; carries llama.cpp's own reason
+    │   └── LedgerError                   a ledger's file cannot be used; `reason` says why
     ├── InvalidRequest (ValueError)       the request cannot be sent to anyone; raised before anything is sent
     ├── ProviderError                     one attempt failed; `kind` says how, `disposition` what follows
     │   ├── RateLimited                   throttled, ramp, daily quota: a wait with an end
@@ -16,8 +18,8 @@
     │   ├── ProviderTimeout               silence: no first token, no next token, no whole answer in time
     │   └── InvalidOutput                 a whole answer that is not what was asked for; keeps the answer
     ├── StreamBroken                      a committed stream broke and could not be continued; keeps the partial text
-    ├── BudgetExceeded                    a hard budget refuses the call
     └── AllTargetsFailed (ExceptionGroup) nobody answered; keeps every attempt's error, the most useful is the cause
+        ├── BudgetExceeded                a hard budget kept out who might have answered; says which, and until when
         └── DeadlineExceeded              the logical call ran out of time
 
 A bug is never dressed up as a provider's failure: `TypeError`, `RuntimeError('Event loop is closed')` and the like pass
@@ -35,6 +37,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datetime import datetime
     from typing import Self
 
 __all__ = [
@@ -47,9 +50,11 @@ __all__ = [
     "Disposition",
     "ErrorKind",
     "FallbackError",
+    "InvalidExport",
     "InvalidModelFile",
     "InvalidOutput",
     "InvalidRequest",
+    "LedgerError",
     "MissingDependency",
     "MissingKey",
     "ProviderError",
@@ -210,8 +215,38 @@ class MissingDependency(ConfigurationError, ImportError):
     """A vendor SDK or framework is not installed; the message names the extra to install."""
 
 
+class InvalidExport(ConfigurationError):
+    """A vendor's usage export cannot be read.
+
+    Attributes:
+        line: where in the file, from 1, or None where that is not known.
+        column: the column or the path of the value, or None.
+    """
+
+    def __init__(self, message: str, *, line: int | None = None, column: str | None = None) -> None:
+        super().__init__(message)
+        self.line = line
+        self.column = column
+
+
 class InvalidModelFile(ConfigurationError):
     """A GGUF file is missing, unreadable or corrupt; the message carries llama.cpp's own reason."""
+
+
+class LedgerError(ConfigurationError):
+    """A ledger's file cannot be used. Raised where it is opened, and under a hard budget where it cannot be written.
+
+    Attributes:
+        reason: 'locked', 'full', 'read-only', 'corrupt', 'not a database', 'cannot be opened', 'i/o', 'network' (a
+            network file system), 'newer' (a newer version's file) or 'not a ledger' (another program's).
+    """
+
+    def __init__(self, message: str, *, reason: str = "i/o") -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _revive, (type(self), self.args, dict(self.__dict__))
 
 
 class InvalidRequest(FallbackError, ValueError):
@@ -405,10 +440,6 @@ class StreamBroken(FallbackError):
         return _revive, (type(self), self.args, dict(self.__dict__))
 
 
-class BudgetExceeded(FallbackError):
-    """A hard budget refuses the call; the message names the budget and when it resets."""
-
-
 _SOON_S = 300.0
 
 
@@ -481,6 +512,37 @@ class AllTargetsFailed(FallbackError, ExceptionGroup[Exception]):
 
 class DeadlineExceeded(AllTargetsFailed):
     """The logical call ran out of time (`Timeouts.total`) before anybody had answered."""
+
+
+class BudgetExceeded(AllTargetsFailed):
+    """A hard budget kept out a target that might have answered, and nobody else did.
+
+    Attributes:
+        budget: the `Budget` that refused; of several, the first.
+        of: which target, user or tag it is about, where it has a limit for each.
+        spent: dollars spent in its window, outcomes that are unknown at their bound.
+        pending: dollars set aside for attempts under way.
+        needed: dollars that the attempt might have cost, at worst.
+        resets_at: when its window ends (an aware `datetime` in the budget's time zone), None for one that never does.
+        errors: of the attempts that were made all the same, at targets within budget.
+    """
+
+    budget: Any = None
+    of: str | None = None
+    spent: float = 0.0
+    pending: float = 0.0
+    needed: float = 0.0
+    resets_at: datetime | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        facts = {name: getattr(self, name) for name in ("budget", "of", "spent", "pending", "needed", "resets_at")}
+        return _revive_refusal, (super().__reduce__(), facts)
+
+
+def _revive_refusal(group: tuple[Any, ...], facts: Mapping[str, Any]) -> AllTargetsFailed:
+    error: AllTargetsFailed = group[0](*group[1])
+    error.__dict__.update(facts)
+    return error
 
 
 def _revive_group(
