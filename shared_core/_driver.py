@@ -22,8 +22,9 @@ from shared_core.errors import ErrorKind, FallbackError, ProviderError
 from shared_core.resilience.admission import Admission, Refusal
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.execution import Execution
-from shared_core.routing.flow import Admit, Call, FlowPolicy, Report, Settle, Step, Wait, first_token_s, flow
+from shared_core.routing.flow import Admit, Call, Report, Settle, Step, Wait, first_token_s, flow
 from shared_core.routing.planner import Plan, Route
+from shared_core.routing.policy import FlowPolicy
 from shared_core.routing.provider import Prefill
 from shared_core.routing.relay import Relay
 
@@ -31,6 +32,9 @@ __all__ = ["Driver"]
 
 _CONTENT = frozenset({TextDelta, ReasoningDelta, ToolCallDelta, ToolCall})
 """Events that prove a target alive: they stop the first-token clock and start the idle one anew."""
+
+
+_POLICY = FlowPolicy()
 
 
 class Driver:
@@ -45,7 +49,6 @@ class Driver:
         self,
         clock: Clock,
         chance: Callable[[], float],
-        policy: FlowPolicy,
         books: Books,
         prepare: Callable[[Call], ChatRequest],
         load: Callable[[Route], None],
@@ -54,7 +57,6 @@ class Driver:
         self._clock = clock
         self._now = clock.monotonic
         self._chance = chance
-        self._policy = policy
         self._books = books
         self._prepare = prepare
         self._load = load
@@ -66,16 +68,13 @@ class Driver:
     def line_up(self, routes: tuple[Route, ...]) -> None:
         """These are the router's targets from now on."""
         self.routes = routes
-        prefill = any(route.standby == "prefill" for route in routes)
-        if prefill is not self._policy.prefill:
-            self._policy = replace(self._policy, prefill=prefill)
 
     def loaded(self, route: Route) -> None:
         """The provider has been loaded ahead of its first call."""
         self._loaded.add(route)
 
     def _steps(self, execution: Execution, chosen: Plan, relay: Relay) -> Generator[Step, Report, FallbackError | None]:
-        return flow(execution, chosen, self._policy, relay, clock=self._now, chance=self._chance)
+        return flow(execution, chosen, chosen.policy or _POLICY, relay, clock=self._now, chance=self._chance)
 
     def run(self, execution: Execution, chosen: Plan, relay: Relay) -> Generator[ChatEvent, None, None]:
         """Perform the steps in this thread; yields what the caller gets."""
@@ -171,7 +170,8 @@ class Driver:
         return step.route.gate.admit(self._now(), step.lease_s, self._chance())
 
     def _leave(self, execution: Execution, pending: Call | None, error: BaseException) -> None:
-        self._books.interrupted(execution, pending, error)
+        if execution.ended is None:  # an attempt that was interrupted has said so by itself
+            self._books.interrupted(execution, pending, error)
         if pending is not None:
             self._books.neutral(execution, pending, self._chance(), self.routes)
 

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from shared_core._inputs import TargetLike, as_target, price_of
 from shared_core.errors import ConfigurationError, InvalidRequest, nearest
 from shared_core.resilience.admission import Account, Gate
-from shared_core.resilience.breaker import BreakerConfig
-from shared_core.resilience.deadline import Timeouts
-from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.chains import Chain, chains_of
 from shared_core.routing.planner import Route
+from shared_core.routing.policy import Rules
 from shared_core.routing.provider import Provider
 from shared_core.routing.target import Target
 
-__all__ = ["Fleet", "Way"]
+__all__ = ["Fleet", "Line", "Way"]
 
 Way = tuple[Chain, tuple[Route, ...]]
 """A chain and the routes of its targets."""
@@ -28,12 +26,30 @@ _LINGER_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
-    """What a request sees of the fleet: one value, put in place of the last one whole."""
+class Line:
+    """What a request sees of a router: one value, put in place of the last one whole."""
 
     routes: tuple[Route, ...]
+    """Every target, in configured order."""
     ways: Mapping[str, Way]
     pinned: str | None
+    """The target that is asked first, whatever the strategy."""
+    rules: Rules
+    default: Way | None
+    """A chain of the user's own for requests that name none."""
+
+    def way(self, chain: str | None) -> tuple[Chain | None, tuple[Route, ...]]:
+        """The chain of a request, None where it is the router's own settings, and the targets that it may ask.
+
+        Raises:
+            InvalidRequest: no chain has that name.
+        """
+        if chain is None:
+            return self.default or (None, self.routes)
+        found = self.ways.get(chain)
+        if found is None:
+            raise InvalidRequest(f"no chain is named {chain!r}. {nearest(chain, self.ways)}")
+        return found
 
 
 class Fleet:
@@ -48,15 +64,13 @@ class Fleet:
         targets: Iterable[TargetLike] | TargetLike,
         chains: Mapping[str, Chain | Mapping[str, Any]] | None,
         *,
-        breaker: BreakerConfig,
-        retry: RetryPolicy,
-        timeouts: Timeouts,
+        rules: Rules,
         now: Callable[[], float],
         changed: Callable[[tuple[Route, ...]], None],
     ) -> None:
         """`changed` is told the targets at first, and after every change before the next can begin."""
         self._changed = changed
-        self._breaker, self._retry, self._timeouts, self._now = breaker, retry, timeouts, now
+        self._rules, self._now = rules, now
         self._accounts: dict[str, Account] = {}
         self._lock = threading.RLock()
         self._retired: list[tuple[Route, float]] = []
@@ -68,7 +82,8 @@ class Fleet:
         _refuse_twins(routes)
         self.chains = chains_of(chains, [route.name for route in routes])
         """Every chain by its name, the built-in ones included."""
-        self._line = self._lined_up(routes, None)
+        self.line = self._lined_up(routes, None)
+        """What requests see now."""
         changed(routes)
         self._stand_by(routes)
 
@@ -77,26 +92,7 @@ class Fleet:
     @property
     def routes(self) -> tuple[Route, ...]:
         """Every target, in configured order."""
-        return self._line.routes
-
-    @property
-    def pinned(self) -> str | None:
-        """The target that is asked first, whatever the strategy."""
-        return self._line.pinned
-
-    def way(self, chain: str | None) -> tuple[Chain | None, tuple[Route, ...]]:
-        """The chain of a request, None where it is the router's own settings, and the targets that it may ask.
-
-        Raises:
-            InvalidRequest: no chain has that name.
-        """
-        line = self._line
-        if chain is None:
-            return line.ways["default"] if self._has_default else (None, line.routes)
-        found = line.ways.get(chain)
-        if found is None:
-            raise InvalidRequest(f"no chain is named {chain!r}. {nearest(chain, line.ways)}")
-        return found
+        return self.line.routes
 
     def named(self, name: str) -> Route:
         """The target of that name.
@@ -104,10 +100,10 @@ class Fleet:
         Raises:
             ConfigurationError: there is none; names the nearest.
         """
-        for route in self._line.routes:
+        for route in self.line.routes:
             if route.name == name:
                 return route
-        raise ConfigurationError(f"no target is named {name!r}. {nearest(name, [r.name for r in self._line.routes])}")
+        raise ConfigurationError(f"no target is named {name!r}. {nearest(name, [r.name for r in self.line.routes])}")
 
     # ── changing it ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -115,7 +111,7 @@ class Fleet:
         """Put a target at `position`, from 0; last when left out."""
         route = self._built(as_target(target))
         with self._lock:
-            routes = list(self._line.routes)
+            routes = list(self.line.routes)
             routes.insert(len(routes) if position is None else position, route)
             _refuse_twins(routes)
             self._settle(routes, ())
@@ -126,7 +122,7 @@ class Fleet:
         """Take a target out; chains that name others lose it."""
         with self._lock:
             gone = self.named(name)
-            self._settle([route for route in self._line.routes if route is not gone], (gone,))
+            self._settle([route for route in self.line.routes if route is not gone], (gone,))
         return gone.target
 
     def replace(self, name: str, target: TargetLike) -> Target:
@@ -134,7 +130,7 @@ class Fleet:
         route = self._built(as_target(target))
         with self._lock:
             gone = self.named(name)
-            routes = [route if one is gone else one for one in self._line.routes]
+            routes = [route if one is gone else one for one in self.line.routes]
             _refuse_twins(routes)
             before = self.chains
             self.chains = self._renamed(name, route.name)
@@ -152,22 +148,22 @@ class Fleet:
             one = self.named(name)
             if one.target.enabled is not enabled:
                 twin = self._route(one.target.switched(enabled=enabled), one.provider, one.gate)
-                self._settle([twin if route is one else route for route in self._line.routes], ())
+                self._settle([twin if route is one else route for route in self.line.routes], ())
 
     def pin(self, name: str | None) -> None:
         """Ask this target first, whatever the strategy; None asks as the strategy says."""
         with self._lock:
             if name is not None:
                 self.named(name)
-            line = self._line
-            self._line = _Line(line.routes, line.ways, name)
+            line = self.line
+            self.line = replace(line, pinned=name)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def providers(self) -> list[Provider]:
         """All that is to be closed, retired ones included."""
         with self._lock:
-            return [route.provider for route in (*self._line.routes, *(route for route, _ in self._retired))]
+            return [route.provider for route in (*self.line.routes, *(route for route, _ in self._retired))]
 
     # ── building ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -180,7 +176,7 @@ class Fleet:
         else:
             provider = target.provider
         account = self._accounts.setdefault(target.account, Account(target.account))
-        return self._route(target, provider, Gate(target.name, self._breaker, account))
+        return self._route(target, provider, Gate(target.name, self._rules.breaker, account))
 
     def _route(self, target: Target, provider: Provider, gate: Gate, terms: Chain | None = None) -> Route:
         timeouts = terms.timeouts if terms is not None else None
@@ -189,14 +185,16 @@ class Fleet:
             target,
             provider,
             gate,
-            target.timeouts or timeouts or self._timeouts,
-            target.retry or retry or self._retry,
+            target.timeouts or timeouts or self._rules.timeouts,
+            target.retry or retry or self._rules.flow.retry,
             price_of(target, provider),
         )
 
-    def _lined_up(self, routes: Sequence[Route], pinned: str | None) -> _Line:
+    def _lined_up(self, routes: Sequence[Route], pinned: str | None) -> Line:
         ways = {name: (chain, self._routes_of(name, chain, routes)) for name, chain in self.chains.items()}
-        return _Line(tuple(routes), ways, pinned)
+        flow = replace(self._rules.flow, prefill=any(route.standby == "prefill" for route in routes))
+        default = ways["default"] if self._has_default else None
+        return Line(tuple(routes), ways, pinned, replace(self._rules, flow=flow), default)
 
     def _routes_of(self, name: str, chain: Chain, routes: Sequence[Route]) -> tuple[Route, ...]:
         """A chain's targets; those that it has settings for ride on routes of their own."""
@@ -215,18 +213,18 @@ class Fleet:
         for name, chain in chains.items():
             if chain.targets is not None and old in chain.targets:
                 targets = tuple(new if one == old else one for one in chain.targets)
-                chains[name] = Chain(targets, chain.strategy, chain.retry, chain.timeouts)
+                chains[name] = replace(chain, targets=targets)
         return chains
 
     def _settle(self, routes: Sequence[Route], gone: Sequence[Route]) -> None:
         """Make `routes` the fleet, if that can be; close those that were taken out a while ago."""
         if not routes:
             raise ConfigurationError("a router needs at least one target\nhint: add another one first, or disable this")
-        pinned = self._line.pinned
+        pinned = self.line.pinned
         if any(route.name == pinned for route in gone) and not any(route.name == pinned for route in routes):
             pinned = None
-        self._line = self._lined_up(routes, pinned)
-        self._changed(self._line.routes)
+        self.line = self._lined_up(routes, pinned)
+        self._changed(self.line.routes)
         now = self._now()
         self._retired += [(route, now) for route in gone]
         quiet = [route for route, since in self._retired if now - since > _LINGER_S and not route.gate.health.in_flight]

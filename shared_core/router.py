@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 from shared_core._books import Books
 from shared_core._clock import Clock, SystemClock
 from shared_core._driver import Driver
-from shared_core._fleet import Fleet
+from shared_core._fleet import Fleet, Line
 from shared_core._inputs import RequestLike, TargetLike, as_request, option
 from shared_core._streams import AnswerStream, AsyncAnswerStream
 from shared_core.chat.answer_tool import in_words, with_answer_tool
@@ -33,9 +33,11 @@ from shared_core.resilience.health import HealthReport, SelfReport, TargetHealth
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.capabilities import Capabilities, best, shared, unusual
 from shared_core.routing.chains import Chain
+from shared_core.routing.complexity import Complexity, checked, judged
 from shared_core.routing.execution import Execution
-from shared_core.routing.flow import Call, FlowPolicy, OnStreamBreak
+from shared_core.routing.flow import Call
 from shared_core.routing.planner import Plan, Route, plan
+from shared_core.routing.policy import FlowPolicy, OnStreamBreak, Rules
 from shared_core.routing.provider import Provider
 from shared_core.routing.relay import Relay
 from shared_core.routing.seam import CONTINUE_PROMPT
@@ -59,6 +61,8 @@ class Router:
             callable that orders `TargetView`s.
         chains: named ways to route, `Chain`s or mappings of their options, chosen per request by `chain`. Built in are
             'default', 'high-priority' (more retries), 'low-cost' and 'local-first'.
+        complexity: 'simple' (fast and cheap targets first), 'complex' (the best first), 'medium' (as the strategy
+            says), 'auto' (estimated from the request); by `Target.tier`, for calls and chains that do not say.
         retry: attempts beyond each target's first.
         timeouts: limits in seconds; every target may have its own.
         breaker: when circuits open; None for the defaults.
@@ -86,6 +90,7 @@ class Router:
         *,
         strategy: str | RoutingStrategy = "priority",
         chains: Mapping[str, Chain | Mapping[str, Any]] | None = None,
+        complexity: Complexity | None = None,
         retry: RetryPolicy | Mapping[str, Any] | None = None,
         timeouts: Timeouts | Mapping[str, float] | None = None,
         breaker: BreakerConfig | Mapping[str, Any] | None = None,
@@ -110,10 +115,16 @@ class Router:
         self._options = MappingProxyType({k: given[k] for k, v in _DEFAULTS.items() if given[k] != v})
         self._clock: Clock = clock or SystemClock()
         self._now = self._clock.monotonic
-        self._retry: RetryPolicy = option("retry", RetryPolicy, retry)
-        self._timeouts: Timeouts = option("timeouts", Timeouts, timeouts)
-        self._breaker: BreakerConfig = option("breaker", BreakerConfig, breaker)
-        self._strategy_name, self._strategy = strategy_named(strategy)
+        name, order = strategy_named(strategy)
+        patience: RetryPolicy = option("retry", RetryPolicy, retry)
+        rules = Rules(
+            order,
+            name,
+            checked(complexity),
+            option("timeouts", Timeouts, timeouts),
+            option("breaker", BreakerConfig, breaker),
+            FlowPolicy(patience, on_stream_break, continue_prompt, route_around_policy),
+        )
         observers = () if on_event is None else (on_event,) if callable(on_event) else tuple(on_event)
         self._events = Dispatcher(observers)
         self._books = Books(self._clock, MemoryLedger() if ledger is None else ledger, self._events, metadata=metadata)
@@ -122,14 +133,11 @@ class Router:
         self._turns = itertools.count()
         self._turn = 0
         self._closed = False
-        policy = FlowPolicy(self._retry, on_stream_break, continue_prompt, route_around_policy)
-        self._driver = Driver(self._clock, chance, policy, self._books, self._prepare, _load, _aload)
+        self._driver = Driver(self._clock, chance, self._books, self._prepare, _load, _aload)
         self._fleet = Fleet(
             targets,
             chains,
-            breaker=self._breaker,
-            retry=self._retry,
-            timeouts=self._timeouts,
+            rules=rules,
             now=self._now,
             changed=self._driver.line_up,
         )
@@ -187,7 +195,7 @@ class Router:
         """Who would be asked for `request`, in which order, and who not and why. No call is made, no turn is taken."""
         asked = as_request(request or "Hello", streaming=False)
         now = self._now()
-        chosen = self._plan(asked, strategy, self._turn)
+        chosen = self._plan(self._fleet.line, asked, strategy, self._turn)
         notes = {}
         for route in chosen.routes:
             refusal = route.gate.peek(now)
@@ -366,28 +374,41 @@ class Router:
 
     def __repr__(self) -> str:
         names = ", ".join(repr(route.name) for route in self._fleet.routes)
-        return f"Router([{names}], strategy={self._strategy_name!r})"
+        return f"Router([{names}], strategy={self._fleet.line.rules.strategy_name!r})"
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _plan(self, request: ChatRequest, strategy: str | RoutingStrategy | None, turn: int) -> Plan:
-        terms, routes = self._fleet.way(request.chain)
-        order = terms.strategy if strategy is None and terms is not None else strategy
-        name, by = (self._strategy_name, self._strategy) if order is None else strategy_named(order)
-        pinned = self._fleet.pinned
+    def _plan(self, line: Line, request: ChatRequest, strategy: str | RoutingStrategy | None, turn: int) -> Plan:
+        terms, routes = line.way(request.chain)
+        rules = line.rules
+        asked = strategy or request.strategy or (None if terms is None else terms.strategy)
+        name, by = (rules.strategy_name, rules.strategy) if asked is None else strategy_named(asked)
+        level = request.complexity or (None if terms is None else terms.complexity) or rules.complexity
+        first = line.pinned
         if request.model is not None:
             # A model named per call is asked first where it is one of ours; otherwise it replaces the primary's.
-            routes = tuple(sorted(routes, key=lambda r: request.model not in (r.name, r.target.model)))
-            pinned = None
-        return plan(request, routes, by, strategy_name=name, turn=turn, clock=self._now, terms=terms, pinned=pinned)
+            first = request.model
+        return plan(
+            request,
+            routes,
+            by,
+            strategy_name=name,
+            turn=turn,
+            clock=self._now,
+            terms=terms,
+            first=first,
+            complexity=None if level is None else judged(level, request),
+            policy=rules.flow,
+        )
 
     def _open(self, request: ChatRequest, strategy: str | RoutingStrategy | None) -> tuple[Execution, Plan, Relay]:
         if self._closed:
             raise ConfigurationError("this router is closed")
         turn = next(self._turns)
         self._turn = turn + 1
-        chosen = self._plan(request, strategy, turn)
-        patience = (chosen.terms.timeouts if chosen.terms is not None else None) or self._timeouts
+        line = self._fleet.line
+        chosen = self._plan(line, request, strategy, turn)
+        patience = (chosen.terms.timeouts if chosen.terms is not None else None) or line.rules.timeouts
         now = self._now()
         execution = Execution(
             f"{self._prefix}-{turn}",
@@ -397,6 +418,7 @@ class Router:
             chosen.strategy,
             chosen.routes[0].name if chosen.routes else None,
             chosen.excluded,
+            complexity=chosen.complexity,
         )
         self._books.opened(execution, chosen)
         return (

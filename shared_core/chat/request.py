@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from shared_core.errors import InvalidRequest
+from shared_core.errors import InvalidRequest, UnknownOption, nearest
 
 if TYPE_CHECKING:
     from shared_core.chat.events import Answer
@@ -44,6 +44,11 @@ __all__ = [
 ]
 
 Role = Literal["system", "user", "assistant", "tool"]
+CacheUse = bool | Literal["refresh"] | None
+"""How one call uses the router's cache; see `ChatRequest.cache`."""
+Complexity = Literal["simple", "medium", "complex", "auto"]
+"""How hard a request is; 'auto' has it estimated (`shared_core.routing.complexity`)."""
+COMPLEXITIES: tuple[Complexity, ...] = ("simple", "medium", "complex", "auto")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +242,7 @@ class Constraints:
     Names may be given in any collection, such as the list that a configuration file holds.
 
     Raises:
-        InvalidRequest: one text where a collection of names belongs.
+        InvalidRequest: one text where a collection of names belongs, or a price that is none.
     """
 
     local_only: bool = False
@@ -259,10 +264,49 @@ class Constraints:
             if isinstance(value, str):
                 raise InvalidRequest(f"constraints: {name} takes a collection of names, not one text: [{value!r}]")
             object.__setattr__(self, name, frozenset(value))
+        most: Any = self.max_price
+        if most is not None and (isinstance(most, bool) or not isinstance(most, (int, float)) or not most >= 0):
+            raise InvalidRequest(f"constraints: max_price must be a number of dollars >= 0, not {most!r}")
+
+    def narrowed(self, other: Constraints) -> Constraints:
+        """Both at once: who is kept out by either is kept out."""
+        allow = self.allow if other.allow is None else other.allow if self.allow is None else self.allow & other.allow
+        prices = [most for most in (self.max_price, other.max_price) if most is not None]
+        return Constraints(
+            local_only=self.local_only or other.local_only,
+            allow=allow,
+            deny=self.deny | other.deny,
+            max_price=min(prices, default=None),
+            require=self.require | other.require,
+        )
 
 
 ANYONE = Constraints()
 """No constraints."""
+LIMITS = ("local_only", "allow", "deny", "max_price", "require")
+"""The fields of `Constraints`, which the wrappers also take as keywords of a call."""
+
+
+def constraints_of(given: Any, limits: Mapping[str, Any] | None = None) -> Constraints:
+    """What a caller gave as constraints: those, a mapping of their fields, or nothing; narrowed by single `limits`.
+
+    Raises:
+        UnknownOption: a field that constraints do not have; names the nearest.
+        InvalidRequest: no constraints at all, or a field of the wrong kind.
+    """
+    if given is None:
+        found = ANYONE
+    elif isinstance(given, Constraints):
+        found = given
+    elif isinstance(given, Mapping):
+        for name in given:
+            if name not in LIMITS:
+                raise UnknownOption(f"Constraints has no option {name!r}. {nearest(str(name), LIMITS)}")
+        found = Constraints(**given)
+    else:
+        raise InvalidRequest(f"constraints must be Constraints or a mapping of their fields, not {given!r}")
+    kept = {name: value for name, value in (limits or {}).items() if value is not None}
+    return found.narrowed(Constraints(**kept)) if kept else found
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +319,9 @@ class Native:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     added: tuple[Message, ...] = ()
     """What the flow put behind the caller's messages: an answer to be continued or corrected."""
+    form: Callable[[Native], Any] | None = field(default=None, repr=False, compare=False)
+    """Tells `messages` and `options` by value, as far as they can change an answer; without it the request is not
+    cached for targets that read them."""
 
 
 AnswerCheck = Callable[["Answer"], str | None]
@@ -309,6 +356,7 @@ class ChatRequest:
     """Overrides the target's model for this call, on targets of the same provider as the primary."""
     chain: str | None = None
     constraints: Constraints = ANYONE
+    """Also as a mapping of its fields."""
     timeout_s: float | None = None
     """The deadline of the whole logical call in seconds, in place of `Timeouts.total`."""
     user: str | None = None
@@ -321,6 +369,13 @@ class ChatRequest:
     check: AnswerCheck | None = field(default=None, repr=False)
     """What the answer must pass. One that does not is put back to its target once, with what is wrong; then the next
     target is asked. A stream shows nothing before its answer has passed. Refusals are not checked."""
+    complexity: Complexity | None = None
+    """'simple' (fast and cheap targets first), 'medium' (as the strategy says), 'complex' (the best first), or 'auto'
+    (estimated); None leaves it to the chain and the router."""
+    strategy: str | Callable[..., Any] | None = None
+    """The order of targets for this call: a strategy's name or a `RoutingStrategy`; None leaves it to the chain."""
+    cache: CacheUse = None
+    """Of a router with a cache: False neither reads nor keeps, 'refresh' asks anew and keeps, None and True do both."""
 
     def __post_init__(self) -> None:
         if not self.messages and self.native is None:
@@ -340,6 +395,13 @@ class ChatRequest:
             )
         if self.tool_choice not in (None, "auto", "any", "none") and self.tool_choice not in names:
             raise InvalidRequest(f"tool_choice {self.tool_choice!r} names no tool; tools: {', '.join(names) or 'none'}")
+        if self.cache is not None and self.cache != "refresh" and type(self.cache) is not bool:
+            raise InvalidRequest(f"cache must be True, False or 'refresh', not {self.cache!r}")
+        if type(self.constraints) is not Constraints:
+            object.__setattr__(self, "constraints", constraints_of(self.constraints))
+        if self.complexity is not None and self.complexity not in COMPLEXITIES:
+            wrong = str(self.complexity)
+            raise InvalidRequest(f"unknown complexity {wrong!r}. {nearest(wrong, COMPLEXITIES)}")
 
     def replace(self, **changes: Any) -> ChatRequest:
         """A variant of this request."""

@@ -9,6 +9,7 @@ from typing import Any, Final
 from shared_core.errors import ConfigurationError, nearest
 from shared_core.resilience.deadline import Timeouts
 from shared_core.resilience.retry import RetryPolicy
+from shared_core.routing.complexity import Complexity, checked
 from shared_core.routing.strategies import RoutingStrategy, strategy_named
 from shared_core.routing.target import built
 
@@ -24,6 +25,7 @@ class Chain:
         strategy: as of `Router`.
         retry: in place of the router's; a target's own still wins.
         timeouts: in place of the router's; a target's own still wins, and `timeout_s` of a request.
+        complexity: as of `Router`; a request's own goes before it.
 
     Raises:
         ConfigurationError: no targets, one of them twice, an unknown strategy, or an option out of range.
@@ -33,6 +35,7 @@ class Chain:
     strategy: str | RoutingStrategy | None = None
     retry: RetryPolicy | None = None
     timeouts: Timeouts | None = None
+    complexity: Complexity | None = None
 
     def __post_init__(self) -> None:
         if self.targets is not None:
@@ -42,6 +45,7 @@ class Chain:
             object.__setattr__(self, "targets", names)
         if self.strategy is not None:
             strategy_named(self.strategy)
+        checked(self.complexity)
         object.__setattr__(self, "retry", built("Chain.retry", RetryPolicy, self.retry))
         object.__setattr__(self, "timeouts", built("Chain.timeouts", Timeouts, self.timeouts))
 

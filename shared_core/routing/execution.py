@@ -10,6 +10,7 @@ from shared_core.chat.answer_tool import Unusual
 from shared_core.chat.events import Usage
 from shared_core.chat.request import ChatRequest, Origin
 from shared_core.errors import ProviderError
+from shared_core.routing.complexity import Judgement
 
 __all__ = ["Attempt", "Execution", "Skip"]
 
@@ -129,6 +130,8 @@ class Execution:
     outcome: Ended = "running"
     ended: float | None = None
     waited_s: float = 0.0
+    complexity: Judgement | None = None
+    """How complex the request was taken to be; None where nobody asked."""
 
     def begin(self, target: str, provider: str, model: str, now: float, *, retry: bool, seam: str | None) -> Attempt:
         """Open the next attempt."""
@@ -189,6 +192,8 @@ class Execution:
         }
         if self.request.chain is not None:
             facts["chain"] = self.request.chain
+        if self.complexity is not None:
+            facts["complexity"] = self.complexity.as_dict()
         uncertain = sum(a.bound_nano or 0 for a in self.attempts)
         if uncertain and cost is not None:
             facts["cost_at_most_usd"] = (cost + uncertain) / 1e9

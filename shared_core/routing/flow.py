@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from shared_core.chat.request import ChatRequest
 from shared_core.errors import (
@@ -35,28 +35,14 @@ from shared_core.resilience.admission import Admission, Outcome, Refusal
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.execution import Attempt, Execution
 from shared_core.routing.planner import Plan, Route
+from shared_core.routing.policy import FlowPolicy, OnStreamBreak
 from shared_core.routing.reask import reask
 from shared_core.routing.relay import Relay
-from shared_core.routing.seam import CONTINUE_PROMPT, Mode, resume
+from shared_core.routing.seam import Mode, resume
 
 __all__ = ["Admit", "Call", "FlowPolicy", "OnStreamBreak", "Report", "Settle", "Step", "Wait", "first_token_s", "flow"]
 
 # Steps and reports are made several times per request: named tuples cost a third of what frozen dataclasses do.
-
-OnStreamBreak = Literal["continue", "restart", "raise"]
-
-
-@dataclass(frozen=True, slots=True)
-class FlowPolicy:
-    """The router's settings that steer the flow."""
-
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    on_stream_break: OnStreamBreak = "continue"
-    continue_prompt: str = CONTINUE_PROMPT
-    route_around_policy: bool = False
-    """Whether a refusal on grounds of content is tried elsewhere."""
-    prefill: bool = False
-    """Whether a target is on standby that reads the prompt while another is awaited."""
 
 
 class Admit(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 from shared_core.chat.request import ANYONE, ChatRequest, Constraints
@@ -15,9 +14,11 @@ from shared_core.resilience.health import TargetHealth
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.capabilities import FLAGS, Capabilities, is_plain, missing
 from shared_core.routing.chains import Chain
+from shared_core.routing.complexity import Judgement, tiered
+from shared_core.routing.policy import FlowPolicy
 from shared_core.routing.price import Price
 from shared_core.routing.provider import Provider
-from shared_core.routing.strategies import RoutingStrategy, TargetView
+from shared_core.routing.strategies import RouteView, RoutingStrategy, Scene, dearness, priority
 from shared_core.routing.target import Target
 
 __all__ = ["Plan", "Route", "plan"]
@@ -39,10 +40,13 @@ class Route:
 
     def __post_init__(self) -> None:
         self.name = self.target.name
+        self.read = self.gate.read
         self.wait_s = getattr(self.provider, "wait_s", None)
         self.standby = getattr(self.provider, "standby", None)
 
     name: str = field(init=False)
+    read: Callable[[float], TargetHealth] = field(init=False)
+    """How it is doing at a time, in monotonic seconds."""
     wait_s: Callable[[ChatRequest], float | None] | None = field(init=False)
     """Seconds until a request would have its turn, where requests wait for one another."""
     standby: Literal["warm", "prefill"] | None = field(init=False)
@@ -76,11 +80,16 @@ class Plan:
     """The chain that was asked for."""
     terms: Chain | None = None
     """The retries and timeouts of that chain."""
+    complexity: Judgement | None = None
+    """How complex the request was taken to be, and why; None where nobody asked."""
+    policy: FlowPolicy | None = None
+    """What the flow may do: the router's, as it was when the request began."""
 
     @property
     def title(self) -> str:
-        """The chain, if one was asked for, and the strategy."""
-        return self.strategy if self.chain is None else f"{self.chain}: {self.strategy}"
+        """The chain, if one was asked for, the strategy, and how complex the request is."""
+        title = self.strategy if self.chain is None else f"{self.chain}: {self.strategy}"
+        return title if self.complexity is None else f"{title}; {self.complexity.level}"
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -89,7 +98,8 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data."""
-        return {
+        judged = {} if self.complexity is None else {"complexity": self.complexity.as_dict()}
+        return judged | {
             "strategy": self.strategy,
             "chain": self.chain,
             "targets": [{"target": n, "note": self.notes.get(n)} for n in self.targets],
@@ -107,7 +117,11 @@ class Plan:
             for i, name in enumerate(self.targets, 1)
         ]
         lines += [f"  -  {name}: {reason}" for name, reason in self.excluded]
-        return "\n".join(lines if len(lines) > 1 else [*lines, "  nobody"])
+        if len(lines) == 1:
+            lines.append("  nobody")
+        if self.complexity is not None:
+            lines.append(f"complexity: {self.complexity}")
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         from html import escape
@@ -121,14 +135,6 @@ class Plan:
         return f"<table><caption>plan ({escape(self.title)})</caption>{head}{rows}</table>"
 
 
-def _reader(route: Route, clock: Callable[[], float] | None) -> Callable[[], TargetHealth] | None:
-    return None if clock is None else lambda: route.gate.read(clock())
-
-
-def _waiter(route: Route, request: ChatRequest) -> Callable[[], float | None] | None:
-    return None if route.wait_s is None else partial(route.wait_s, request)
-
-
 def plan(
     request: ChatRequest,
     routes: Sequence[Route],
@@ -138,9 +144,24 @@ def plan(
     turn: int = 0,
     clock: Callable[[], float] | None = None,
     terms: Chain | None = None,
-    pinned: str | None = None,
+    first: str | None = None,
+    complexity: Judgement | None = None,
+    policy: FlowPolicy | None = None,
 ) -> Plan:
-    """Who may answer `request`, in order, on its chain's terms. The gates' health is read only if the strategy asks."""
+    """Who may answer `request`, in order, on its chain's terms.
+
+    Args:
+        request: what is asked.
+        routes: the targets of its chain, as configured.
+        strategy: their order. Gates' health, prices and queues are read only if it asks for them.
+        strategy_name: what it is called.
+        turn: the number of the router's call.
+        clock: monotonic seconds.
+        terms: the retries and timeouts of its chain.
+        first: the name or model of who goes first whatever the strategy says: the operator's pin, the call's `model`.
+        complexity: how hard the request is; orders the targets by their tiers.
+        policy: what the flow may do.
+    """
     eligible: list[Route] = []
     excluded: list[tuple[str, str]] = []
     too_small: set[str] = set()
@@ -148,32 +169,63 @@ def plan(
     demanding = not is_plain(request)
     least = sum(len(m.text) for m in request.messages) // CHARS_PER_TOKEN
     for route in routes:
-        reason = _exclusion(request, route, bound=bound, demanding=demanding)
-        if reason is None and (window := route.capabilities.context_window) is not None and least > window:
-            reason = f"the request needs at least {least} tokens, its context window is {window}"
+        if not route.target.enabled:
+            excluded.append((route.name, "disabled"))
+            continue
+        if bound or demanding:
+            reason = _exclusion(request, route, bound=bound, demanding=demanding)
+            if reason is not None:
+                excluded.append((route.name, reason))
+                continue
+        if least and (window := route.capabilities.context_window) is not None and least > window:
+            excluded.append((route.name, f"the request needs at least {least} tokens, its context window is {window}"))
             too_small.add(route.name)
-        if reason is None:
-            eligible.append(route)
-        else:
-            excluded.append((route.name, reason))
-    if strategy_name != "priority" and len(eligible) > 1:
-        by_name = {route.name: route for route in eligible}
-        views = [TargetView(r.target, turn, r.price, _reader(r, clock), _waiter(r, request), r.local) for r in eligible]
-        chosen = [by_name[view.name] for view in strategy(request, views)]
-        if len({r.name for r in chosen}) != len(chosen):
-            raise ConfigurationError(f"strategy {strategy_name!r} returned a target twice")
-        excluded += [(r.name, f"left out by strategy {strategy_name!r}") for r in eligible if r not in chosen]
-        eligible = chosen
-    if pinned is not None:
-        eligible.sort(key=lambda route: route.name != pinned)
+            continue
+        eligible.append(route)
+    if len(eligible) > 1:
+        if strategy is not priority:
+            eligible = _ordered(request, eligible, strategy, strategy_name, Scene(request, turn, clock), excluded)
+        if complexity is not None and complexity.level != "medium":
+            eligible = _by_tier(request, eligible, complexity, Scene(request, turn, clock))
+        if first is not None:
+            eligible.sort(key=lambda route: first not in (route.name, route.target.model))
     return Plan(
         tuple(eligible),
         tuple(excluded),
         strategy_name,
-        too_small=frozenset(too_small),
+        too_small=frozenset(too_small) if too_small else _NOBODY,
         chain=request.chain,
         terms=terms,
+        complexity=complexity,
+        policy=policy,
     )
+
+
+_NOBODY: frozenset[str] = frozenset()
+
+
+def _ordered(
+    request: ChatRequest,
+    eligible: list[Route],
+    strategy: RoutingStrategy,
+    name: str,
+    scene: Scene,
+    excluded: list[tuple[str, str]],
+) -> list[Route]:
+    """The eligible as the strategy orders them; those that it leaves out are added to the excluded."""
+    chosen: list[Route] = [view.route for view in strategy(request, [RouteView(r, scene) for r in eligible])]
+    if len(set(map(id, chosen))) != len(chosen):
+        raise ConfigurationError(f"strategy {name!r} returned a target twice")
+    if len(chosen) < len(eligible):
+        excluded += [(r.name, f"left out by strategy {name!r}") for r in eligible if r not in chosen]
+    return chosen
+
+
+def _by_tier(request: ChatRequest, eligible: list[Route], complexity: Judgement, scene: Scene) -> list[Route]:
+    """The eligible in the order of their tiers."""
+    cost = dearness(request) if complexity.level == "simple" else None
+    costs = [0.0 if cost is None else cost(RouteView(route, scene)) for route in eligible]
+    return list(tiered(complexity.level, eligible, [route.target.tier for route in eligible], costs))
 
 
 def _exclusion(request: ChatRequest, route: Route, *, bound: bool, demanding: bool) -> str | None:
@@ -181,8 +233,6 @@ def _exclusion(request: ChatRequest, route: Route, *, bound: bool, demanding: bo
 
     `bound` and `demanding` say whether it comes with constraints, and asks for more than text.
     """
-    if not route.target.enabled:
-        return "disabled"
     if bound and (reason := _forbidden(request.constraints, route)):
         return reason
     if demanding:

@@ -7,17 +7,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from decimal import ROUND_CEILING, Decimal
+from typing import Any, Final, NamedTuple, Protocol
 
 from shared_core.chat.events import Usage
-from shared_core.chat.request import ChatRequest
+from shared_core.chat.request import ChatRequest, user
 from shared_core.errors import ConfigurationError, nearest
 from shared_core.resilience.health import TargetHealth
-from shared_core.routing.price import Price
+from shared_core.routing.price import NANO, Price
 from shared_core.routing.target import Target
 
-__all__ = ["STRATEGIES", "RoutingStrategy", "TargetView", "strategy_named"]
+__all__ = [
+    "STRATEGIES",
+    "RouteView",
+    "RoutingStrategy",
+    "Scene",
+    "TargetView",
+    "dearness",
+    "priority",
+    "strategy_named",
+]
 
 _CHARS_PER_TOKEN: Final = 4
 EXPECTED_OUTPUT: Final = 400
@@ -30,37 +39,128 @@ RECHECK_EVERY: Final = 50
 """One call in so many begins with a measured target that is not the best: it may have become so."""
 
 
-@dataclass(frozen=True, slots=True)
-class TargetView:
-    """What a strategy may know of one target: a frozen snapshot. `turn` numbers the router's calls from 0."""
+class Scene(NamedTuple):
+    """What all views of one decision share."""
 
-    target: Target
-    turn: int
-    _price: Callable[[], Price | None] | None = None
-    _health: Callable[[], TargetHealth] | None = None
-    _wait: Callable[[], float | None] | None = None
-    local: bool = False
-    """Runs on this machine."""
+    request: ChatRequest
+    turn: int = 0
+    clock: Callable[[], float] | None = None
+    """Monotonic seconds; None outside a router: then nobody's health is known."""
+
+
+class TargetView:
+    """What a strategy may know of one target; it cannot change anything. What is not asked for is not worked out.
+
+    A router makes its own. To try a strategy of yours, make some by hand:
+
+    Args:
+        target: the target itself.
+        turn: the number of the router's call, from 0.
+        price, health, wait_s: functions that tell these; left out, they are unknown.
+        local: whether it runs on this machine.
+    """
+
+    __slots__ = ("_scene", "route")
+
+    def __init__(
+        self,
+        target: Target,
+        turn: int = 0,
+        price: Callable[[], Price | None] | None = None,
+        health: Callable[[], TargetHealth | None] | None = None,
+        wait_s: Callable[[], float | None] | None = None,
+        local: bool = False,
+    ) -> None:
+        self.route: Any = _Given(target, price or _unknown, health or _unknown, wait_s or _unknown, local)
+        """What is viewed: for the planner, not for strategies."""
+        self._scene = Scene(_NO_REQUEST, turn, lambda: 0.0)
+
+    @property
+    def target(self) -> Target:
+        """The target itself: its weight, its tier, its model."""
+        target: Target = self.route.target
+        return target
 
     @property
     def name(self) -> str:
         """The target's name."""
-        return self.target.name
+        name: str = self.route.name
+        return name
+
+    @property
+    def turn(self) -> int:
+        """The number of the router's call, from 0."""
+        return self._scene.turn
+
+    @property
+    def local(self) -> bool:
+        """Runs on this machine."""
+        local: bool = self.route.local
+        return local
 
     @property
     def price(self) -> Price | None:
         """What its tokens cost; None where that is unknown."""
-        return self._price() if self._price is not None else None
+        price: Price | None = self.route.price()
+        return price
 
     @property
     def health(self) -> TargetHealth | None:
         """How it has been doing; None outside a router."""
-        return self._health() if self._health is not None else None
+        clock = self._scene.clock
+        if clock is None:
+            return None
+        health: TargetHealth | None = self.route.read(clock())
+        return health
 
     @property
     def wait_s(self) -> float | None:
         """Seconds until this request would have its turn there; None where that is unmeasured, or nobody waits."""
-        return self._wait() if self._wait is not None else None
+        asked: Callable[[ChatRequest], float | None] | None = self.route.wait_s
+        return None if asked is None else asked(self._scene.request)
+
+    def __repr__(self) -> str:
+        return f"TargetView({self.name!r})"
+
+
+class RouteView(TargetView):
+    """A view of a route of the router, or of what was recorded of one."""
+
+    __slots__ = ()
+
+    def __init__(self, route: Any, scene: Scene) -> None:
+        self.route = route
+        self._scene = scene
+
+
+def _unknown() -> None:
+    return None
+
+
+class _Given:
+    """What was said of a target by hand, in the shape of a route."""
+
+    __slots__ = ("_health", "_wait_s", "local", "name", "price", "target")
+
+    def __init__(
+        self,
+        target: Target,
+        price: Callable[[], Price | None],
+        health: Callable[[], TargetHealth | None],
+        wait_s: Callable[[], float | None],
+        local: bool,
+    ) -> None:
+        self.target, self.name, self.price, self.local = target, target.name, price, local
+        self._health, self._wait_s = health, wait_s
+
+    def read(self, _now: float) -> TargetHealth | None:
+        return self._health()
+
+    def wait_s(self, _request: ChatRequest) -> float | None:
+        return self._wait_s()
+
+
+_NO_REQUEST: Final = ChatRequest((user(""),))
 
 
 class RoutingStrategy(Protocol):
@@ -120,17 +220,52 @@ def cost(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[Targe
     An unknown price is never cheapest: such targets come last, as configured. Equals stay as configured. Local models
     cost nothing unless they are given a price; one by the second is taken for its usual seconds.
     """
-    told = sum(len(message.text) for message in request.messages) // _CHARS_PER_TOKEN
-    usage = Usage(told, min(request.max_tokens or EXPECTED_OUTPUT, EXPECTED_OUTPUT))
+    return sorted(views, key=dearness(request))
 
-    def dearness(view: TargetView) -> float:
+
+def dearness(request: ChatRequest) -> Callable[[TargetView], float]:
+    """What `request` may be expected to cost with the target of a view, in nano-dollars; infinite where unknown."""
+    told = sum(len(message.text) for message in request.messages) // _CHARS_PER_TOKEN
+    said = min(request.max_tokens or EXPECTED_OUTPUT, EXPECTED_OUTPUT)
+    usage = Usage(told, said)
+
+    def of(view: TargetView) -> float:
         price = view.price
         if price is None:
             return math.inf
+        rates = _rates(price)
+        if rates is not None:
+            return -(-(told * rates[1] + said * rates[2] + rates[3]) // _SCALE)
         health = view.health if price.second else None
         return price.cost_nano(usage, (health.latency_p50_s or 0.0) if health is not None else 0.0)
 
-    return sorted(views, key=dearness)
+    return of
+
+
+_SCALE: Final = 10**9
+"""Rates are kept in so many parts of a nano-dollar: whole numbers, exact for prices of up to twelve decimals."""
+_Rates = tuple[Price, int, int, int]
+_known: dict[int, _Rates] = {}
+
+
+def _rates(price: Price) -> _Rates | None:
+    """Input, output and request in parts of a nano-dollar; None of a price that is not so plain.
+
+    Decimals take microseconds, and a hundred targets may be compared with every request.
+    """
+    found = _known.get(id(price))
+    if found is not None and found[0] is price:  # which keeps it alive, so that nobody else gets its id
+        return found
+    if type(price) is not Price or price.second:
+        return None
+    if len(_known) > 4096:
+        _known.clear()
+    rates = [
+        int((Decimal(dollars) * parts * _SCALE).to_integral_value(rounding=ROUND_CEILING))
+        for dollars, parts in ((price.input, 1000), (price.output, 1000), (price.request, NANO))
+    ]
+    found = _known[id(price)] = (price, rates[0], rates[1], rates[2])
+    return found
 
 
 def performance(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:

@@ -26,8 +26,9 @@ from shared_core import (
 from shared_core.resilience.admission import Admission, Outcome, Refusal
 from shared_core.resilience.breaker import Permit
 from shared_core.routing.execution import Execution, Skip
-from shared_core.routing.flow import Admit, Call, FlowPolicy, Settle, Wait, flow
+from shared_core.routing.flow import Admit, Call, Settle, Wait, flow
 from shared_core.routing.planner import Plan
+from shared_core.routing.policy import FlowPolicy
 from shared_core.routing.reask import reask
 from shared_core.routing.relay import Relay
 

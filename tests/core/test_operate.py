@@ -218,8 +218,8 @@ def test_threads_may_change_and_ask_at_once():
 
 def test_a_standby_that_is_added_reads_ahead_from_then_on():
     with Router([target("a")]) as router:
-        assert not router._driver._policy.prefill
+        assert not router._fleet.line.rules.flow.prefill
         router.add(Target("llamacpp:tiny", standby="prefill"))
-        assert router._driver._policy.prefill
+        assert router._fleet.line.rules.flow.prefill
         router.remove("llamacpp:tiny")
-        assert not router._driver._policy.prefill
+        assert not router._fleet.line.rules.flow.prefill

@@ -310,6 +310,7 @@ def test_bytes_and_data_urls_travel_to_targets_that_fetch_nothing():
 
 def test_a_plan_made_outside_a_router_has_a_default_order_and_knows_nothing_of_health():
     from shared_core.routing.planner import plan
+    from shared_core.routing.strategies import priority
 
     seen = []
 
@@ -321,7 +322,7 @@ def test_a_plan_made_outside_a_router_has_a_default_order_and_knows_nothing_of_h
     made = plan(HI, routes, strategy, strategy_name="mine")
     assert (made.targets, made.strategy) == (("a", "b"), "mine")
     assert seen == [("a", 0, None, None), ("b", 0, None, None)]
-    assert plan(HI, routes, lambda q, v: []).targets == ("a", "b"), "priority asks no strategy"
+    assert plan(HI, routes, priority).targets == ("a", "b")
     assert plan(HI, routes, strategy).strategy == "priority"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 
@@ -151,10 +150,11 @@ def test_each_is_first_as_often_as_its_weight_says(weights: list[float]):
     """Within a few calls of the exact share, over any number of calls."""
     calls, whole = 500, sum(weights)
     names = [f"t{at}" for at in range(len(weights))]
-    views = [view(name, weight=weight) for name, weight in zip(names, weights, strict=True)]
     firsts: Counter[str] = Counter()
     for turn in range(calls):
-        ordered = order("weighted", [dataclasses.replace(one, turn=turn) for one in views])
+        ordered = order(
+            "weighted", [view(name, turn, weight=weight) for name, weight in zip(names, weights, strict=True)]
+        )
         assert sorted(ordered) == names
         firsts[ordered[0]] += 1
     for name, weight in zip(names, weights, strict=True):

@@ -1,0 +1,235 @@
+"""How hard a request is, and who should therefore be asked first: `estimate` and `tiered`. Pure; nobody is left out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final, Literal, TypeVar, get_args
+
+from shared_core.chat.request import COMPLEXITIES, Audio, ChatRequest, Complexity, File, Image, Message, ToolResult
+from shared_core.errors import ConfigurationError, nearest
+
+__all__ = ["Complexity", "Features", "Judgement", "checked", "estimate", "features_of", "judged", "tiered"]
+
+Level = Literal["simple", "medium", "complex"]
+
+_CHARS_PER_TOKEN: Final = 4
+_LOOKED_AT: Final = 4_000
+"""Characters of the last question (three quarters of them its first, the rest its last) that are searched for words,
+so that the cost does not grow with what is pasted in."""
+MEDIUM: Final = 1
+"""Points from which a request is of medium complexity."""
+COMPLEX: Final = 4
+"""Points from which it is complex."""
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_WORD = re.compile(r"[a-z]+")
+_HARD: Final = _words(
+    """
+    prove proof derive derivation theorem analyze analyse analyses analysis architect architecture tradeoff tradeoffs
+    refactor refactoring debug optimize optimise optimization algorithm algorithms complexity strategy design implement
+    compare contrast evaluate critique simulate forecast diagnose negotiate legal migrate migration concurrency
+    concurrent distributed security vulnerability vulnerabilities comprehensive
+    """
+)
+_HARD_PHRASES: Final = (
+    "step by step", "step-by-step", "trade-off", "root cause", "in depth", "think hard", "think carefully",
+    "reason about", "reason through",
+)  # fmt: skip
+_MIDDLING: Final = _words("explain why write draft rewrite improve outline describe review plan")
+_MIDDLING_PHRASES: Final = ("how do ", "how does ", "how to ", "how can ", "how would ")
+_EASY: Final = _words("translate classify spell spelling define convert extract hello hi thanks synonym synonyms label")
+_EASY_PHRASES: Final = (
+    "yes or no", "true or false", "one word", "one sentence", "capital of", "thank you", "who is", "who was",
+    "when is", "when was", "when did", "what is the", "what's the",
+)  # fmt: skip
+_CODE_SIGNS: Final = ("```", "=>", "Traceback (most recent call last)", ";\n", "{\n", "();", "):\n", "#include")
+_CODE_LINE = re.compile(
+    r"^[ \t]*(?:def |class |import |from |function |const |let |public |private |SELECT |func |fn ).*[({;:]",
+    re.MULTILINE,
+)
+_MATHS = re.compile(r"[∑∫√≤≥∂∞]|\\(?:frac|sum|int|sqrt)|\d ?[*/^] ?\d|\b[a-z] ?\^ ?\d|\b[a-z] = [-\d(a-z]")
+_ITEM = re.compile(r"^[ \t]*(?:\d+[.)]|[-*•]) +\S", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What is counted in a request. Figures alone, so that it can be kept without what was asked."""
+
+    question_tokens: int = 0
+    """Of the last user turn, at four characters each."""
+    all_tokens: int = 0
+    """Of all turns."""
+    turns: int = 0
+    """Turns by the user and by the assistant."""
+    tools: int = 0
+    tool_results: int = 0
+    schema_fields: int = 0
+    """Properties of the schema that the answer must have, nested ones included."""
+    media: int = 0
+    """Pictures, documents and sounds."""
+    code: bool = False
+    maths: bool = False
+    parts: int = 0
+    """Numbered or bulleted items, or questions, in the last user turn: the larger of the two."""
+    hard_words: int = 0
+    middling_words: int = 0
+    easy_words: int = 0
+    max_tokens: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """How complex a request is taken to be, and why."""
+
+    level: Level
+    asked: Complexity
+    """What was asked for: one of the levels, or 'auto'."""
+    points: int | None = None
+    """What 'auto' counted; None where nobody had to."""
+    why: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data, as it stands in `fallback` metadata."""
+        told: dict[str, Any] = {"level": self.level, "asked": self.asked}
+        if self.points is not None:
+            told |= {"points": self.points, "why": list(self.why)}
+        return told
+
+    def __str__(self) -> str:
+        if self.points is None:
+            return f"{self.level}, as asked"
+        return f"{self.level}, {self.points} points: {', '.join(self.why) or 'nothing hard about it'}"
+
+
+def checked(complexity: Any) -> Complexity | None:
+    """`complexity` as it was given, if that is one.
+
+    Raises:
+        ConfigurationError: it is none; names the nearest.
+    """
+    if complexity is not None and complexity not in COMPLEXITIES:
+        raise ConfigurationError(f"unknown complexity {complexity!r}. {nearest(str(complexity), COMPLEXITIES)}")
+    found: Complexity | None = complexity
+    return found
+
+
+def features_of(request: ChatRequest) -> Features:
+    """What counts in `request`. Takes the same time for any length of text, but for counting it."""
+    question = _question(request.messages)
+    looked_at = (
+        question if len(question) <= _LOOKED_AT else question[: _LOOKED_AT * 3 // 4] + question[-_LOOKED_AT // 4 :]
+    )
+    lowered = looked_at.lower()
+    words = set(_WORD.findall(lowered))
+    media = results = turns = characters = 0
+    for message in request.messages:
+        turns += message.role in ("user", "assistant")
+        for part in message.parts:
+            kind = type(part)
+            results += kind is ToolResult
+            media += kind in (Image, File, Audio)
+        characters += len(message.text)
+    return Features(
+        question_tokens=len(question) // _CHARS_PER_TOKEN,
+        all_tokens=characters // _CHARS_PER_TOKEN,
+        turns=turns,
+        tools=len(request.tools),
+        tool_results=results,
+        schema_fields=0 if request.output is None else max(1, _properties(request.output.schema)),
+        media=media,
+        code=_has(looked_at, _CODE_SIGNS) or _CODE_LINE.search(looked_at) is not None,
+        maths=_MATHS.search(looked_at) is not None,
+        parts=max(len(_ITEM.findall(looked_at)), looked_at.count("?")),
+        hard_words=_count(lowered, words, _HARD, _HARD_PHRASES),
+        middling_words=_count(lowered, words, _MIDDLING, _MIDDLING_PHRASES),
+        easy_words=_count(lowered, words, _EASY, _EASY_PHRASES),
+        max_tokens=request.max_tokens,
+    )
+
+
+def _has(text: str, signs: Sequence[str]) -> bool:
+    return any(sign in text for sign in signs)
+
+
+def _count(lowered: str, words: set[str], known: frozenset[str], phrases: Sequence[str]) -> int:
+    """How many different words and phrases of a kind there are."""
+    return len(words & known) + sum(phrase in lowered for phrase in phrases)
+
+
+def _question(messages: Sequence[Message]) -> str:
+    """The last user turn."""
+    return next((m.text for m in reversed(messages) if m.role == "user"), messages[-1].text if messages else "")
+
+
+def _properties(schema: Any, depth: int = 0) -> int:
+    if depth > 8 or not isinstance(schema, (dict, list)):
+        return 0
+    if isinstance(schema, list):
+        return sum(_properties(one, depth + 1) for one in schema)
+    own = schema.get("properties")
+    return (len(own) if isinstance(own, dict) else 0) + sum(_properties(one, depth + 1) for one in schema.values())
+
+
+def estimate(features: Features) -> Judgement:
+    """How complex a request with these features is. More of anything but easy words never makes it simpler."""
+    f = features
+    rows: tuple[tuple[int, str], ...] = (
+        (_steps(f.question_tokens, 60, 400, 2000), f"a question of about {f.question_tokens} tokens"),
+        (_steps(f.all_tokens, 4000, 16000), f"a conversation of about {f.all_tokens} tokens"),
+        (_steps(f.turns, 6, 20), f"{f.turns} turns"),
+        (_steps(f.tools, 1, 6), f"{f.tools} tools"),
+        (_steps(f.tool_results, 3), f"{f.tool_results} tool results"),
+        (_steps(f.schema_fields, 4, 12), f"a schema of {f.schema_fields} fields"),
+        (_steps(f.media, 1, 4), f"{f.media} pictures, documents or sounds"),
+        (2 if f.code else 0, "code"),
+        (1 if f.maths else 0, "formulas"),
+        (_steps(f.parts, 3, 6), f"{f.parts} parts"),
+        (2 * min(3, f.hard_words), f"{f.hard_words} words of hard tasks"),
+        (min(1, f.middling_words), "asks for an explanation or a text"),
+        (_steps(f.max_tokens or 0, 4000), "a long answer is allowed"),
+        # A word such as 'translate' says nothing about what comes with tools, code or proofs.
+        (-min(2, f.easy_words) if not (f.hard_words or f.code or f.tools) else 0, "words of easy tasks"),
+    )
+    points = sum(worth for worth, _ in rows)
+    level: Level = "complex" if points >= COMPLEX else "medium" if points >= MEDIUM else "simple"
+    return Judgement(level, "auto", points, tuple(why for worth, why in rows if worth))
+
+
+def _steps(figure: int, *thresholds: int) -> int:
+    return sum(figure >= threshold for threshold in thresholds)
+
+
+def judged(complexity: Complexity, request: ChatRequest) -> Judgement:
+    """The level that was asked for; for 'auto', the one that is estimated."""
+    return estimate(features_of(request)) if complexity == "auto" else Judgement(complexity, complexity)
+
+
+R = TypeVar("R")
+_QUICK: Final = {"fast": 0, None: 1, "standard": 1, "best": 2}
+
+
+def tiered(level: Level, items: Sequence[R], tiers: Sequence[str | None], costs: Sequence[float]) -> Sequence[R]:
+    """`items`, which stand in the strategy's order, as `level` wants them; nobody is left out.
+
+    'simple': fast tiers before standard before best, in each the cheapest first. 'complex': best before standard before
+    fast. 'medium': as they stand. Who declares no tier is standard; equals stay as they stand.
+    """
+    if level == "medium":
+        return items
+    places = range(len(items))
+    if level == "simple":
+        return [items[i] for i in sorted(places, key=lambda i: (_QUICK[tiers[i]], costs[i]))]
+    return [items[i] for i in sorted(places, key=lambda i: -_QUICK[tiers[i]])]
+
+
+assert get_args(Complexity) == COMPLEXITIES  # one list of words, told twice for types and for values
