@@ -11,47 +11,111 @@ import inspect
 import logging
 import queue
 import threading
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from time import monotonic
+from typing import Any
 
-from shared_core.telemetry.events import (
-    AttemptFailed,
-    CircuitChanged,
-    Event,
-    FellOver,
-    RequestFailed,
-    RequestSucceeded,
-    StreamContinued,
-)
+from shared_core._forks import after_fork
+from shared_core.errors import ConfigurationError, nearest
+from shared_core.telemetry import events as _events
+from shared_core.telemetry.events import Event, event_name
 
-__all__ = ["Dispatcher", "Observer"]
+__all__ = ["Dispatcher", "EventKind", "Observer", "Observers", "kinds_of"]
 
 Observer = Callable[[Event], object | Awaitable[object]]
 """Called with each event, on the dispatcher's thread; may be async. What it returns or raises changes nothing."""
+EventKind = type[Event] | str
+"""A kind of event: its class, or its name in snake case."""
+Observers = Observer | Sequence[Observer] | Mapping[EventKind, Observer | Sequence[Observer]]
+"""What `on_event` takes: an observer, several, or a mapping of kinds of event to who hears of them."""
 
 _log = logging.getLogger("llm_fallback")
 _log.addHandler(logging.NullHandler())  # a library says nothing in a program that has not asked for its log
-_INFO = (AttemptFailed, CircuitChanged, FellOver, RequestFailed, StreamContinued)
+
+_KINDS: Mapping[str, type[Event]] = {
+    event_name(kind): kind for name in _events.__all__ if isinstance(kind := getattr(_events, name), type)
+}
 
 
-def _level(event: Event) -> int:
-    if isinstance(event, RequestSucceeded) and event.used_fallback:
-        # That a target is passed over while its circuit is open has been told when it opened, not with every request.
-        return logging.WARNING if event.recovered_from else logging.INFO
-    if isinstance(event, RequestFailed) and event.outcome == "failed":
-        return logging.ERROR
-    return logging.INFO if isinstance(event, _INFO) else logging.DEBUG  # a caller who left is nobody's failure
+def kinds_of(kinds: Iterable[EventKind]) -> tuple[type[Event], ...]:
+    """The classes of kinds that may be named. `Event` itself stands for all.
+
+    Raises:
+        ConfigurationError: no kind of event has that name; names the nearest.
+    """
+    found: list[type[Event]] = []
+    for kind in kinds:
+        if isinstance(kind, str):
+            named = _KINDS.get(kind)
+        else:
+            named = kind if isinstance(kind, type) and issubclass(kind, Event) else None
+        if named is not None:
+            found.append(named)
+        else:
+            raise ConfigurationError(f"no event is named {kind!r}. {nearest(str(kind), _KINDS)}")
+    return tuple(found)
+
+
+def _pairs(observers: Observers | None) -> list[tuple[Observer, tuple[type[Event], ...]]]:
+    """Observers and what they hear of, as `on_event` may say it."""
+    if observers is None:
+        return []
+    if isinstance(observers, Mapping):
+        return [
+            (_callable(one), kinds_of([kind]))
+            for kind, given in observers.items()
+            for one in ([given] if callable(given) else given)
+        ]
+    return [(_callable(one), _wanted(one)) for one in ([observers] if callable(observers) else observers)]
+
+
+def _wanted(observer: Observer) -> tuple[type[Event], ...]:
+    """What an observer says of itself that it wants to hear: its `events`. All, where it says nothing."""
+    return kinds_of(getattr(observer, "events", None) or (Event,))
+
+
+def _callable(observer: Any) -> Observer:
+    if not callable(observer):
+        raise ConfigurationError(f"on_event takes functions of an event, not {type(observer).__name__}")
+    found: Observer = observer
+    return found
 
 
 class Dispatcher:
-    """A bounded queue of events and one daemon thread, started at the first event when there are observers."""
+    """A bounded queue of events and one daemon thread, started at the first event that somebody wants to hear of.
 
-    def __init__(self, observers: Sequence[Observer] = (), capacity: int = 10_000) -> None:
-        self._observers = tuple(observers)
-        self._queue: queue.Queue[Event | threading.Event | None] = queue.Queue(capacity)
-        self._thread: threading.Thread | None = None
-        self._lock = threading.Lock()
+    Async observers run on an event loop of that thread, one event after another.
+
+    Raises:
+        ConfigurationError: an observer cannot be called, or no event has the name that it is to hear of.
+    """
+
+    def __init__(self, observers: Observers | None = (), capacity: int = 10_000) -> None:
+        self._observers = tuple(_pairs(observers))
+        self._told: dict[type[Event], tuple[Observer, ...]] = {}
+        self._capacity = capacity
+        self._anew()
         self.dropped = 0
         """Events lost because observers could not keep up."""
+
+    def _anew(self) -> None:
+        self._queue: queue.Queue[Event | threading.Event | None] = queue.Queue(self._capacity)
+        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+
+    def add(self, observer: Observer, kinds: Iterable[EventKind] = ()) -> Callable[[], None]:
+        """Have one more observer told, of these kinds of event or what it wants to hear; returns what ends that."""
+        one = (_callable(observer), kinds_of(kinds) or _wanted(observer))
+        with self._lock:
+            self._observers = (*self._observers, one)
+            self._told = {}
+
+        def remove() -> None:
+            with self._lock:
+                self._observers = tuple(other for other in self._observers if other is not one)
+                self._told = {}
+
+        return remove
 
     @property
     def active(self) -> bool:
@@ -63,12 +127,19 @@ class Dispatcher:
         """Whether anybody would hear of what deserves attention: a fallback that was needed, a failure."""
         return bool(self._observers) or _log.isEnabledFor(logging.WARNING)
 
+    def _whom(self, kind: type[Event]) -> tuple[Observer, ...]:
+        told = tuple(one for one, wanted in self._observers if issubclass(kind, wanted))
+        self._told[kind] = told
+        return told
+
     def emit(self, event: Event) -> None:
         """Log it and pass it on. Never blocks, never raises."""
-        level = _level(event)
+        level = event.level
         if _log.isEnabledFor(level):
             _log.log(level, "%s", _Line(event))
-        if not self._observers:
+        kind = type(event)
+        told = self._told.get(kind)
+        if not (self._whom(kind) if told is None else told):
             return
         if self._thread is None:
             self._start()
@@ -80,6 +151,7 @@ class Dispatcher:
     def _start(self) -> None:
         with self._lock:
             if self._thread is None:
+                after_fork(self._anew)
                 self._thread = threading.Thread(target=self._run, name="llm-fallback-events", daemon=True)
                 self._thread.start()
 
@@ -89,7 +161,8 @@ class Dispatcher:
                 if isinstance(item, threading.Event):
                     item.set()
                     continue
-                for observer in self._observers:
+                kind = type(item)
+                for observer in self._told.get(kind) or self._whom(kind):
                     self._tell(runner, observer, item)
 
     @staticmethod
@@ -102,25 +175,38 @@ class Dispatcher:
             _log.exception("an observer failed on %s; the request is not affected", event.name)
 
     def flush(self, timeout_s: float = 5.0) -> bool:
-        """Wait until every event emitted so far has been told. False when that took too long."""
-        if self._thread is None:
-            return True
+        """Wait until every event emitted so far has been told, and webhooks sent. False when that took too long."""
+        until = monotonic() + timeout_s
+        if self._thread is not None and not self._quiet(timeout_s):
+            return False
+        return all(flush(max(0.0, until - monotonic())) for flush in self._flushes())
+
+    def _flushes(self) -> list[Callable[[float], bool]]:
+        found = [getattr(one, "flush", None) for one, _ in self._observers]
+        return [flush for flush in found if callable(flush)]
+
+    def close(self) -> None:
+        """Tell what is left (for at most a second; webhooks for as long as they say) and stop the thread."""
+        if self._thread is not None:
+            self._quiet(1.0)
+            try:
+                self._queue.put_nowait(None)
+            except queue.Full:
+                _log.warning("observers are stuck; %d events were not told", self._queue.qsize())
+            self._thread = None
+        for observer, _ in self._observers:
+            drain = getattr(observer, "drain", None)
+            if callable(drain):
+                drain()
+
+    def _quiet(self, timeout_s: float) -> bool:
+        """Wait until observers were told what is in the queue."""
         done = threading.Event()
         try:
             self._queue.put(done, timeout=timeout_s)
         except queue.Full:
             return False
         return done.wait(timeout_s)
-
-    def close(self) -> None:
-        """Tell what is left (for at most a second) and stop the thread."""
-        if self._thread is not None:
-            self.flush(1.0)
-            try:
-                self._queue.put_nowait(None)
-            except queue.Full:
-                _log.warning("observers are stuck; %d events were not told", self._queue.qsize())
-            self._thread = None
 
 
 async def _awaited(result: Awaitable[object]) -> object:
@@ -140,4 +226,4 @@ class _Line:
         facts = ", ".join(
             f"{k}={v!r}" for k, v in event.as_dict().items() if k not in ("event", "execution", "at") and v is not None
         )
-        return f"{event.name} [{event.execution}] {facts}"
+        return f"{event.name} [{event.execution}] {facts}" if event.execution else f"{event.name} {facts}"

@@ -1,9 +1,15 @@
-"""What the router tells its observers: one frozen value per thing that happened. No event carries a key or a prompt."""
+"""What the router tells its observers: one frozen value per thing that happened. No event carries a key or a prompt.
+
+Another event is a frozen dataclass over `Event` here, in `__all__`, and a row in docs/events.md (a test compares them).
+It says in `level` how loud its line in the log is, and in `quoted` which of its texts are a vendor's own words. Whoever
+has one to tell hands it to `Dispatcher.emit`.
+"""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 __all__ = [
     "AttemptFailed",
@@ -14,24 +20,55 @@ __all__ = [
     "RequestStarted",
     "RequestSucceeded",
     "StreamContinued",
+    "TargetChanged",
+    "TargetProbed",
+    "TargetRecovered",
+    "TargetUnhealthy",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """The base of all events. `execution` is the request's id; `at` is seconds since the epoch."""
+    """The base of all events. `at` is seconds since the epoch.
+
+    `execution` is the id of the request that brought it about: empty where an operator or a health check did.
+    """
 
     execution: str
     at: float
 
+    quoted: ClassVar[frozenset[str]] = frozenset()
+    """Fields that may hold a vendor's own words. They stay in this process unless somebody asks for them."""
+
     @property
     def name(self) -> str:
         """The event's name in snake case."""
-        return "".join(f"_{c.lower()}" if c.isupper() else c for c in type(self).__name__).lstrip("_")
+        return event_name(type(self))
+
+    @property
+    def level(self) -> int:
+        """How loud its line in the log is, as a level of `logging`: whose attention it wants."""
+        return logging.DEBUG
 
     def as_dict(self) -> dict[str, Any]:
         """As plain data, with the event's name."""
         return {"event": self.name, **asdict(self)}
+
+
+def event_name(kind: type[Event]) -> str:
+    """The name of a kind of event, in snake case: 'circuit_changed'."""
+    return "".join(f"_{c.lower()}" if c.isupper() else c for c in kind.__name__).lstrip("_")
+
+
+class _Informative(Event):
+    """An event that a log at information level shows."""
+
+    __slots__ = ()
+
+    @property
+    def level(self) -> int:
+        """Information."""
+        return logging.INFO
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +92,13 @@ class RequestSucceeded(Event):
     recovered_from: tuple[str, ...] = ()
     """Every failure on the way, as 'target: kind of error', in order."""
 
+    @property
+    def level(self) -> int:
+        """A warning when another target had to step in; that one is passed over anyway has been told before."""
+        if not self.used_fallback:
+            return logging.DEBUG
+        return logging.WARNING if self.recovered_from else logging.INFO
+
 
 @dataclass(frozen=True, slots=True)
 class RequestFailed(Event):
@@ -65,9 +109,16 @@ class RequestFailed(Event):
     attempts: int
     duration_s: float
 
+    quoted: ClassVar[frozenset[str]] = frozenset({"error"})
+
+    @property
+    def level(self) -> int:
+        """An error, unless the caller left: that is nobody's failure."""
+        return logging.ERROR if self.outcome == "failed" else logging.INFO
+
 
 @dataclass(frozen=True, slots=True)
-class AttemptFailed(Event):
+class AttemptFailed(_Informative):
     """One attempt failed. `will_retry` says that the same target is asked again next."""
 
     target: str
@@ -76,9 +127,11 @@ class AttemptFailed(Event):
     error: str
     will_retry: bool
 
+    quoted: ClassVar[frozenset[str]] = frozenset({"error"})
+
 
 @dataclass(frozen=True, slots=True)
-class FellOver(Event):
+class FellOver(_Informative):
     """The next attempt goes to another target."""
 
     source: str
@@ -87,7 +140,7 @@ class FellOver(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class StreamContinued(Event):
+class StreamContinued(_Informative):
     """A broken stream goes on with another target, after `at_character` characters."""
 
     target: str
@@ -96,10 +149,57 @@ class StreamContinued(Event):
 
 
 @dataclass(frozen=True, slots=True)
-class CircuitChanged(Event):
-    """A circuit, account or parked target changed: 'circuit open', 'circuit closed', 'parked', 'account locked'."""
+class CircuitChanged(_Informative):
+    """A circuit changed, a target was parked or an account locked.
+
+    `state` is 'circuit open', 'circuit half-open', 'circuit closed', 'circuit forced open', 'circuit disabled',
+    'parked' or 'account locked'; `for_s` how long it lasts at least, if that is known.
+    """
 
     scope: str
     state: str
     for_s: float | None
     reason: str | None
+
+    quoted: ClassVar[frozenset[str]] = frozenset({"reason"})
+
+
+@dataclass(frozen=True, slots=True)
+class TargetUnhealthy(_Informative):
+    """A target that was well, or unknown, is not: its circuit opened, it is locked, or most of its calls fail."""
+
+    target: str
+    reason: str | None
+
+    quoted: ClassVar[frozenset[str]] = frozenset({"reason"})
+
+
+@dataclass(frozen=True, slots=True)
+class TargetRecovered(_Informative):
+    """A target that was told to be unhealthy is well again; requests go to it as before."""
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class TargetProbed(Event):
+    """A health check of a target ended. `kind` is the kind of error if it was not well."""
+
+    target: str
+    ok: bool
+    how: str
+    """'models', 'call' or 'report' (docs/health.md); empty when nothing could be asked."""
+    latency_s: float
+    kind: str | None
+    background: bool
+    """Made by itself, not on demand."""
+
+
+@dataclass(frozen=True, slots=True)
+class TargetChanged(_Informative):
+    """An operator changed the targets while the router runs."""
+
+    target: str
+    change: Literal["added", "removed", "replaced", "enabled", "disabled", "pinned", "unpinned"]
+    other: str | None = None
+    """Of 'replaced', the target that stood in its place before."""
