@@ -1,4 +1,9 @@
-"""May this attempt start? `Gate` answers for one target: circuit, parking and account lock together.
+"""May this attempt start? `Gate` answers for one target: locks, parking, circuits, rates and slots together.
+
+Four things keep calls from a target, and each has an end of its own: a *lock* (the key, the bill, no such model) is
+re-checked by one attempt after a while; a *park* (a throttle with its end, a day's quota) passes; an open *circuit* (it
+failed) is probed; *limits* (rates and slots) have room again soon. What is wrong with the account, rather than with one
+model behind it, closes all of its targets.
 
 Each `Admission` is settled exactly once; settling twice is a bug and says so. One short lock per gate, never held
 across a call, an await or anybody else's code.
@@ -6,17 +11,22 @@ across a call, an await or anybody else's code.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
-from shared_core.errors import Disposition, ErrorKind, ProviderError, Scope
+from shared_core.chat.events import Usage
+from shared_core.chat.request import ChatRequest
+from shared_core.errors import ConfigurationError, Disposition, ErrorKind, ProviderError, Rule, Scope, Settlement
 from shared_core.resilience.breaker import BreakerConfig, CircuitBreaker, CircuitState, Permit, Rejection, Result
 from shared_core.resilience.health import HealthRecord, Hold, Pace, TargetHealth
+from shared_core.resilience.locks import Lock
+from shared_core.resilience.rate_limit import NO_LIMITS, Lease, Limiter, Limits, Ticket, Verdict, Want, Window
 from shared_core.resilience.retry import RetryBudget
 
-__all__ = ["Account", "Admission", "Gate", "Outcome", "Refusal", "Transition"]
+__all__ = ["Account", "Admission", "Gate", "Gates", "Outcome", "Refusal", "Transition"]
 
 SLOW_S = 20.0
 """A first token later than this, and later than four times the median, is slow."""
@@ -28,18 +38,33 @@ class Refusal(NamedTuple):
     reason: str
     retry_at: float | None
     waits: bool = False
-    """The end is known and named by the server: worth waiting for when nobody else is left."""
+    """It passes: worth waiting in line for (`Gate.line_up`) when nobody else is left. `retry_at` may be a guess."""
 
 
 class Admission:
     """Leave for one attempt at one target. Settle it once, whatever happens."""
 
-    __slots__ = ("permit", "settled", "started")
+    __slots__ = ("claim", "lease", "permit", "settled", "started")
 
-    def __init__(self, permit: Permit, started: float) -> None:
+    def __init__(self, permit: Permit, started: float, lease: Lease | None = None, claim: Claim | None = None) -> None:
         self.permit = permit
         self.started = started
         self.settled = False
+        self.lease = lease
+        """A slot and a share of the rates; None where there are no limits to keep to."""
+        self.claim = claim
+        """What else hangs on this attempt; None on most days."""
+
+
+class Claim(NamedTuple):
+    """What an attempt decides beside its target's circuit."""
+
+    permit: Permit | None
+    """Of the account's circuit, where several targets stand behind it."""
+    account: bool
+    """It is the re-check of the account's lock."""
+    target: bool
+    """It is the re-check of the target's lock."""
 
 
 class Outcome(NamedTuple):
@@ -65,16 +90,62 @@ class Transition:
     reason: str | None = None
 
 
-class Account:
-    """The lock on everything behind one key and endpoint: set by a bad key or an unpaid bill, never by slowness."""
+class Account(Lock):
+    """Everything behind one key and endpoint: its lock, and a circuit of its own once several targets stand behind it.
 
-    __slots__ = ("name", "reason", "since", "until")
+    The lock is put on by a bad key or an unpaid bill. The circuit counts only what says that nobody can be reached
+    there; what one model does is that target's own affair.
+    """
+
+    __slots__ = ("breaker", "gates", "mutex", "name")
 
     def __init__(self, name: str) -> None:
+        super().__init__()
         self.name = name
-        self.since = 0.0
-        self.until = 0.0
-        self.reason = ""
+        self.mutex = threading.Lock()
+        self.breaker: CircuitBreaker | None = None
+        self.gates = 0
+
+    def join(self, config: BreakerConfig | None) -> None:
+        """One more target stands behind it."""
+        with self.mutex:
+            self.gates += 1
+            if self.gates > 1 and self.breaker is None:
+                self.breaker = CircuitBreaker(config)
+
+    @property
+    def quiet(self) -> bool:
+        """There is nothing to ask it."""
+        return not self.until and self.breaker is None
+
+    def blocked(self, now: float) -> Refusal | None:
+        """Why nothing behind it may be asked now."""
+        if (locked := self.refusal(now)) is not None:
+            return Refusal(f"account locked: {locked.reason}", locked.retry_at)
+        if self.breaker is not None and (broken := self.breaker.peek(now)) is not None:
+            return Refusal(f"account's {broken.reason}", broken.retry_at)
+        return None
+
+    def claim(self, now: float, lease_s: float, chance: float, lock: Lock) -> Claim | Refusal | None:
+        """Leave for one attempt behind it, the target's own lock included; None when there is nothing to decide."""
+        with self.mutex:
+            if (refusal := self.blocked(now)) is not None:
+                return refusal
+            permit = None if self.breaker is None else self.breaker.acquire(now, lease_s, chance)
+            if isinstance(permit, Rejection):  # its probe was lost
+                return Refusal(f"account's {permit.reason}", permit.retry_at)
+            claim = Claim(permit, self.check(now, lease_s), lock.check(now, lease_s))
+            return claim if any(claim) else None
+
+    def unclaim(self, claim: Claim, lock: Lock, now: float) -> None:
+        """Nothing was sent under it after all."""
+        with self.mutex:
+            if claim.permit is not None and self.breaker is not None:
+                self.breaker.report(claim.permit, Result.NEUTRAL, now)
+            if claim.account:
+                self.undecided()
+            if claim.target:
+                lock.undecided()
 
 
 class Gate:
@@ -88,6 +159,8 @@ class Gate:
         "breaker",
         "budget",
         "health",
+        "limiter",
+        "lock",
         "park_passes",
         "park_reason",
         "parked_since",
@@ -95,10 +168,21 @@ class Gate:
         "prefill_rejected",
     )
 
-    def __init__(self, name: str, config: BreakerConfig | None = None, account: Account | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: BreakerConfig | None = None,
+        account: Account | None = None,
+        limiter: Limiter | None = None,
+    ) -> None:
         self._lock = threading.Lock()
         self._name = name
         self.account = account or Account(name)
+        self.account.join(config)
+        self.limiter = limiter or Limiter(name)
+        """Rates and slots, shared with the other targets of a pool."""
+        self.lock = Lock()
+        """What this model is locked for: a permission, an entitlement, that there is no such model."""
         self.breaker = CircuitBreaker(config)
         self.budget = RetryBudget()
         self.health = HealthRecord()
@@ -113,31 +197,99 @@ class Gate:
 
     def _refusal(self, now: float) -> Refusal | None:
         account = self.account
-        if now < account.until:
-            return Refusal(f"account locked: {account.reason}", account.until)
+        if not account.quiet and (blocked := account.blocked(now)) is not None:
+            return blocked
+        if self.lock.until and (locked := self.lock.refusal(now)) is not None:
+            return Refusal(f"locked: {locked.reason}", locked.retry_at)
         if now < self.parked_until:
             return Refusal(f"parked: {self.park_reason}", self.parked_until, self.park_passes)
         return None
 
-    def admit(self, now: float, lease_s: float, chance: float = 0.5) -> Admission | Refusal:
-        """Leave for an attempt that ends within `lease_s` seconds, or the reason why not."""
+    def admit(
+        self, now: float, lease_s: float, chance: float = 0.5, request: ChatRequest | None = None
+    ) -> Admission | Refusal:
+        """Leave for an attempt that ends within `lease_s` seconds, or the reason why not.
+
+        `request` says what it would take of the rates; left out, it takes one request and no tokens.
+        """
         with self._lock:
             refusal = self._refusal(now)
             if refusal is not None:
                 return refusal
-            permit = self.breaker.acquire(now, lease_s, chance)
-            if isinstance(permit, Rejection):
-                if self.health.checking_circuit and self.breaker.state is CircuitState.OPEN:
-                    self._news.append(self._moved(CircuitState.OPEN, now))  # its probe was lost
-                return Refusal(permit.reason, permit.retry_at)
-            health = self.health
-            if permit.probe and not health.checking_circuit:
-                self._news.append(self._moved(CircuitState.HALF_OPEN, now))
-            if not health.calls:
-                health.begin(now)
-            health.in_flight += 1
-            health.calls += 1
-            return Admission(permit, now)
+            if not self.limiter.active:
+                return self._start(now, lease_s, chance, None)
+            if (rejection := self.breaker.peek(now)) is not None:
+                return Refusal(rejection.reason, rejection.retry_at)
+            lease = self.limiter.take(now, self.limiter.want(request))
+            if isinstance(lease, Verdict):
+                return _later(lease, self.limiter.limits)
+            return self._start(now, lease_s, chance, lease)
+
+    def _start(self, now: float, lease_s: float, chance: float, lease: Lease | None) -> Admission | Refusal:
+        """Start an attempt under `lease`, which goes back if circuits or locks are against it."""
+        claim: Claim | None = None
+        if not self.account.quiet or self.lock.until:
+            answer = self.account.claim(now, lease_s, chance, self.lock)
+            if isinstance(answer, Refusal):
+                return self._turned_down(answer, lease, now)
+            claim = answer
+        permit = self.breaker.acquire(now, lease_s, chance)
+        if isinstance(permit, Rejection):
+            if self.health.checking_circuit and self.breaker.state is CircuitState.OPEN:
+                self._news.append(self._moved(CircuitState.OPEN, now))  # its probe was lost
+            if claim is not None:
+                self.account.unclaim(claim, self.lock, now)
+            return self._turned_down(Refusal(permit.reason, permit.retry_at), lease, now)
+        health = self.health
+        if permit.probe and not health.checking_circuit:
+            self._news.append(self._moved(CircuitState.HALF_OPEN, now))
+        if not health.calls:
+            health.begin(now)
+        health.in_flight += 1
+        health.calls += 1
+        return Admission(permit, now, lease, claim)
+
+    def _turned_down(self, refusal: Refusal, lease: Lease | None, now: float) -> Refusal:
+        if lease is not None:
+            self.limiter.return_unused(lease, now)
+        return refusal
+
+    # ── waiting in line ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def line_up(self, now: float, request: ChatRequest | None, wake: Callable[[], None]) -> Ticket | Refusal:
+        """A place in the line for rates, slots and the end of a park; or why waiting is no use.
+
+        The ticket has its lease already, or `wake` is called, from any thread, when something about it has changed:
+        then look at it, tell the limiter when its `wake_at` has come (`Limiter.due`), and `enter` with it. Whoever
+        gives up tells `Limiter.leave`.
+        """
+        with self._lock:
+            refusal = self._refusal(now)
+            if refusal is None and (rejection := self.breaker.peek(now)) is not None:
+                refusal = Refusal(rejection.reason, rejection.retry_at)
+            if refusal is not None and not refusal.waits:
+                return refusal
+            if refusal is not None and refusal.retry_at is not None:
+                self.limiter.hold(now, refusal.retry_at, None)
+            ticket = self.limiter.queue(now, self.limiter.want(request), wake, self)
+            return Refusal(ticket.reason, None) if isinstance(ticket, Verdict) else ticket  # the line is full
+
+    def enter(self, ticket: Ticket, now: float, lease_s: float, chance: float = 0.5) -> Admission | Refusal:
+        """Start the attempt whose turn has come; or why it may not start after all."""
+        with self._lock:
+            lease, ticket.lease = ticket.lease, None
+            refusal = self._refusal(now)
+            if refusal is not None:
+                return self._turned_down(refusal, lease, now)
+            if lease is not None:
+                return self._start(now, lease_s, chance, lease)
+            if (rejection := self.breaker.peek(now)) is not None:
+                return Refusal(rejection.reason, rejection.retry_at)
+            return Refusal("no turn came in time", None)
+
+    def learn(self, windows: Iterable[Window], now: float) -> None:
+        """Heed what the vendor's headers say of its rate limits."""
+        self.limiter.learn(windows, now)
 
     def _moved(self, state: CircuitState, now: float, reason: str | None = None) -> Transition:
         """The circuit has changed: remember it."""
@@ -169,7 +321,7 @@ class Gate:
         refusal = self._refusal(now)
         reason, passes = (None, False) if refusal is None else (refusal.reason, refusal.waits)
         health = self.health
-        if health.turned(self.breaker.state, reason, passes=passes):
+        if health.turned(self.state, reason, passes=passes):
             word, why = ("unhealthy", reason or health.last_error) if health.sick else ("recovered", None)
             self._news.append(self._note(Transition(self._name, word, None, why), now))
 
@@ -179,10 +331,16 @@ class Gate:
             refusal = self._refusal(now)
             if refusal is None and (rejection := self.breaker.peek(now)) is not None:
                 refusal = Refusal(rejection.reason, rejection.retry_at)
-            return refusal
+        if refusal is None and (verdict := self.limiter.peek(now)) is not None:
+            refusal = _later(verdict, self.limiter.limits)
+        return refusal
 
-    def settle(self, admission: Admission, outcome: Outcome, now: float, chance: float = 0.5) -> Sequence[Transition]:
+    def settle(
+        self, admission: Admission, outcome: Outcome, now: float, chance: float = 0.5, usage: Usage | None = None
+    ) -> Sequence[Transition]:
         """Learn from one attempt. Returns what it changed; whether the target is well again is `news`.
+
+        `usage` corrects what the attempt was thought to take of the rates.
 
         Raises:
             RuntimeError: the admission was settled before, which is a bug in the caller.
@@ -192,12 +350,56 @@ class Gate:
                 raise RuntimeError(f"admission to {self._name!r} settled twice")
             admission.settled = True
             self.health.in_flight -= 1
+            if admission.lease is not None:
+                self._give_back(admission.lease, outcome, now, usage)
             error = outcome.error
             if error is not None:
-                return self._failed(admission, outcome, error, now, chance)
-            if outcome.cancelled:
-                return self._circuit(admission, Result.NEUTRAL, now, chance)
-            return self._well(admission, outcome, now, chance)
+                changes = self._failed(admission, outcome, error, now, chance)
+            elif outcome.cancelled:
+                changes = self._circuit(admission, Result.NEUTRAL, now, chance)
+            else:
+                changes = self._well(admission, outcome, now, chance)
+            if admission.claim is not None and (more := self._decide(admission.claim, outcome, now, chance)):
+                changes = (*changes, *more)
+                self._turn(now)
+            return changes
+
+    def _give_back(self, lease: Lease, outcome: Outcome, now: float, usage: Usage | None) -> None:
+        used: Want | None = None
+        if usage is not None and not usage.estimated:
+            used = Want(usage.input_tokens, usage.output_tokens)
+        elif outcome.error is not None and outcome.error.rule.settlement is Settlement.VOID:
+            used = Want()  # it was refused before any token was read
+        self.limiter.release(lease, now, used, answered=outcome.error is None and not outcome.cancelled)
+
+    def _decide(self, claim: Claim, outcome: Outcome, now: float, chance: float) -> Sequence[Transition]:
+        """What the attempt says of the account's circuit, and of locks that it was the re-check of."""
+        account, error = self.account, outcome.error
+        well = error is None and not outcome.cancelled
+        changes: list[Transition] = []
+        with account.mutex:
+            for checked, lock, name, word in (
+                (claim.account, account, account.name, "account unlocked"),
+                (claim.target, self.lock, self._name, "unlocked"),
+            ):
+                if not checked:
+                    continue
+                if well and lock.lift():
+                    changes.append(self._note(Transition(name, word), now))
+                elif now >= lock.until:  # it was not locked again
+                    lock.undecided()
+            if claim.permit is not None and account.breaker is not None:
+                state = account.breaker.report(
+                    claim.permit, _reached(outcome), now, chance=chance, server_wait_s=_asked(error)
+                )
+                if state is not None:
+                    until = account.breaker.open_until
+                    reason = None if error is None else str(error.kind)
+                    changes.append(self._note(Transition(account.name, f"circuit {state}", until, reason), now))
+                    if until is not None:
+                        self.health.outages.hold("account", now, until)
+                        self.limiter.send_away(self)
+        return changes
 
     def _well(self, admission: Admission, outcome: Outcome, now: float, chance: float) -> Sequence[Transition]:
         health = self.health
@@ -230,39 +432,58 @@ class Gate:
             self.budget.failure()
         else:
             health.note(text, now)
-        asked = error.retry_after_s or 0.0
+        asked = _asked(error)
         wait = asked if asked > 0 and rule.trusts_wait else max(asked, rule.lock_s)
         changes: list[Transition] = []
         if rule.locks is not None and wait > 0:
-            changes.append(self._lock_out(rule.locks, now, now + wait, error))
+            changes.append(self._lock_out(rule.locks, now, now + wait, error, chance))
+        ramp = error.kind is ErrorKind.RAMP
+        if error.kind in _CROWDED and self.limiter.throttled(now, admission.started, ramp=ramp):
+            changes.append(self._slowed(text, now))
+        # That nobody can be reached is the account's failure where other targets stand behind it.
+        own = error.kind is not ErrorKind.CONNECT or admission.claim is None or admission.claim.permit is None
         changes += self._circuit(
             admission,
-            Result.FAILURE if trips else Result.NEUTRAL,
+            Result.FAILURE if trips and own else Result.NEUTRAL,
             now,
             chance,
             silent=error.kind is ErrorKind.TIMEOUT,
-            server_wait_s=error.retry_after_s or 0.0,
+            server_wait_s=asked,
             reason=text,
         )
         self._turn(now)
         return changes
 
-    def _lock_out(self, scope: Scope, now: float, until: float, error: ProviderError) -> Transition:
+    def _slowed(self, text: str, now: float) -> Transition:
+        slots = "" if self.limiter.slots is None else f", {self.limiter.slots} slots"
+        told = f"{text}: {self.limiter.pace:.0%} of its rates{slots}"
+        return self._note(Transition(self._name, "slowed", None, told), now)
+
+    def _lock_out(self, scope: Scope, now: float, until: float, error: ProviderError, chance: float) -> Transition:
         reason = f"{error.kind}: {error.message[:200]}"
         health = self.health
         if scope is Scope.ACCOUNT:
             account = self.account
-            if account.until <= now:
-                account.since = now
-            account.until, account.reason = max(until, account.until), reason
+            with account.mutex:
+                account.put(now, until, reason)
             health.outages.hold("account", account.since, account.until)
+            self.limiter.send_away(self)
             return self._note(Transition(account.name, "account locked", until, reason), now)
+        if _locks(error.rule):
+            self.lock.put(now, until, reason)
+            health.outages.hold("lock", self.lock.since, self.lock.until)
+            self.limiter.send_away(self)
+            return self._note(Transition(self._name, "locked", until, reason), now)
         if until > self.parked_until:
             if self.parked_until <= now:
                 self.parked_since = now
             self.parked_until, self.park_reason = until, reason
             self.park_passes = error.rule.disposition is Disposition.RETRY
             health.outages.hold("park", self.parked_since, until)
+            if self.park_passes:
+                self.limiter.hold(now, until, chance)
+            else:
+                self.limiter.send_away(self)
         return self._note(Transition(self._name, "parked", until, reason), now)
 
     def _circuit(
@@ -279,7 +500,11 @@ class Gate:
         state = self.breaker.report(
             admission.permit, result, now, chance=chance, silent=silent, server_wait_s=server_wait_s
         )
-        return () if state is None else (self._moved(state, now, reason),)
+        if state is None:
+            return ()
+        if state is CircuitState.OPEN:
+            self.limiter.send_away(self)
+        return (self._moved(state, now, reason),)
 
     def _slow(self, first_token_s: float | None) -> bool:
         if first_token_s is None or first_token_s <= SLOW_S:
@@ -294,7 +519,10 @@ class Gate:
 
     @property
     def state(self) -> CircuitState:
-        """The circuit's state."""
+        """The circuit's state: its account's while that is not closed, else its own."""
+        shared = self.account.breaker
+        if shared is not None and shared.state is not CircuitState.CLOSED:
+            return shared.state
         return self.breaker.state
 
     @property
@@ -308,12 +536,13 @@ class Gate:
         refusal = self.peek(now)
         with self._lock:
             health, account = self.health, self.account
-            locked = Hold(account.since, account.until, account.reason) if now < account.until else None
+            lock = account if now < account.until else self.lock
+            locked = Hold(lock.since, lock.until, lock.reason) if now < lock.until else None
             parked = Hold(self.parked_since, self.parked_until, self.park_reason) if now < self.parked_until else None
             reading = health.read(
                 self._name,
                 now,
-                self.breaker.state,
+                self.state,
                 reason=refusal.reason if refusal else None,
                 retry_at=refusal.retry_at if refusal else None,
                 passes=refusal.waits if refusal else False,
@@ -322,28 +551,36 @@ class Gate:
             )
             if not full:
                 return reading
-            if locked is not None:
+            if facts := self.limiter.facts(now):
+                reading = replace(reading, facts={**reading.facts, "limits": facts})
+            if locked is not None and lock is account:
                 health.outages.hold("account", locked.since, locked.until)  # another target's call may have locked it
             else:
                 health.outages.lift("account", now)
             return replace(reading, windows=health.windows(now), history=health.history(now))
 
     def reset(self, now: float | None = None) -> None:
-        """Close the circuit, lift parking and the account's lock."""
+        """Close its circuits, lift parking and locks, forget what limits have learned."""
         with self._lock:
             self.breaker.reset()
+            with self.account.mutex:
+                if self.account.breaker is not None:
+                    self.account.breaker.reset()
+                self.account.lift()
+                self.lock.lift()
             self.parked_until = 0.0
-            self.account.until = 0.0
             self.budget.tokens = self.budget.capacity
+            self.limiter.reset()
             if now is not None:
-                self.health.outages.lift("park", now)
-                self.health.outages.lift("account", now)
+                for what in ("park", "account", "lock"):
+                    self.health.outages.lift(what, now)
                 self._by_hand(now)
 
     def force_open(self, now: float | None = None) -> None:
         """Send nothing to this target until `reset`."""
         with self._lock:
             self.breaker.force_open()
+            self.limiter.send_away(self)
             self._by_hand(now)
 
     def force_close(self, now: float | None = None) -> None:
@@ -362,3 +599,81 @@ class Gate:
         if now is not None:
             self._news.append(self._moved(self.breaker.state, now, "by hand"))
             self._turn(now)
+
+
+class Gates:
+    """Makes the gates of one router, and keeps what several of them share: accounts, and pools of limits."""
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, Account] = {}
+        self._limiters: dict[tuple[object, ...], Limiter] = {}
+
+    def gate(
+        self,
+        name: str,
+        account: str,
+        model: str,
+        breaker: BreakerConfig | None = None,
+        limits: Limits | None = None,
+    ) -> Gate:
+        """A gate with a circuit and a record of its own. A lock on its account is due for a re-check now.
+
+        Targets that name the same pool share one set of limits, and so do those of one account and model whose limits
+        are the same.
+
+        Raises:
+            ConfigurationError: it has other limits than the rest of its pool.
+        """
+        known = self._accounts.get(account)
+        if known is None:
+            known = self._accounts[account] = Account(account)
+        else:
+            with known.mutex:
+                known.due()
+        return Gate(name, breaker, known, self.limiter(name, account, model, limits))
+
+    def limiter(self, name: str, account: str, model: str, limits: Limits | None) -> Limiter:
+        """Who keeps to the limits of a target.
+
+        Raises:
+            ConfigurationError: it has other limits than the rest of its pool.
+        """
+        limits = limits or NO_LIMITS
+        key = (account, model, limits) if limits.pool is None else (limits.pool,)
+        limiter = self._limiters.get(key)
+        if limiter is None:
+            limiter = self._limiters[key] = Limiter(limits.pool or name, limits)
+        elif limiter.limits != limits:
+            raise ConfigurationError(
+                f"target {name!r} is in the pool {limits.pool!r}, whose limits are {limiter.limits!r}, not {limits!r}\n"
+                "hint: give all targets of a pool the same limits, or this one another pool"
+            )
+        return limiter
+
+
+_CROWDED = frozenset({ErrorKind.THROTTLED, ErrorKind.RAMP, ErrorKind.OVERLOADED})
+"""Too many calls: what lowers rates and slots."""
+
+
+def _locks(rule: Rule) -> bool:
+    """Whether the error says what waiting does not mend, rather than naming an end."""
+    return rule.lock_s > 0 and not rule.trusts_wait
+
+
+def _asked(error: ProviderError | None) -> float:
+    return 0.0 if error is None else error.retry_after_s or 0.0
+
+
+def _later(verdict: Verdict, limits: Limits) -> Refusal:
+    """Rates or slots are used up: a refusal that passes, if there is a line at all."""
+    return Refusal(verdict.reason, verdict.guess if verdict.at == math.inf else verdict.at, limits.queue > 0)
+
+
+def _reached(outcome: Outcome) -> Result:
+    """What an attempt says about whether anybody can be reached at its account's endpoint."""
+    error = outcome.error
+    if error is None:
+        return Result.NEUTRAL if outcome.cancelled else Result.SUCCESS
+    if error.kind is ErrorKind.CONNECT:
+        return Result.FAILURE
+    return Result.NEUTRAL if error.status is None else Result.SUCCESS

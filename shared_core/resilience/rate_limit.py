@@ -205,6 +205,11 @@ class Ticket:
         self.wake_at = math.inf
         """When its waiter is to call `Limiter.due`, monotonic seconds; inf: it will be woken."""
 
+    @property
+    def waiting(self) -> bool:
+        """Still in line."""
+        return self.lease is None and not self.away
+
 
 _Wakes = list[Callable[[], None]]
 
@@ -380,16 +385,16 @@ class Limiter:
                 self._slots = max(1.0, math.floor(self._slots * factor))
             return True
 
-    def hold(self, now: float, until: float, chance: float) -> None:
+    def hold(self, now: float, until: float, chance: float | None) -> None:
         """The server asked to wait until then. Those in line go one by one afterwards, not as one herd.
 
-        `chance`, uniform in [0, 1), keeps the lines of several processes apart.
+        `chance`, uniform in [0, 1), keeps the lines of several processes apart; None keeps the last one.
         """
         with self._lock:
             if until > self._held_until:
                 self._held_until = until
                 self._spread_s = max(0.05, 0.1 * (until - now))
-                self._chance = chance
+                self._chance = self._chance if chance is None else chance
                 self._gap_s = None  # known when the line is: at the first turn after the wait
             wakes = self._pump(now) if self._line else []
         _call(wakes)
@@ -405,15 +410,18 @@ class Limiter:
             self._rest(now)
         _call(wakes)
 
-    def reset(self, now: float) -> None:
+    def reset(self) -> None:
         """Forget what was learned, lowered and held; those in line go as far as the settings allow."""
         with self._lock:
             self._learned.clear()
             self._pace, self._cut_at = 1.0, -math.inf
             self._slots = math.inf if self.limits.concurrency is None else float(self.limits.concurrency)
             self._held_until = -math.inf
-            wakes = self._pump(now)
-            self._rest(now)
+            wakes: _Wakes = []
+            for ticket in self._line:
+                ticket.wake_at = -math.inf  # its waiter, who knows the time, is to look again
+                wakes.append(ticket.wake)
+                break
         _call(wakes)
 
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -39,7 +39,7 @@ TRIPS = {
 def test_only_failures_of_the_target_itself_open_its_circuit(kind):
     gate = Gate("t")
     for i in range(5):
-        gate.parked_until = gate.account.until = 0.0  # locks are another matter
+        gate.parked_until = gate.account.until = gate.lock.until = 0.0  # locks are another matter
         fail(gate, kind, float(i))
     assert (gate.state is CircuitState.OPEN) is (kind in TRIPS)
 
@@ -49,9 +49,9 @@ def test_only_failures_of_the_target_itself_open_its_circuit(kind):
     [
         (ErrorKind.AUTH, 900.0, "account locked"),
         (ErrorKind.BILLING, 900.0, "account locked"),
-        (ErrorKind.FORBIDDEN, 600.0, "parked"),
-        (ErrorKind.NOT_FOUND, 600.0, "parked"),
-        (ErrorKind.NO_ENTITLEMENT, 900.0, "parked"),
+        (ErrorKind.FORBIDDEN, 600.0, "locked"),
+        (ErrorKind.NOT_FOUND, 600.0, "locked"),
+        (ErrorKind.NO_ENTITLEMENT, 900.0, "locked"),
         (ErrorKind.QUOTA_DAY, 3600.0, "parked"),
     ],
 )
