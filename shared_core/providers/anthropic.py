@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shared_core.chat.answer_tool import ANSWER_TOOL, answer_tool
@@ -132,6 +133,9 @@ class AnthropicProvider(SdkProvider):
 
     def _method(self, client: Any) -> Any:
         return client.messages.with_raw_response.create
+
+    def _listing(self, client: Any) -> Callable[..., Any]:
+        return partial(client.models.with_raw_response.list, limit=1)
 
     def _fold(self, request: ChatRequest) -> _Fold:
         stripped = ""

@@ -10,7 +10,7 @@ import asyncio
 import importlib
 import inspect
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
@@ -138,6 +138,10 @@ class SdkProvider:
     def _fold(self, request: ChatRequest) -> Fold:
         """A fresh reader for one answer."""
         raise NotImplementedError
+
+    def _listing(self, client: Any) -> Callable[..., Any] | None:
+        """The SDK's method that lists models, in its raw-response form, where that is free; None where it has none."""
+        return None
 
     @property
     def endpoint(self) -> str | None:
@@ -317,6 +321,43 @@ class SdkProvider:
                 self._clients.drop(client)
         raise AssertionError("unreachable")
 
+    def ping(self, guard: Guard) -> bool:
+        """Read the vendor's list of models, which is free: address, connection and key are well. One request.
+
+        Returns:
+            False if there is no such list: nothing is known then.
+
+        Raises:
+            ProviderError: it failed, classified like a call.
+        """
+        self.load()
+        listing = self._listing(self._clients.sync())
+        if listing is None:
+            return False
+        try:
+            with self._failures(guard, _NO_ANSWER), transport.guarded(guard):
+                self._check_list(listing(timeout=transport.request_timeout(self._http(), guard)))
+        except ProviderError as error:
+            return _listed(error)
+        return True
+
+    async def aping(self, guard: Guard) -> bool:
+        """The same, async. Whoever awaits it sees to the limit."""
+        await self.aload()
+        if not self.loop_clients or (listing := self._listing(self._clients.on_loop())) is None:
+            return False
+        try:
+            with self._failures(guard, _NO_ANSWER):
+                self._check_list(await listing(timeout=transport.request_timeout(self._http(), guard)))
+        except ProviderError as error:
+            return _listed(error)
+        return True
+
+    def _check_list(self, response: Any) -> None:
+        kind = str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
+        if kind and "json" not in kind:
+            raise malformed(f"expected a list of models, got {kind}", **_of(response))
+
     def _http(self) -> ModuleType:
         return transport.http_module(self._module())
 
@@ -388,6 +429,23 @@ class SdkProvider:
 def _of(response: Any) -> dict[str, Any]:
     facts = response_facts(response.headers)
     return {"status": response.status_code, "request_id": facts.get("request_id"), "response": response.http_response}
+
+
+class _NoAnswer:
+    """Stands for the reader of an answer where none is awaited."""
+
+    content = False
+    complete = False
+
+
+_NO_ANSWER: Any = _NoAnswer()
+
+
+def _listed(error: ProviderError) -> bool:
+    """False when the address has no list of models, as engines and relays may not; any other error is one."""
+    if error.status in (404, 405, 501):
+        return False
+    raise error
 
 
 def _lost(found: ProviderError, error: Exception) -> bool:

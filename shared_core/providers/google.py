@@ -223,6 +223,10 @@ class GoogleProvider(SdkProvider):
     def _method(self, client: Any) -> Any:
         return client.send
 
+    def _listing(self, client: Any) -> Callable[..., Any]:
+        found: Callable[..., Any] = client.listing
+        return found
+
     def _fold(self, request: ChatRequest) -> Fold:
         model = request.model or self.model
         rules = rules_of(model, self._capabilities(model))
@@ -656,6 +660,14 @@ class _Client:
         finally:
             _call.reset(token)
 
+    def listing(self, *, timeout: Any) -> _Raw:
+        call = _Call(timeout)
+        token = _call.set(call)
+        try:
+            return _raw(call, self.models.list(config={"page_size": 1}))
+        finally:
+            _call.reset(token)
+
     def close(self) -> None:
         self.http.close()
 
@@ -693,6 +705,14 @@ class _AsyncClient:
             if call.response is not None:
                 await call.response.aclose()
             raise
+        finally:
+            _call.reset(token)
+
+    async def listing(self, *, timeout: Any) -> _Raw:
+        call = _Call(timeout)
+        token = _call.set(call)
+        try:
+            return _raw(call, await self.models.list(config={"page_size": 1}))
         finally:
             _call.reset(token)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from shared_core.chat.events import (
@@ -161,6 +161,10 @@ class OpenAIProvider(SdkProvider):
 
     def _method(self, client: Any) -> Any:
         return client.chat.completions.with_raw_response.create
+
+    def _listing(self, client: Any) -> Callable[..., Any]:
+        found: Callable[..., Any] = client.models.with_raw_response.list
+        return found
 
     def _fold(self, request: ChatRequest) -> _Fold:
         names = {self._wire_name(t.name): t.name for t in request.tools}

@@ -83,7 +83,7 @@ def post(
         connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
     try:
         connection.connect()
-        connection.sock = _Wire(connection.sock, until)  # type: ignore[assignment]  # as much of a socket as it needs
+        connection.sock = _Wire(connection.sock, until)  # as much of a socket as it needs
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         connection.request("POST", path, body, {**headers, "connection": "close"})
         response = connection.getresponse()

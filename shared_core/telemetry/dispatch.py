@@ -48,12 +48,16 @@ def kinds_of(kinds: Iterable[EventKind]) -> tuple[type[Event], ...]:
         if isinstance(kind, str):
             named = _KINDS.get(kind)
         else:
-            named = kind if isinstance(kind, type) and issubclass(kind, Event) else None
+            named = kind if _is_kind(kind) else None
         if named is not None:
             found.append(named)
         else:
             raise ConfigurationError(f"no event is named {kind!r}. {nearest(str(kind), _KINDS)}")
     return tuple(found)
+
+
+def _is_kind(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Event)
 
 
 def _pairs(observers: Observers | None) -> list[tuple[Observer, tuple[type[Event], ...]]]:
