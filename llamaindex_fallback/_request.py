@@ -10,18 +10,19 @@ from llama_index.core.base.llms.types import ChatMessage
 from pydantic import BaseModel
 
 from llamaindex_fallback._convert import FRAMEWORK, peek, to_messages
-from shared_core.chat.request import AnswerCheck, ChatRequest, Native, OutputSchema, ToolSpec
+from shared_core.chat.request import LIMITS, AnswerCheck, ChatRequest, Native, OutputSchema, ToolSpec, constraints_of
 from shared_core.chat.schema_check import SchemaCheck
 from shared_core.errors import InvalidRequest, UnknownOption, nearest
 
 _ALIASES: Final[Mapping[str, str]] = {"timeout": "timeout_s", "allow_parallel_tool_calls": "parallel_tool_calls"}
 _OURS: Final = frozenset({"messages", "streaming", "native", "continues"})
-_HERE: Final = frozenset({"tool_required", "response_format", "validate", "strict", "extra_headers"})
+_HERE: Final = frozenset({"tool_required", "response_format", "validate", "strict", "extra_headers", *LIMITS})
 CALL_OPTIONS: Final = frozenset(f.name for f in fields(ChatRequest)) - _OURS | {*_ALIASES, *_HERE}
 """Keywords of one call: the fields of `ChatRequest`, LlamaIndex's own words for some of them, and OpenAI's for a shape:
 
 response_format: a schema in OpenAI's form, or a pydantic class; answers are checked against it.
 validate: False lets answers through unchecked, and streams as they come.
+local_only, allow, deny, max_price, require: what `constraints` may say, one by one; where both are given, both hold.
 extra_headers: sent by the SDKs that know the word, OpenAI's and Anthropic's. One of LlamaIndex's extractors says it.
 strict: OpenAI's word for 'exactly this schema'; the schema must then be one that OpenAI takes so.
 """
@@ -74,7 +75,9 @@ def to_request(messages: Sequence[ChatMessage], *, streaming: bool, **options: A
     )
 
 
-_PLAIN: Final = frozenset({"temperature", "max_tokens", "timeout_s", "top_p", "seed", "model", "extra", "chain"})
+_PLAIN: Final = frozenset(
+    {"temperature", "max_tokens", "timeout_s", "top_p", "seed", "model", "extra", "chain", "complexity", "strategy"}
+)
 """Options that are as a request has them."""
 
 
@@ -84,6 +87,9 @@ def _spell_out(given: dict[str, Any]) -> None:
         extra = given.get("extra") or {}
         told = {vendor: {"extra_headers": headers, **(extra.get(vendor) or {})} for vendor in ("openai", "anthropic")}
         given["extra"] = {**extra, **told}
+    single = {name: given.pop(name) for name in LIMITS if name in given}
+    if single or "constraints" in given:
+        given["constraints"] = constraints_of(given.get("constraints"), single)
     for key in ("stop", "tags"):
         if key in given:
             given[key] = (given[key],) if isinstance(given[key], str) else tuple(given[key])

@@ -14,6 +14,8 @@ from langchain_fallback._convert.messages import from_langchain, neutral
 from langchain_fallback._convert.options import LOOSE, loose_options
 from langchain_fallback._convert.tools import neutral_choice, output_schema, specs_of
 from shared_core.chat.request import (
+    ANYONE,
+    LIMITS,
     AnswerCheck,
     ChatRequest,
     Constraints,
@@ -22,6 +24,7 @@ from shared_core.chat.request import (
     OutputSchema,
     Text,
     ToolSpec,
+    constraints_of,
 )
 from shared_core.chat.schema_check import SchemaCheck
 from shared_core.errors import InvalidRequest, UnknownOption, nearest
@@ -40,9 +43,11 @@ CALL_OPTIONS = frozenset(
         "stop", "temperature", "max_tokens", "max_completion_tokens", "max_output_tokens", "top_p", "seed", "timeout",
         "model", "tools", "tool_choice", "parallel_tool_calls", "response_format", "strict", "chain", "tags", "user",
         "constraints", "extra", "validate",
+        "complexity", "strategy", *LIMITS,
     }
 )  # fmt: skip
 """What `invoke`, `stream` and `bind` accept beside the messages."""
+_LIMITS = frozenset(LIMITS)
 _FRAMEWORK_NOISE = frozenset(
     {"stream", "stream_usage", "stream_options", "ls_structured_output_format", "structured_output_format"}
 )
@@ -54,19 +59,6 @@ def _first(kwargs: Mapping[str, Any], *names: str) -> Any:
         if kwargs.get(name) is not None:
             return kwargs[name]
     return None
-
-
-def _constraints(value: Any) -> Constraints:
-    if value is None:
-        return Constraints()
-    if isinstance(value, Constraints):
-        return value
-    try:
-        return Constraints(**value)
-    except TypeError as error:
-        names = list(Constraints.__dataclass_fields__)
-        wrong = next((key for key in value if key not in names), "") if isinstance(value, Mapping) else str(value)
-        raise UnknownOption(f"Constraints has no option {wrong!r}. {nearest(wrong, names)}") from error
 
 
 def _vendor_options(kwargs: Mapping[str, Any], providers: frozenset[str]) -> dict[str, Any]:
@@ -103,6 +95,12 @@ def _check(
     if check is None and output is not None and output.schema:
         check = SchemaCheck(output.schema)
     return cast("AnswerCheck | None", check)
+
+
+def _constraints(kwargs: Mapping[str, Any]) -> Constraints:
+    """What the call allows, given as `constraints=`, as single keywords, or both: then both hold."""
+    single = {} if _LIMITS.isdisjoint(kwargs) else {name: kwargs[name] for name in LIMITS if name in kwargs}
+    return constraints_of(kwargs.get("constraints"), single)
 
 
 def to_request(
@@ -151,15 +149,9 @@ def to_request(
             )
         only_wrapped = only_wrapped or server_side
         choice = neutral_choice(get("tool_choice"))
-    constraints = _constraints(get("constraints"))
+    constraints = _constraints(kwargs) if kwargs else ANYONE
     if only_wrapped:
-        constraints = Constraints(
-            local_only=constraints.local_only,
-            allow=constraints.allow,
-            deny=constraints.deny | foreign,
-            max_price=constraints.max_price,
-            require=constraints.require,
-        )
+        constraints = constraints.narrowed(Constraints(deny=foreign))
     max_tokens = _first(kwargs, "max_tokens", "max_completion_tokens", "max_output_tokens")
     temperature, timeout = get("temperature"), get("timeout")
     stops = stop if stop is not None else get("stop")
@@ -187,6 +179,8 @@ def to_request(
         tags=tuple(get("tags") or ()),
         extra=extra,
         native=Native(FRAMEWORK, messages, kwargs) if wrapped else None,
+        complexity=get("complexity"),
+        strategy=get("strategy"),
         check=None if tools is None and wanted is None else _check(tools, wanted, output, kwargs),
     )
 

@@ -11,6 +11,7 @@ from shared_core.chat.events import Usage
 from shared_core.chat.request import ChatRequest, Origin
 from shared_core.errors import ProviderError
 from shared_core.routing.complexity import Judgement
+from shared_core.routing.hedge import Hedged
 
 __all__ = ["Attempt", "Execution", "Skip"]
 
@@ -32,6 +33,8 @@ class Attempt:
     """How a broken stream was continued here: 'exact', 'prefill' or 'instructed'."""
     reask: bool = False
     """Whether the target was shown an answer of its own that had not passed the request's check."""
+    hedge: bool = False
+    """Whether it was made beside another one that was slow to begin."""
     first_token: float | None = None
     ended: float | None = None
     outcome: Ended = "running"
@@ -76,6 +79,8 @@ class Attempt:
             facts["retry"] = True
         if self.reask:
             facts["reask"] = True
+        if self.hedge:
+            facts["hedge"] = True
         if self.seam:
             facts["continued_by"] = self.seam
         if self.output_by:
@@ -132,6 +137,8 @@ class Execution:
     waited_s: float = 0.0
     complexity: Judgement | None = None
     """How complex the request was taken to be; None where nobody asked."""
+    hedged: Hedged | None = None
+    """A second request that was made beside a slow one."""
 
     def begin(self, target: str, provider: str, model: str, now: float, *, retry: bool, seam: str | None) -> Attempt:
         """Open the next attempt."""
@@ -151,8 +158,8 @@ class Execution:
     @property
     def served_by(self) -> Attempt | None:
         """The attempt that finished the answer."""
-        last = self.attempts[-1] if self.attempts else None
-        return last if last is not None and last.outcome == "answered" else None
+        # Not always the last one: somebody may have been asked beside it.
+        return next((a for a in reversed(self.attempts) if a.outcome == "answered"), None)
 
     @property
     def recovered(self) -> bool:
@@ -194,6 +201,8 @@ class Execution:
             facts["chain"] = self.request.chain
         if self.complexity is not None:
             facts["complexity"] = self.complexity.as_dict()
+        if self.hedged is not None:
+            facts["hedged"] = self.hedged.as_dict()
         uncertain = sum(a.bound_nano or 0 for a in self.attempts)
         if uncertain and cost is not None:
             facts["cost_at_most_usd"] = (cost + uncertain) / 1e9

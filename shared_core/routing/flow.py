@@ -4,7 +4,9 @@ It never sleeps, awaits, locks, opens a socket or reads a clock that was not han
 and async) perform the steps:
 
     Admit   may this attempt start?         is sent an Admission or a Refusal
-    Call    make the attempt                is sent None for a whole answer, or the ProviderError it ended with
+    Call    make the attempt                is sent None for a whole answer, the ProviderError it ended with, or Late
+    Race    who of two brings content first is sent Won, or Lost when one of them failed before
+    Resume  go on with a call that is late  is sent what a Call is
     Wait    so many seconds                 is sent None
     Settle  the attempt is over             is sent None
 
@@ -34,13 +36,30 @@ from shared_core.errors import (
 from shared_core.resilience.admission import Admission, Outcome, Refusal
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.execution import Attempt, Execution
+from shared_core.routing.hedge import Hedged, Hedger
 from shared_core.routing.planner import Plan, Route
 from shared_core.routing.policy import FlowPolicy, OnStreamBreak
 from shared_core.routing.reask import reask
 from shared_core.routing.relay import Relay
 from shared_core.routing.seam import Mode, resume
 
-__all__ = ["Admit", "Call", "FlowPolicy", "OnStreamBreak", "Report", "Settle", "Step", "Wait", "first_token_s", "flow"]
+__all__ = [
+    "Admit",
+    "Call",
+    "FlowPolicy",
+    "Late",
+    "Lost",
+    "OnStreamBreak",
+    "Race",
+    "Report",
+    "Resume",
+    "Settle",
+    "Step",
+    "Wait",
+    "Won",
+    "first_token_s",
+    "flow",
+]
 
 # Steps and reports are made several times per request: named tuples cost a third of what frozen dataclasses do.
 
@@ -51,6 +70,8 @@ class Admit(NamedTuple):
     route: Route
     lease_s: float
     request: ChatRequest
+    wait_s: float = 0.0
+    """For so long it may wait in the target's line."""
 
 
 class Call(NamedTuple):
@@ -66,6 +87,21 @@ class Call(NamedTuple):
     deadline: float
     standby: Route | None = None
     """A target behind this one that is to read the prompt meanwhile."""
+    late_s: float = math.inf
+    """Report `Late`, and keep the call running, when it has brought no content after so many seconds."""
+
+
+class Race(NamedTuple):
+    """Make the attempt `second` while the late one, `first`, goes on, until either has brought content or ended."""
+
+    first: Call
+    second: Call
+
+
+class Resume(NamedTuple):
+    """Go on with a call that is running: to its end, as `Call` does."""
+
+    call: Call
 
 
 class Wait(NamedTuple):
@@ -76,7 +112,7 @@ class Wait(NamedTuple):
 
 
 class Settle(NamedTuple):
-    """The attempt under `admission` is over."""
+    """The attempt under `admission` is over. If it is still running, it is to be cut off."""
 
     route: Route
     admission: Admission
@@ -85,8 +121,25 @@ class Settle(NamedTuple):
     will_retry: bool
 
 
-Step = Admit | Call | Wait | Settle
-Report = Admission | Refusal | ProviderError | None
+class Late(NamedTuple):
+    """The call has brought no content yet, and goes on."""
+
+
+class Won(NamedTuple):
+    """This call of a race has brought content. Both go on."""
+
+    call: Call
+
+
+class Lost(NamedTuple):
+    """This call of a race has ended without content. The other goes on."""
+
+    call: Call
+    error: ProviderError
+
+
+Step = Admit | Call | Race | Resume | Wait | Settle
+Report = Admission | Refusal | ProviderError | Late | Won | Lost | None
 
 
 @dataclass(slots=True)
@@ -96,6 +149,8 @@ class _Turn:
     route: Route
     tries: int = 0
     not_before: float = 0.0
+    queues: bool = False
+    """It waits in the target's line, which knows better than `not_before` when its turn has come."""
     rejected: InvalidOutput | None = None
     """Its answer that did not pass: from now on it is asked with that and what is wrong with it."""
     reasks: int = 0
@@ -129,9 +184,13 @@ def flow(
     retries_left = ((plan.terms.retry if plan.terms is not None else None) or policy.retry).total
     too_small = 0  # a context window of this many tokens has overflowed
     fatal: ProviderError | None = None
+    hedger = policy.hedger
+    if hedger is not None:
+        hedger.request()
 
     while True:
         now = clock()
+        taken = 0  # of the retries that are left
         if queue:
             turn = queue.popleft()
         elif (turn_or_none := _soonest(parked, deadline)) is not None:
@@ -140,8 +199,9 @@ def flow(
             if turn.tries:
                 if retries_left <= 0:
                     continue
+                taken = 1
                 retries_left -= 1
-            if turn.not_before > now:
+            if turn.not_before > now and not turn.queues:
                 execution.waited_s += turn.not_before - now
                 yield Wait(turn.not_before - now, turn.route)
                 now = clock()
@@ -159,11 +219,18 @@ def flow(
             continue
 
         left = deadline - now
-        granted = yield Admit(route, left if request.streaming else min(left, route.timeouts.attempt), request)
+        lease_s = left if request.streaming else min(left, route.timeouts.attempt)
+        granted = yield Admit(route, lease_s, request, left if turn.queues else 0.0)
+        if turn.queues:
+            turn.queues = False
+            execution.waited_s += (waited := clock() - now)
+            now, left = now + waited, left - waited
         if isinstance(granted, Refusal):
             execution.skip(route.name, granted.reason, granted.retry_at)
-            if granted.waits and granted.retry_at is not None:
-                turn.not_before = granted.retry_at
+            retries_left += taken
+            if granted.waits and (granted.line or granted.retry_at is not None):
+                turn.not_before = now if granted.retry_at is None else granted.retry_at
+                turn.queues = granted.line
                 parked.append(turn)
             continue
         assert isinstance(granted, Admission)
@@ -186,7 +253,26 @@ def flow(
         relay.begin(attempt, seam=mode, restart=relay.committed and mode is None)
         turn.tries += 1
         standby = _standby(route, queue) if policy.prefill else None
-        error = yield Call(route, sent, attempt, granted, first_s, idle_s, route.timeouts.connect, deadline, standby)
+        call = Call(route, sent, attempt, granted, first_s, idle_s, route.timeouts.connect, deadline, standby)
+        if hedger is not None and mode is None and queue:
+            call = call._replace(late_s=_late_s(call, turn, execution, relay, hedger))
+        error = yield call
+        if hedger is not None:
+            if type(error) is Late:
+                heat = yield from _hedged(execution, relay, hedger, turn, call, queue, clock)
+                turn, call, error = heat.turn, heat.call, heat.error
+                route, granted, attempt = call.route, call.admission, call.attempt
+                window = route.capabilities.context_window
+                if heat.failed is not None:
+                    failed, why = heat.failed
+                    if why.kind is ErrorKind.CONTEXT_OVERFLOW:
+                        too_small = max(too_small, failed.route.capabilities.context_window or 0)
+                    again = why.disposition is Disposition.RETRY and failed.route.gate.allows_retry
+                    if again and failed.tries <= failed.route.retry.same_target:
+                        failed.not_before = clock() + failed.route.retry.wait_s(why, failed.tries - 1, chance())
+                        parked.append(failed)
+            if attempt.first_token_s is not None:
+                hedger.began(route.name, route.gate, streaming=request.streaming, seconds=attempt.first_token_s)
         assert error is None or isinstance(error, ProviderError)
         now = clock()
         if error is None:
@@ -246,6 +332,117 @@ def flow(
         queue.appendleft(turn)
 
     return _failure(execution, relay, plan, parked, fatal, clock(), policy.on_stream_break)
+
+
+class _Heat(NamedTuple):
+    """What came of a call that was late: whose it is that counts, and how that ended."""
+
+    turn: _Turn
+    call: Call
+    error: Report
+    failed: tuple[_Turn, ProviderError] | None = None
+    """The other one, where it failed."""
+
+
+def _late_s(call: Call, turn: _Turn, execution: Execution, relay: Relay, hedger: Hedger) -> float:
+    """After how many seconds without content somebody is to be asked beside this call; infinite for nobody.
+
+    At most one in a request, beside a first try, from the start: a continuation or a correction is never raced.
+    """
+    if execution.hedged is not None or turn.tries > 1 or turn.rejected is not None or relay.committed:
+        return math.inf
+    if not hedger.allows:
+        return math.inf
+    after = hedger.after_s(call.route.name, call.route.gate, streaming=call.request.streaming)
+    return after if after is not None and after < call.first_s else math.inf
+
+
+def _hedged(
+    execution: Execution,
+    relay: Relay,
+    hedger: Hedger,
+    turn: _Turn,
+    call: Call,
+    queue: deque[_Turn],
+    clock: Callable[[], float],
+) -> Generator[Step, Report, _Heat]:
+    """`call` is late: ask somebody beside it, and go on with who brings content first. The other one is cut off.
+
+    What comes of the second request cannot make the first one fail.
+    """
+    second_turn = yield from _rival(execution, hedger, call, queue, clock)
+    if second_turn is None:
+        return _Heat(turn, call, (yield Resume(call)))
+    rival, second = second_turn
+    hedged = execution.hedged = Hedged(call.route.name, second.route.name, clock() - call.attempt.started)
+    report = yield Race(call, second)
+    assert isinstance(report, Won | Lost)
+    now = clock()
+    first_has_it = (report.call is call) is isinstance(report, Won)  # it won, or the second one lost
+    going, other, goes, waits = (call, second, turn, rival) if first_has_it else (second, call, rival, turn)
+    left = other.attempt
+    if isinstance(report, Won):
+        if other is call:
+            # It would have taken at least as long: without this its percentile would sink with every race that it lost.
+            hedger.began(call.route.name, call.route.gate, streaming=call.request.streaming, seconds=now - left.started)
+        yield _cut_off(other, now)
+        waits.tries -= 1
+        queue.appendleft(waits)  # nothing is wrong with it: if the winner breaks, it may go on
+        failed = None
+    else:
+        error = report.error
+        left.outcome, left.error, error.target = "failed", error, other.route.name
+        if other is call and error.disposition is Disposition.FAIL:
+            yield _cut_off(second, now)  # the request itself is at fault
+            return _Heat(turn, call, error)
+        yield Settle(other.route, other.admission, _outcome(left, error, now), left, False)
+        failed = (waits, error)
+    if going is second:
+        relay.begin(second.attempt)
+    ended = yield Resume(going)
+    if going.attempt.first_token is not None:
+        hedged.winner = going.route.name
+    return _Heat(goes, going, ended, failed)
+
+
+def _rival(
+    execution: Execution, hedger: Hedger, call: Call, queue: deque[_Turn], clock: Callable[[], float]
+) -> Generator[Step, Report, tuple[_Turn, Call] | None]:
+    """The first target behind that may be asked now, and the call of it; None when there is none."""
+    request, deadline = execution.request, execution.deadline
+    if not call.route.gate.allows_retry:
+        return None  # it is in trouble: then requests fall over, and nobody doubles them
+    for turn in tuple(queue):
+        route = turn.route
+        left = deadline - clock()
+        usual = hedger.usual_s(route.name, route.gate, 0.5, streaming=request.streaming)
+        if route.gate is call.route.gate or not route.gate.allows_retry or (usual is not None and usual >= left):
+            continue
+        if not hedger.spend():
+            return None
+        granted = yield Admit(route, left if request.streaming else min(left, route.timeouts.attempt), request)
+        if not isinstance(granted, Admission):
+            hedger.refund()
+            continue
+        queue.remove(turn)
+        now = clock()
+        first_s, idle_s = _limits(route, request, deadline - now, queue)
+        attempt = execution.begin(
+            route.name, route.provider.name, request.model or route.provider.model, now, retry=False, seam=None
+        )
+        attempt.hedge = True
+        attempt.origin = route.provider.origin
+        turn.tries += 1
+        return turn, Call(route, request, attempt, granted, first_s, idle_s, route.timeouts.connect, deadline)
+    return None
+
+
+def _cut_off(call: Call, now: float) -> Settle:
+    """The end of a call that lost a race: it says nothing about its target."""
+    attempt = call.attempt
+    attempt.outcome, attempt.ended = "cancelled", now
+    outcome = Outcome(None, cancelled=True, latency_s=now - attempt.started)
+    return Settle(call.route, call.admission, outcome, attempt, False)
 
 
 def _standby(route: Route, behind: Iterable[_Turn]) -> Route | None:

@@ -8,6 +8,7 @@ from typing import Literal
 from shared_core.chat.request import Complexity
 from shared_core.resilience.breaker import BreakerConfig
 from shared_core.resilience.deadline import Timeouts
+from shared_core.resilience.rate_limit import NO_LIMITS, Limits
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.hedge import Hedger
 from shared_core.routing.seam import CONTINUE_PROMPT
@@ -43,3 +44,5 @@ class Rules:
     timeouts: Timeouts = field(default_factory=Timeouts)
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
     flow: FlowPolicy = field(default_factory=FlowPolicy)
+    limits: Limits = NO_LIMITS
+    """Of targets that have none of their own."""

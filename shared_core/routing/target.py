@@ -12,6 +12,7 @@ from typing import Any
 
 from shared_core.errors import ConfigurationError, UnknownOption, nearest, redact
 from shared_core.resilience.deadline import Timeouts
+from shared_core.resilience.rate_limit import Limits
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.capabilities import Capabilities
 from shared_core.routing.price import Price
@@ -35,7 +36,7 @@ class Target:
             are a user and password in `base_url`, nor headers and query parameters whose names speak of credentials.
         price: what it costs; left out, the price table decides. Local models cost nothing unless priced.
         capabilities: what it can take, in place of what is known about the model.
-        timeouts, retry: in place of the router's.
+        timeouts, retry, limits: in place of the router's.
         weight: share for the `weighted` strategy, 0 or more.
         tier: 'fast', 'standard' or 'best', for complexity routing.
         enabled: False keeps it configured but unused.
@@ -56,6 +57,7 @@ class Target:
     capabilities: Capabilities | None = None
     timeouts: Timeouts | None = None
     retry: RetryPolicy | None = None
+    limits: Limits | None = None
     weight: float = 1.0
     tier: str | None = None
     enabled: bool = True
@@ -75,6 +77,7 @@ class Target:
         capabilities: Capabilities | Mapping[str, Any] | None = None,
         timeouts: Timeouts | Mapping[str, float] | None = None,
         retry: RetryPolicy | Mapping[str, Any] | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
         weight: float = 1.0,
         tier: str | None = None,
         enabled: bool = True,
@@ -110,6 +113,7 @@ class Target:
             "capabilities": built("Target.capabilities", Capabilities, capabilities),
             "timeouts": built("Target.timeouts", Timeouts, timeouts),
             "retry": built("Target.retry", RetryPolicy, retry),
+            "limits": built("Target.limits", Limits, limits),
             "weight": weight,
             "tier": tier,
             "enabled": enabled,
