@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
 
 from shared_core._books import Books
 from shared_core._clock import Clock, SystemClock
@@ -26,10 +26,11 @@ from shared_core.chat.events import Answer, collect
 from shared_core.chat.request import ChatRequest
 from shared_core.errors import ConfigurationError, UnknownOption, nearest
 from shared_core.ledger import Ledger, MemoryLedger
-from shared_core.ledger.entry import CostReport
+from shared_core.ledger.analytics import CostFilters, CostReport
 from shared_core.resilience.breaker import BreakerConfig
 from shared_core.resilience.deadline import Timeouts
 from shared_core.resilience.health import HealthReport, SelfReport, TargetHealth
+from shared_core.resilience.rate_limit import Limits
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.capabilities import Capabilities, best, shared, unusual
 from shared_core.routing.chains import Chain
@@ -66,6 +67,7 @@ class Router:
         retry: attempts beyond each target's first.
         timeouts: limits in seconds; every target may have its own.
         breaker: when circuits open; None for the defaults.
+        limits: rates and slots of each target (docs/rate-limits.md); every target may have its own.
         on_stream_break: 'continue' (another target goes on with the text), 'restart' (a marked reset, then the whole
             answer) or 'raise' (`StreamBroken` with the partial text).
         continue_prompt: asked of targets that can only be told to continue; `{tail}` is the end of the delivered text.
@@ -94,6 +96,7 @@ class Router:
         retry: RetryPolicy | Mapping[str, Any] | None = None,
         timeouts: Timeouts | Mapping[str, float] | None = None,
         breaker: BreakerConfig | Mapping[str, Any] | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
         on_stream_break: OnStreamBreak = "continue",
         continue_prompt: str = CONTINUE_PROMPT,
         route_around_policy: bool = False,
@@ -124,6 +127,7 @@ class Router:
             option("timeouts", Timeouts, timeouts),
             option("breaker", BreakerConfig, breaker),
             FlowPolicy(patience, on_stream_break, continue_prompt, route_around_policy),
+            option("limits", Limits, limits),
         )
         observers = () if on_event is None else (on_event,) if callable(on_event) else tuple(on_event)
         self._events = Dispatcher(observers)
@@ -213,9 +217,19 @@ class Router:
         now = self._now()
         return HealthReport(tuple(_health(route, now) for route in self._fleet.routes))
 
-    def costs(self) -> CostReport:
-        """What every target has cost so far."""
-        return self._books.ledger.costs()
+    def costs(self, **filters: Unpack[CostFilters]) -> CostReport:
+        """What everything has cost: by target, model, provider, user, tag, chain and day, with the month's projection.
+
+        Args:
+            **filters: `since`, `until` ("7d", "today", "2026-11-20", a `datetime`, ...), `user`, `tag`, `target`,
+                `model`, `provider`, `chain`; `timezone` says whose days are meant (UTC).
+
+        Raises:
+            ConfigurationError: there is no such filter, or a time or a zone makes no sense.
+        """
+        if "now" not in filters:
+            filters["now"] = self._clock.time()
+        return self._books.ledger.costs(**filters)
 
     @property
     def ledger(self) -> Ledger:

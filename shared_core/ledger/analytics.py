@@ -6,9 +6,7 @@ vendors reported at known prices, `at_most_usd` adds estimates and the bounds of
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from html import escape
@@ -90,8 +88,8 @@ class CostQuery:
         return CostQuery(**{**keep, "since": since, "until": until})
 
 
-def cost_query(now: float, **filters: Any) -> CostQuery:
-    """What the keywords of `costs()` mean at `now`.
+def cost_query(clock: Callable[[], float], **filters: Any) -> CostQuery:
+    """What the keywords of `costs()` mean. `clock` tells the seconds since the epoch, where `now` does not.
 
     Raises:
         UnknownOption: there is no such keyword.
@@ -100,7 +98,7 @@ def cost_query(now: float, **filters: Any) -> CostQuery:
     for name in filters:
         if name not in CostFilters.__annotations__:
             raise UnknownOption(f"costs() has no option {name!r}. {nearest(name, CostFilters.__annotations__)}")
-    now = filters.pop("now", now)
+    now = filters.pop("now") if "now" in filters else clock()
     zone = zone_of(filters.pop("timezone", UTC))
     since = _moment("since", filters.pop("since", None), now, zone)
     until = _moment("until", filters.pop("until", None), now, zone)
@@ -547,6 +545,9 @@ class CostReport:
 
     def to_csv(self, path: str | PathLike[str] | None = None, by: str = "target") -> str:
         """The rows as CSV; written to `path` too, where one is given."""
+        import csv
+        import io
+
         out = io.StringIO()
         writer = csv.DictWriter(out, list(CostLine("").row(by)), lineterminator="\n")
         writer.writeheader()
@@ -689,7 +690,9 @@ def cost_report(source: CostSource, query: CostQuery) -> CostReport:
     groups: dict[str, tuple[CostLine, ...]] = {}
     for dimension in DIMENSIONS:
         kind = TargetCost if dimension == "target" else CostLine
-        lines = [kind(key[0], *sums) for key, sums in source.cost_sums(query, (dimension,))]
+        found = source.cost_sums(query, (dimension,))
+        # Of requests without a user, tag or chain there is nothing to tell; a past without days is in the totals.
+        lines = [kind(key[0], *sums) for key, sums in found if key[0]]
         if dimension == "day":
             lines.sort(key=lambda line: line.name)
         else:

@@ -1,17 +1,19 @@
-"""One row per attempt, and what the rows add up to. Money is integer nano-dollars; unknown is None, never 0."""
+"""One row per attempt. Money is integer nano-dollars; unknown is None, never 0."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol, Unpack
 
 from shared_core.chat.events import Usage
 
-__all__ = ["FOLLOWS", "CostReport", "EntryStatus", "Ledger", "LedgerEntry", "Purpose", "TargetCost"]
+if TYPE_CHECKING:
+    from shared_core.ledger.analytics import CostFilters, CostReport
+
+__all__ = ["FOLLOWS", "EntryStatus", "Ledger", "LedgerEntry", "Purpose"]
 
 
 class EntryStatus(enum.StrEnum):
@@ -118,98 +120,6 @@ class LedgerEntry:
         return None if self.cost_nano is None else self.cost_nano / 1e9
 
 
-@dataclass(frozen=True, slots=True)
-class TargetCost:
-    """What one target has cost. Dollars; `at_most_usd` adds the bounds of attempts whose cost is unknown."""
-
-    target: str
-    attempts: int = 0
-    answers: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cost_nano: int = 0
-    unknown_nano: int = 0
-    unpriced: int = 0
-    """Attempts at an unknown price."""
-
-    @property
-    def cost_usd(self) -> float:
-        """Known cost."""
-        return self.cost_nano / 1e9
-
-    @property
-    def at_most_usd(self) -> float:
-        """Known cost plus the bound of what may have been billed without an answer."""
-        return (self.cost_nano + self.unknown_nano) / 1e9
-
-
-@dataclass(frozen=True, slots=True)
-class CostReport:
-    """What everything has cost so far, by target."""
-
-    targets: Sequence[TargetCost] = ()
-    by_tag: Mapping[str, int] = field(default_factory=dict)
-    by_user: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def total_usd(self) -> float:
-        """Known cost of all targets, in dollars."""
-        return sum(t.cost_nano for t in self.targets) / 1e9
-
-    @property
-    def at_most_usd(self) -> float:
-        """The same plus the bound of every attempt whose cost is unknown."""
-        return sum(t.cost_nano + t.unknown_nano for t in self.targets) / 1e9
-
-    @property
-    def total_tokens(self) -> int:
-        """Input and output of all targets."""
-        return sum(t.input_tokens + t.output_tokens for t in self.targets)
-
-    def rows(self) -> list[dict[str, Any]]:
-        """As plain data, one row per target."""
-        return [
-            {
-                "target": t.target,
-                "attempts": t.attempts,
-                "answers": t.answers,
-                "input_tokens": t.input_tokens,
-                "output_tokens": t.output_tokens,
-                "cost_usd": None if t.unpriced and not t.cost_nano else t.cost_usd,
-                "at_most_usd": t.at_most_usd,
-            }
-            for t in self.targets
-        ]
-
-    def __str__(self) -> str:
-        lines = [f"{'target':40} {'tries':>5} {'answers':>7} {'in':>8} {'out':>8} {'cost $':>11} {'at most $':>11}"]
-        lines += [
-            f"{r['target'][:40]:40} {r['attempts']:5} {r['answers']:7} {r['input_tokens']:8} {r['output_tokens']:8} "
-            f"{_dollars(r['cost_usd']):>11} {_dollars(r['at_most_usd']):>11}"
-            for r in self.rows()
-        ]
-        lines.append(
-            f"{'total':40} {'':5} {'':7} {'':8} {'':8} {_dollars(self.total_usd):>11} {_dollars(self.at_most_usd):>11}"
-        )
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(r['target'])}</td><td>{r['attempts']}</td><td>{r['answers']}</td><td>{r['input_tokens']}</td>"
-            f"<td>{r['output_tokens']}</td><td>{_dollars(r['cost_usd'])}</td><td>{_dollars(r['at_most_usd'])}</td></tr>"
-            for r in self.rows()
-        )
-        return (
-            "<table><tr><th>target</th><th>attempts</th><th>answers</th><th>input tokens</th><th>output tokens</th>"
-            f"<th>cost $</th><th>at most $</th></tr>{rows}<tr><th>total</th><td></td><td></td><td></td><td></td>"
-            f"<th>{_dollars(self.total_usd)}</th><th>{_dollars(self.at_most_usd)}</th></tr></table>"
-        )
-
-
-def _dollars(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.6f}"
-
-
 class Ledger(Protocol):
     """Keeps entries. Recording never blocks an event loop and never raises into a request."""
 
@@ -221,8 +131,8 @@ class Ledger(Protocol):
         """The rows kept, oldest first."""
         ...
 
-    def costs(self) -> CostReport:
-        """What they add up to."""
+    def costs(self, **filters: Unpack[CostFilters]) -> CostReport:
+        """What they add up to; `filters` as in `Router.costs`."""
         ...
 
     def close(self) -> None:

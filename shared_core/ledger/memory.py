@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections import defaultdict, deque
-from collections.abc import Sequence
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from typing import Unpack
 
-from shared_core.ledger.entry import CostReport, LedgerEntry, TargetCost
+from shared_core.ledger.analytics import CostFilters, CostQuery, CostReport, Sums, cost_query, cost_report
+from shared_core.ledger.entry import LedgerEntry
+from shared_core.ledger.tally import Tally
 
 __all__ = ["MemoryLedger"]
 
@@ -17,43 +21,28 @@ class MemoryLedger:
     def __init__(self, keep: int = 10_000) -> None:
         self._lock = threading.Lock()
         self._entries: deque[LedgerEntry] = deque(maxlen=keep)
-        self._totals: dict[str, list[int]] = {}
-        self._by_tag: dict[str, int] = defaultdict(int)
-        self._by_user: dict[str, int] = defaultdict(int)
+        self._tally = Tally()
 
     def record(self, entry: LedgerEntry) -> None:
         """Add one row."""
-        usage = entry.usage
         with self._lock:
             self._entries.append(entry)
-            total = self._totals.get(entry.target)
-            if total is None:
-                total = self._totals[entry.target] = [0] * 7
-            total[0] += 1
-            total[1] += entry.outcome == "answered"
-            total[2] += usage.input_tokens
-            total[3] += usage.output_tokens
-            if entry.cost_nano is not None:
-                total[4] += entry.cost_nano
-                for tag in entry.tags:
-                    self._by_tag[tag] += entry.cost_nano
-                if entry.user is not None:
-                    self._by_user[entry.user] += entry.cost_nano
-            elif entry.bound_nano is not None:
-                total[5] += entry.bound_nano
-            else:
-                total[6] += 1
+            self._tally.add(entry)
 
     def entries(self) -> Sequence[LedgerEntry]:
         """The rows kept, oldest first."""
         with self._lock:
             return tuple(self._entries)
 
-    def costs(self) -> CostReport:
-        """What all rows ever recorded add up to."""
+    def costs(self, **filters: Unpack[CostFilters]) -> CostReport:
+        """What all rows ever recorded add up to; `filters` as in `Router.costs`."""
+        query = cost_query(time.time, **filters)
         with self._lock:
-            targets = tuple(TargetCost(name, *total) for name, total in self._totals.items())
-            return CostReport(targets, dict(self._by_tag), dict(self._by_user))
+            return cost_report(self, query)
+
+    def cost_sums(self, query: CostQuery, by: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], Sums]]:
+        """As `CostSource`; the lock is held."""
+        return self._tally.sums(query, by, self._entries)
 
     def close(self) -> None:
         """Nothing to let go of."""

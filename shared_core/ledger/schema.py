@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 from shared_core.ledger.entry import EntryStatus, Purpose
 
-__all__ = ["DISPATCHED", "MIGRATIONS", "POSTED", "PURPOSES", "RESERVED", "STATES", "UNKNOWN", "VOIDED", "Kind"]
+__all__ = ["DISPATCHED", "MIGRATIONS", "POSTED", "PURPOSES", "RESERVED", "STATES", "SUMS", "UNKNOWN", "VOIDED", "Kind"]
 
 RESERVED, DISPATCHED, POSTED, VOIDED, UNKNOWN = range(5)
 """`entries.state`. That the tokens of a posted row are our own count is `entries.estimated`."""
@@ -172,7 +172,7 @@ _HIT = "NEW.purpose = 3"
 _CORRECTION = "NEW.corrects IS NOT NULL"
 _GUESSED = "(NEW.state = 4 OR NEW.estimated = 1)"
 
-_SUMS: Mapping[str, str] = {
+SUMS: Mapping[str, str] = {
     # column: what one row adds. The order is that of `analytics.SUMS`.
     "attempts": f"NOT ({_CORRECTION} OR {_HIT})",
     "answers": f"NEW.outcome IS 1 AND NOT ({_CORRECTION} OR {_HIT})",
@@ -187,7 +187,8 @@ _SUMS: Mapping[str, str] = {
     "unknown": f"({_CORRECTION} OR (NEW.state = 4 AND NEW.cost IS NULL)) * ifnull(NEW.bound, 0)",
     "unpriced": "NEW.cost IS NULL AND (NEW.state = 2 OR NEW.bound IS NULL)",
     "estimated": "NEW.state = 2 AND NEW.estimated = 1",
-    "unknowns": "NEW.state = 4",
+    # A correction takes the bound of the unknown row that it resolves back.
+    "unknowns": f"(NEW.state = 4) - ({_CORRECTION} AND ifnull(NEW.bound, 0) < 0)",
     "hits": _HIT,
     "saved": f"({_HIT}) * ifnull(NEW.bound, 0)",
     "corrected": f"({_CORRECTION}) * ifnull(NEW.cost, 0)",
@@ -210,15 +211,15 @@ _DAILY = {
 def _daily() -> str:
     """The tables of sums, and the triggers that keep them."""
     tables, bodies = [], []
-    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)
+    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in SUMS)
     for table, (keys, of_row, source) in _DAILY.items():
         columns = "".join(f"    {key} INTEGER NOT NULL,\n" for key in ("day", *keys))
-        sums = "".join(f"    {name} INTEGER NOT NULL,\n" for name in _SUMS)
+        sums = "".join(f"    {name} INTEGER NOT NULL,\n" for name in SUMS)
         named = ", ".join(("day", *keys))
         tables.append(f"CREATE TABLE {table} (\n{columns}{sums}    PRIMARY KEY ({named})\n) WITHOUT ROWID;\n")
         bodies.append(
-            f"    INSERT INTO {table} ({named}, {', '.join(_SUMS)})\n"
-            f"        SELECT NEW.day, {of_row}, {', '.join(_SUMS.values())}{source}\n"
+            f"    INSERT INTO {table} ({named}, {', '.join(SUMS)})\n"
+            f"        SELECT NEW.day, {of_row}, {', '.join(SUMS.values())}{source}\n"
             f"        ON CONFLICT DO UPDATE SET {added};\n"
         )
     body = "".join(bodies)

@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import product
 
 from shared_core.ledger.analytics import QUARTER_S, SUMS, CostQuery, Sums, quarter_of
-from shared_core.ledger.entry import EntryStatus, LedgerEntry
+from shared_core.ledger.entry import EntryStatus, LedgerEntry, Purpose
 
 __all__ = ["Tally", "sums_of"]
 
@@ -26,16 +26,30 @@ _COST, _ESTIMATE, _BOUND, _UNPRICED, _ESTIMATED, _UNKNOWN, _PRICED = (
     SUMS.index(name)
     for name in ("cost_nano", "estimated_nano", "unknown_nano", "unpriced", "estimated", "unknown", "priced_tokens")
 )
+_HITS, _SAVED, _CORRECTED = (SUMS.index(name) for name in ("hits", "saved_nano", "corrected_nano"))
 _SIZE = len(SUMS)
 
 
 def add_entry(into: list[int], entry: LedgerEntry) -> None:
-    """Add one row to sums in the order of `SUMS`: what is reported, estimated, unknown and unpriced, each apart."""
+    """Add one row to sums in the order of `SUMS`: what is reported, estimated, unknown and unpriced, each apart.
+
+    The same as the expressions of `schema.SUMS`.
+    """
     usage, cost, status = entry.usage, entry.cost_nano, entry.status
-    into[_ATTEMPTS] += 1
-    if entry.outcome == "answered":
-        into[_ANSWERS] += 1
-    if status is EntryStatus.POSTED:
+    purpose = entry.purpose
+    if entry.corrects is not None:
+        if entry.bound_nano:
+            into[_BOUND] += entry.bound_nano
+            into[_UNKNOWN] -= entry.bound_nano < 0
+        into[_CORRECTED] += cost or 0
+    elif purpose is Purpose.CACHE:
+        into[_HITS] += 1
+        into[_SAVED] += entry.bound_nano or 0
+    else:
+        into[_ATTEMPTS] += 1
+        if entry.outcome == "answered":
+            into[_ANSWERS] += 1
+    if status is EntryStatus.POSTED and not usage.estimated:
         into[_IN] += usage.input_tokens
         into[_OUT] += usage.output_tokens
         if usage.cached_tokens:
@@ -49,24 +63,24 @@ def add_entry(into: list[int], entry: LedgerEntry) -> None:
         else:
             into[_COST] += cost
             into[_PRICED] += usage.input_tokens + usage.output_tokens
-    elif status is EntryStatus.VOID:
-        return
+    elif status is EntryStatus.VOIDED:
+        into[_COST] += cost or 0
+    elif status is EntryStatus.UNKNOWN:
+        into[_GUESSED] += usage.input_tokens + usage.output_tokens
+        into[_UNKNOWN] += 1
+        if cost is not None:
+            into[_COST] += cost
+        elif entry.bound_nano is not None:
+            into[_BOUND] += entry.bound_nano
+        else:
+            into[_UNPRICED] += 1
     else:
         into[_GUESSED] += usage.input_tokens + usage.output_tokens
-        if status is EntryStatus.ESTIMATED:
-            into[_ESTIMATED] += 1
-            if cost is None:
-                into[_UNPRICED] += 1
-            else:
-                into[_ESTIMATE] += cost
+        into[_ESTIMATED] += 1
+        if cost is None:
+            into[_UNPRICED] += 1
         else:
-            into[_UNKNOWN] += 1
-            if cost is not None:
-                into[_COST] += cost
-            elif entry.bound_nano is not None:
-                into[_BOUND] += entry.bound_nano
-            else:
-                into[_UNPRICED] += 1
+            into[_ESTIMATE] += cost
 
 
 def sums_of(entry: LedgerEntry) -> tuple[int, ...]:
@@ -120,7 +134,7 @@ class Tally:
         self._keep = max(self._keep, 2 * (len(self._cells) - (len(dated) - len(dated) // 2)))
 
     def sums(
-        self, query: CostQuery, by: tuple[str, ...], rows: Sequence[LedgerEntry]
+        self, query: CostQuery, by: tuple[str, ...], rows: Iterable[LedgerEntry]
     ) -> Iterable[tuple[tuple[str, ...], Sums]]:
         """As `CostSource.cost_sums`. `rows` are the entries still kept, oldest first."""
         found: dict[tuple[str, ...], list[int]] = {}
@@ -128,7 +142,7 @@ class Tally:
         low = None if query.since is None else quarter_of(query.since)
         high = None if query.until is None else quarter_of(query.until)
         # A quarter that a limit cuts is counted row by row, if all of its rows are still there.
-        oldest = rows[0].at if rows else float("inf")
+        oldest = next((entry.at for entry in rows), float("inf"))
         cut = {q for q in (low, high) if q is not None and (q * QUARTER_S >= oldest or oldest == float("inf"))}
         if low is not None and query.since == low * QUARTER_S:
             cut.discard(low)
