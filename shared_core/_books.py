@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from shared_core._clock import Clock
 from shared_core.chat.events import Finished, Usage
 from shared_core.chat.request import ChatRequest
 from shared_core.errors import FallbackError, InvalidOutput, ProviderError, Settlement
-from shared_core.ledger.entry import EntryStatus, Ledger, LedgerEntry
-from shared_core.resilience.admission import SLOW_S, Outcome, Transition
+from shared_core.ledger.entry import EntryStatus, Ledger, LedgerEntry, Purpose
+from shared_core.resilience.admission import SLOW_S, Gate, Outcome, Transition
 from shared_core.resilience.breaker import CircuitState
 from shared_core.routing.execution import Attempt, Execution
 from shared_core.routing.flow import Call, Settle
@@ -23,6 +25,8 @@ from shared_core.telemetry.events import (
     RequestStarted,
     RequestSucceeded,
     StreamContinued,
+    TargetRecovered,
+    TargetUnhealthy,
 )
 
 __all__ = ["Books"]
@@ -31,6 +35,7 @@ _CHARS_PER_TOKEN = 4
 _ASSUMED_OUTPUT = 4096
 """Output tokens assumed for the bound of an attempt that set no limit and whose model's limit is unknown."""
 _NOTHING_USED = Usage()
+_HEALTH = frozenset({"unhealthy", "recovered"})
 
 
 class Books:
@@ -41,9 +46,12 @@ class Books:
         self._now = clock.monotonic
         self.ledger = ledger
         self.events = events
-        self._metadata = metadata
+        self.metadata = metadata
+        """Whether answers carry it."""
         self.last: Execution | None = None
         """The request that ended last."""
+        self.on_change: Callable[[], None] | None = None
+        """Told that a circuit, a lock or a target's health has changed; must not block."""
 
     def opened(self, execution: Execution, chosen: Plan) -> None:
         """A request begins."""
@@ -71,18 +79,32 @@ class Books:
         if outcome.first_token_s is not None and outcome.first_token_s > SLOW_S:
             closed = any(r.gate is not step.route.gate and r.gate.state is CircuitState.CLOSED for r in routes)
             outcome = outcome._replace(others_closed=closed)
-        changes = step.route.gate.settle(step.admission, outcome, now, chance)
+        if execution.probe:
+            outcome = outcome._replace(probe="call")
+        gate = step.route.gate
+        changes = gate.settle(step.admission, outcome, now, chance, attempt.usage)
         self._enter(execution, step)
-        for change in changes:
-            self._tell_change(execution, change, now)
-        if self.events.active:
+        if changes or gate.news:
+            self.tell_changes(execution.id, gate, changes)
+        if self.events.active and not execution.probe:
             self._tell_attempt(execution, step)
 
-    def _tell_change(self, execution: Execution, change: Transition, now: float) -> None:
-        lasts = None if change.until is None else max(0.0, change.until - now)
-        self.events.emit(
-            CircuitChanged(execution.id, self._clock.time(), change.scope, change.state, lasts, change.reason)
-        )
+    def tell_changes(self, execution: str, gate: Gate, changes: Sequence[Transition] = ()) -> None:
+        """Tell of `changes` at a gate, and of what else has changed there since somebody last asked."""
+        news = gate.take_news()
+        now, at = self._now(), self._clock.time()
+        # A circuit that opens for a probe is told before what came of that, health after all of it.
+        first = [change for change in news if change.state not in _HEALTH]
+        for change in (*first, *changes, *(change for change in news if change.state in _HEALTH)):
+            if change.state == "unhealthy":
+                self.events.emit(TargetUnhealthy(execution, at, change.scope, change.reason))
+            elif change.state == "recovered":
+                self.events.emit(TargetRecovered(execution, at, change.scope))
+            else:
+                lasts = None if change.until is None else max(0.0, change.until - now)
+                self.events.emit(CircuitChanged(execution, at, change.scope, change.state, lasts, change.reason))
+        if self.on_change is not None:
+            self.on_change()
 
     def _tell_attempt(self, execution: Execution, step: Settle) -> None:
         attempt, error, at = step.attempt, step.outcome.error, self._clock.time()
@@ -115,7 +137,7 @@ class Books:
             status = EntryStatus.ESTIMATED if usage.estimated else EntryStatus.POSTED
             if price is not None:
                 cost = 0 if price is FREE else price.cost_nano(usage, latency)
-        elif error is not None and error.rule.settlement is Settlement.VOID and not attempt.delivered:
+        elif error is not None and error.settlement is Settlement.VOID and not attempt.delivered:
             status, cost, usage = EntryStatus.VOIDED, 0, usage or _NOTHING_USED
         else:
             status = EntryStatus.UNKNOWN
@@ -148,6 +170,7 @@ class Books:
                 request.tags,
                 request.chain,
                 route.local,
+                purpose=Purpose.PROBE if execution.probe else Purpose.CALL,
             )
         )
 
@@ -174,14 +197,16 @@ class Books:
             call.attempt.outcome = execution.outcome
             if isinstance(error, Exception):
                 call.attempt.error = error
-        self.last = execution
-        self._tell_failure(execution, type(error).__name__)
+        if not execution.probe:
+            self.last = execution
+            self._tell_failure(execution, type(error).__name__)
 
     def failed(self, execution: Execution, failure: FallbackError) -> None:
         """Nobody answered."""
         execution.outcome = "failed"
-        self.last = execution
-        self._tell_failure(execution, str(failure))
+        if not (execution.probe or execution.held):  # who holds it tells, if it is a failure in the end
+            self.last = execution
+            self._tell_failure(execution, str(failure))
 
     def _tell_failure(self, execution: Execution, error: str) -> None:
         if self.events.active or (execution.outcome == "failed" and self.events.alert):
@@ -196,7 +221,8 @@ class Books:
         """The request is answered. Returns the caller's last event: why it ended, what it used, who served it."""
         execution.outcome = "answered"
         execution.ended = now = self._now()
-        self.last = execution
+        if not execution.probe:
+            self.last = execution
         finished, served = relay.finished, execution.attempts[-1]
         assert finished is not None
         usage = served.usage or _NOTHING_USED
@@ -207,8 +233,8 @@ class Books:
                 paid = bool(execution.seams and earlier.delivered) or isinstance(earlier.error, InvalidOutput)
                 if paid and earlier.usage is not None:
                     usage = usage + earlier.usage
-        told = self.events.active or (execution.recovered and self.events.alert)
-        metadata = execution.metadata() if self._metadata or told else {}
+        told = not execution.probe and (self.events.active or (execution.recovered and self.events.alert))
+        metadata = execution.metadata() if self.metadata or told else {}
         if told:
             self.events.emit(
                 RequestSucceeded(
@@ -232,7 +258,7 @@ class Books:
             finished.native,
             served.provider,
             served.target,
-            metadata if self._metadata else {},
+            metadata if self.metadata else {},
             served.origin,
         )
 

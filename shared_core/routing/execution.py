@@ -135,10 +135,16 @@ class Execution:
     outcome: Ended = "running"
     ended: float | None = None
     waited_s: float = 0.0
+    cache: str = "off"
+    """What the router's cache had to do with it: 'miss', 'hit', 'refresh', 'joined', 'stale', 'default', …"""
+    held: bool = False
+    """Whether a failure is not the end of it: a kept answer or a default one may stand in."""
     complexity: Judgement | None = None
     """How complex the request was taken to be; None where nobody asked."""
     hedged: Hedged | None = None
     """A second request that was made beside a slow one."""
+    probe: bool = False
+    """It is a health check: nobody is told of it as of a request."""
 
     def begin(self, target: str, provider: str, model: str, now: float, *, retry: bool, seam: str | None) -> Attempt:
         """Open the next attempt."""
@@ -195,7 +201,7 @@ class Execution:
             "attempts": [a.as_dict() for a in self.attempts],
             "cost_usd": None if cost is None else cost / 1e9,
             "duration_s": _rounded((self.ended or self.started) - self.started),
-            "cache": "off",
+            "cache": self.cache,
         }
         if self.request.chain is not None:
             facts["chain"] = self.request.chain
