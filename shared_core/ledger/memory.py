@@ -5,12 +5,17 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Unpack
 
+from shared_core.chat.events import Usage
 from shared_core.ledger.analytics import CostFilters, CostQuery, CostReport, Sums, cost_query, cost_report
-from shared_core.ledger.entry import LedgerEntry
+from shared_core.ledger.corrections import correction
+from shared_core.ledger.entry import EntryStatus, LedgerEntry
+from shared_core.ledger.meters import Meters
+from shared_core.ledger.store import Draft, Notice, Overcharged, Ticket
 from shared_core.ledger.tally import Tally
+from shared_core.resilience.budget import Denial, MeterKey, Reading
 
 __all__ = ["MemoryLedger"]
 
@@ -22,17 +27,114 @@ class MemoryLedger:
         self._lock = threading.Lock()
         self._entries: deque[LedgerEntry] = deque(maxlen=keep)
         self._tally = Tally()
+        self._number = 0
+        self._open: dict[int, Ticket] = {}
+        self._meters = Meters()
+
+    durable = False
 
     def record(self, entry: LedgerEntry) -> None:
         """Add one row."""
         with self._lock:
-            self._entries.append(entry)
-            self._tally.add(entry)
+            self._add(entry)
+
+    def _add(self, entry: LedgerEntry) -> None:
+        if entry.id is None:
+            self._number += 1
+            object.__setattr__(entry, "id", self._number)  # rows are numbered by who keeps them
+        self._entries.append(entry)
+        self._tally.add(entry)
+
+    def reserve(self, draft: Draft, *, dispatch: bool = False) -> Ticket | Denial:
+        """Set the worst case aside for every claim of `draft` at once. A `Denial` when a hard budget refuses."""
+        status = EntryStatus.DISPATCHED if dispatch else EntryStatus.RESERVED
+        with self._lock:
+            bound = None if draft.ask is None else draft.ask.most
+            if draft.claims:
+                verdict, notices = self._meters.reserve(draft, self._entries)
+                if isinstance(verdict, Denial):
+                    granted: Ticket | Denial = verdict
+                else:
+                    bound = verdict.nano if bound is not None else None
+                    granted = self._ticket(draft, bound, status)
+            else:
+                notices = ()
+                granted = self._ticket(draft, bound, status)
+        _tell(draft, notices)
+        return granted
+
+    def _ticket(self, draft: Draft, bound: int | None, status: EntryStatus) -> Ticket:
+        self._number += 1
+        ticket = self._open[self._number] = Ticket(draft, bound, status, self._number)
+        return ticket
+
+    async def areserve(self, draft: Draft, *, dispatch: bool = False) -> Ticket | Denial:
+        """The same; memory never makes anybody wait."""
+        return self.reserve(draft, dispatch=dispatch)
+
+    def dispatch(self, ticket: Ticket) -> None:
+        """Note that the attempt begins."""
+        if ticket.status is EntryStatus.RESERVED:
+            ticket.status = EntryStatus.DISPATCHED
+
+    async def adispatch(self, ticket: Ticket) -> None:
+        """The same."""
+        self.dispatch(ticket)
+
+    def settle(self, ticket: Ticket, entry: LedgerEntry) -> None:
+        """Close the row with what became of it.
+
+        Raises:
+            RuntimeError: the ticket was settled before, which is a bug in the caller.
+        """
+        with self._lock:
+            number = ticket.id or 0
+            if self._open.pop(number, None) is None:
+                raise RuntimeError(f"row {number} settled twice")
+            ticket.status = entry.status
+            object.__setattr__(entry, "id", number)
+            if ticket.bound_nano is not None and entry.bound_nano is None:
+                object.__setattr__(entry, "bound_nano", ticket.bound_nano)
+            self._add(entry)
+            notices = self._meters.settle(ticket, entry, self._entries.maxlen) if ticket.draft.claims else ()
+        if ticket.draft.tell is not None:
+            _tell(ticket.draft, notices)
+            if ticket.bound_nano is not None and (entry.cost_nano or 0) > ticket.bound_nano:
+                ticket.draft.tell(Overcharged(entry, (entry.cost_nano or 0) - ticket.bound_nano))
+
+    def correct(
+        self, number: int, cost_nano: int, *, reason: str, usage: Usage | None = None, at: float | None = None
+    ) -> LedgerEntry | None:
+        """Post the difference between a row that is still kept and what it cost in truth, as a row of its own.
+
+        Raises:
+            LookupError: there is no such row any more, or it is not settled, or is a correction itself.
+        """
+        with self._lock:
+            row = next((entry for entry in self._entries if entry.id == number), None)
+            if row is None:
+                raise LookupError(f"there is no row {number}")
+            earlier = [entry for entry in self._entries if entry.corrects == number]
+            found = correction(row, earlier, cost_nano, reason, usage, time.time() if at is None else at)
+            if found is not None:
+                self._add(found)
+                self._meters.correct(number, found)
+            return found
+
+    def meters(self, keys: Sequence[MeterKey] | None = None) -> Mapping[MeterKey, Reading]:
+        """What meters show; of all that have been used when `keys` is left out."""
+        with self._lock:
+            return self._meters.read(keys)
+
+    def flush(self) -> bool:
+        """Nothing waits."""
+        return True
 
     def entries(self) -> Sequence[LedgerEntry]:
-        """The rows kept, oldest first."""
+        """The rows kept, oldest first; those of attempts under way last."""
         with self._lock:
-            return tuple(self._entries)
+            under_way = [t.draft.opened(t.status, t.bound_nano, t.id) for t in self._open.values()]
+            return (*self._entries, *under_way)
 
     def costs(self, **filters: Unpack[CostFilters]) -> CostReport:
         """What all rows ever recorded add up to; `filters` as in `Router.costs`."""
@@ -49,3 +151,9 @@ class MemoryLedger:
 
     def __repr__(self) -> str:
         return f"MemoryLedger({len(self._entries)} entries)"
+
+
+def _tell(draft: Draft, notices: Sequence[Notice]) -> None:
+    if draft.tell is not None:
+        for notice in notices:
+            draft.tell(notice)

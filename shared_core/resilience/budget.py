@@ -23,6 +23,7 @@ from zoneinfo import ZoneInfo
 from shared_core.errors import ConfigurationError
 
 __all__ = [
+    "EXHAUSTED",
     "Ask",
     "Budget",
     "BudgetReport",
@@ -34,8 +35,9 @@ __all__ = [
     "MeterKey",
     "Reading",
     "Window",
-    "crossed",
     "decide",
+    "due",
+    "hard_limit",
     "window_at",
 ]
 
@@ -243,14 +245,16 @@ class Denial(NamedTuple):
     claim: Claim
     spent: int
     pending: int
-    needed: int
+    needed: int | None
+    """None: nobody knows what it may cost."""
 
     @property
     def reason(self) -> str:
         """In words, for plans and journals."""
-        budget = self.claim.budget
-        of = self.claim.key.of
-        whom = f" ({self.claim.key.scope} {of!r})" if of is not None and budget.of is None else ""
+        budget, key = self.claim.budget, self.claim.key
+        whom = f" ({key.scope} {key.of!r})" if key.of is not None and budget.of is None else ""
+        if self.needed is None:
+            return f"its price is unknown, and the budget {budget.title}{whom} is hard"
         held = f" and ${_dollars(self.pending)} set aside" if self.pending else ""
         return (
             f"over budget: {budget.title}{whom}: ${_dollars(self.spent)} spent{held}, "
@@ -258,28 +262,43 @@ class Denial(NamedTuple):
         )
 
 
-def decide(ask: Ask, claims: Sequence[Claim], read: Mapping[MeterKey, Reading]) -> Grant | Denial:
-    """Whether the attempt fits every hard budget, and with how much. Soft budgets never refuse."""
-    granted = ask.most
+def decide(ask: Ask | None, claims: Sequence[Claim], read: Mapping[MeterKey, Reading]) -> Grant | Denial:
+    """Whether the attempt fits every hard budget, and with how much. Soft budgets never refuse.
+
+    An attempt whose worst case is unknown (`ask` is None) fits none; one that costs nothing fits all.
+    """
+    granted = 0 if ask is None else ask.most
     for claim in claims:
         if not claim.budget.hard:
             continue
         reading = read.get(claim.key, _BLANK)
+        if ask is None:
+            return Denial(claim, reading.spent, reading.pending, None)
         left = claim.budget.limit_nano - reading.held
         if left < granted:
-            if left < ask.least and ask.least > 0:
+            if left < ask.least:
                 return Denial(claim, reading.spent, reading.pending, ask.least)
-            granted = max(left, ask.least)
+            granted = max(left, 0)
     return Grant(granted)
 
 
+def hard_limit(claims: Iterable[Claim], key: MeterKey) -> int | None:
+    """The least that hard budgets allow a meter to show, in nano-dollars; None when none of them reads it."""
+    return min((c.budget.limit_nano for c in claims if c.budget.hard and c.key == key), default=None)
+
+
+def due(claim: Claim, spent: int) -> tuple[float, ...]:
+    """The shares of the limit that spending has reached, `EXHAUSTED` among them when it has reached the limit."""
+    limit = claim.budget.limit_nano
+    reached = tuple(share for share in claim.budget.warn_at if spent >= share * limit)
+    return (*reached, EXHAUSTED) if spent >= limit else reached
+
+
+EXHAUSTED = math.inf
+"""In place of a share: the budget is used up."""
+
+
 _BLANK = Reading()
-
-
-def crossed(budget: Budget, before: int, after: int) -> tuple[float, ...]:
-    """The thresholds of `budget` that spending passed when it went from `before` to `after` nano-dollars."""
-    limit = budget.limit_nano
-    return tuple(share for share in budget.warn_at if before < share * limit <= after) if limit else ()
 
 
 class Budgets:
