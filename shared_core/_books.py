@@ -174,6 +174,28 @@ class Books:
             )
         )
 
+    def probed(self, id_: str, route: Route, outcome: Outcome) -> None:
+        """Enter a health check that cost nothing: the vendor's list of models was read."""
+        error = outcome.error
+        self.ledger.record(
+            LedgerEntry(
+                id_,
+                1,
+                route.name,
+                route.provider.name,
+                route.provider.model,
+                self._clock.time(),
+                "answered" if error is None else "failed",
+                EntryStatus.POSTED if error is None else EntryStatus.VOIDED,
+                _NOTHING_USED,
+                0,
+                latency_s=outcome.latency_s,
+                error_kind=None if error is None else str(error.kind),
+                local=route.local,
+                purpose=Purpose.PROBE,
+            )
+        )
+
     def neutral(self, execution: Execution, call: Call, chance: float, routes: tuple[Route, ...]) -> None:
         """Settle an attempt whose caller walked away, or that met a bug: it says nothing about the target."""
         if call.admission.settled:

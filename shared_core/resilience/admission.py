@@ -38,7 +38,9 @@ class Refusal(NamedTuple):
     reason: str
     retry_at: float | None
     waits: bool = False
-    """It passes: worth waiting in line for (`Gate.line_up`) when nobody else is left. `retry_at` may be a guess."""
+    """It passes: worth waiting for when nobody else is left."""
+    line: bool = False
+    """There is a line to wait in (`Gate.line_up`). `retry_at` may then be a guess."""
 
 
 class Admission:
@@ -202,7 +204,10 @@ class Gate:
         if self.lock.until and (locked := self.lock.refusal(now)) is not None:
             return Refusal(f"locked: {locked.reason}", locked.retry_at)
         if now < self.parked_until:
-            return Refusal(f"parked: {self.park_reason}", self.parked_until, self.park_passes)
+            passes = self.park_passes
+            return Refusal(
+                f"parked: {self.park_reason}", self.parked_until, passes, passes and self.limiter.limits.queue > 0
+            )
         return None
 
     def admit(
@@ -267,7 +272,7 @@ class Gate:
             refusal = self._refusal(now)
             if refusal is None and (rejection := self.breaker.peek(now)) is not None:
                 refusal = Refusal(rejection.reason, rejection.retry_at)
-            if refusal is not None and not refusal.waits:
+            if refusal is not None and not refusal.line:
                 return refusal
             if refusal is not None and refusal.retry_at is not None:
                 self.limiter.hold(now, refusal.retry_at, None)
@@ -350,6 +355,8 @@ class Gate:
                 raise RuntimeError(f"admission to {self._name!r} settled twice")
             admission.settled = True
             self.health.in_flight -= 1
+            if outcome.probe is not None:
+                self.health.calls -= 1  # a health check is no call
             if admission.lease is not None:
                 self._give_back(admission.lease, outcome, now, usage)
             error = outcome.error
@@ -559,6 +566,33 @@ class Gate:
                 health.outages.lift("account", now)
             return replace(reading, windows=health.windows(now), history=health.history(now))
 
+    # ── health checks ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def hasten(self, now: float) -> None:
+        """An operator asks: the probe of an open circuit and the re-check of a lock are due now.
+
+        What is forced open stays so, and so does a pause whose end the server has named.
+        """
+        with self._lock, self.account.mutex:
+            self.breaker.hasten(now)
+            if self.account.breaker is not None:
+                self.account.breaker.hasten(now)
+            self.account.due()
+            self.lock.due()
+
+    def checking(self, more: int) -> None:
+        """So many more health checks are under way (-1 when one has ended)."""
+        with self._lock:
+            self.health.checking += more
+
+    def checked(self, now: float, *, ok: bool) -> None:
+        """A health check that asked nobody has ended: the target's own report."""
+        with self._lock:
+            self.health.probed(now, ok=ok)
+            self._turn(now)
+
+    # ── by hand ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
     def reset(self, now: float | None = None) -> None:
         """Close its circuits, lift parking and locks, forget what limits have learned."""
         with self._lock:
@@ -666,7 +700,8 @@ def _asked(error: ProviderError | None) -> float:
 
 def _later(verdict: Verdict, limits: Limits) -> Refusal:
     """Rates or slots are used up: a refusal that passes, if there is a line at all."""
-    return Refusal(verdict.reason, verdict.guess if verdict.at == math.inf else verdict.at, limits.queue > 0)
+    line = limits.queue > 0
+    return Refusal(verdict.reason, verdict.guess if verdict.at == math.inf else verdict.at, line, line)
 
 
 def _reached(outcome: Outcome) -> Result:

@@ -257,6 +257,11 @@ class CircuitBreaker:
             self._successes = self._failures = 0
         return state
 
+    def hasten(self, now: float) -> None:
+        """If it is open, the next probe is due now."""
+        if self._state is CircuitState.OPEN:
+            self._open_until = min(self._open_until, now)
+
     def force_open(self) -> None:
         """Keep it open until `reset`."""
         self._enter(CircuitState.FORCED_OPEN)
