@@ -9,7 +9,7 @@ from typing import Any
 
 from shared_core._inputs import TargetLike, as_target, price_of
 from shared_core.errors import ConfigurationError, InvalidRequest, nearest
-from shared_core.resilience.admission import Account, Gate
+from shared_core.resilience.admission import Gate, Gates
 from shared_core.routing.chains import Chain, chains_of
 from shared_core.routing.planner import Route
 from shared_core.routing.policy import Rules
@@ -71,7 +71,7 @@ class Fleet:
         """`changed` is told the targets at first, and after every change before the next can begin."""
         self._changed = changed
         self._rules, self._now = rules, now
-        self._accounts: dict[str, Account] = {}
+        self._gates = Gates()
         self._lock = threading.RLock()
         self._retired: list[tuple[Route, float]] = []
         self._has_default = chains is not None and "default" in chains
@@ -175,8 +175,9 @@ class Fleet:
             provider = registry.build(target)
         else:
             provider = target.provider
-        account = self._accounts.setdefault(target.account, Account(target.account))
-        return self._route(target, provider, Gate(target.name, self._rules.breaker, account))
+        limits = target.limits or self._rules.limits
+        gate = self._gates.gate(target.name, target.account, target.model, self._rules.breaker, limits)
+        return self._route(target, provider, gate)
 
     def _route(self, target: Target, provider: Provider, gate: Gate, terms: Chain | None = None) -> Route:
         timeouts = terms.timeouts if terms is not None else None

@@ -34,9 +34,9 @@ def take_turn(
             at = min(ticket.wake_at, until)
             if real or ticket.wake_at == math.inf:
                 woken.wait(min(at - now, threading.TIMEOUT_MAX))
-                woken.clear()
             elif not woken.is_set():
                 clock.sleep(at - now)
+            woken.clear()
             now = clock.monotonic()
             if now >= ticket.wake_at:
                 gate.limiter.due(now)

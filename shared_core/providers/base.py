@@ -20,6 +20,7 @@ from shared_core.chat.request import ChatRequest, Origin
 from shared_core.errors import ErrorKind, MissingDependency, ProviderError, redact
 from shared_core.providers import transport
 from shared_core.providers.classify import classify_body, classify_error, timeout_error
+from shared_core.providers.waits import windows
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
 from shared_core.routing.target import Target
@@ -211,7 +212,7 @@ class SdkProvider:
         try:
             with self._failures(guard, fold), transport.guarded(guard):
                 response, parsed = self._send(arguments)
-            facts = response_facts(response.headers)
+            facts = self._facts_of(response, guard)
             if not request.streaming:
                 yield from fold.whole(parsed, facts)
                 return
@@ -268,7 +269,7 @@ class SdkProvider:
         try:
             with self._failures(guard, fold):
                 response, parsed = await self._asend(arguments)
-            facts = response_facts(response.headers)
+            facts = self._facts_of(response, guard)
             if not request.streaming:
                 for event in fold.whole(parsed, facts):
                     yield event
@@ -357,6 +358,14 @@ class SdkProvider:
         kind = str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
         if kind and "json" not in kind:
             raise malformed(f"expected a list of models, got {kind}", **_of(response))
+
+    @staticmethod
+    def _facts_of(response: Any, guard: Guard) -> dict[str, Any]:
+        """What is worth keeping of a good response's headers. The rate limits are heeded before the answer is read."""
+        facts = response_facts(response.headers)
+        if "rate_limits" in facts:
+            guard.heard(windows(response.headers))
+        return facts
 
     def _http(self) -> ModuleType:
         return transport.http_module(self._module())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from shared_core.errors import ConfigurationError
+from shared_core.resilience.rate_limit import Window
 
 __all__ = ["Guard", "Limit", "Timeouts"]
 
@@ -52,7 +53,8 @@ class Guard:
     """
 
     __slots__ = (
-        "_clock", "_idle_s", "_suspended", "at", "connect_s", "deadline", "notes", "started", "streaming", "which",
+        "_clock", "_idle_s", "_suspended", "at", "cuts", "connect_s", "deadline", "learn", "notes", "started", "streaming",
+        "which",
     )  # fmt: skip
 
     def __init__(
@@ -69,6 +71,10 @@ class Guard:
         self._clock = clock
         self._idle_s = idle_s
         self._suspended: tuple[float, Limit] | None = None
+        self.learn: Callable[[Iterable[Window], float], None] | None = None
+        """Who heeds the vendor's rate limits; nobody where the attempt is nobody's."""
+        self.cuts: dict[object, Callable[[], None]] | None = None
+        """Where the attempt may be cut off from another thread: what ends its blocking reads, by who does them."""
         self.notes: list[str] = []
         """What the provider has to say about this attempt, for the journal: what of the conversation did not travel."""
         self.streaming = streaming
@@ -88,6 +94,11 @@ class Guard:
         if self.streaming:
             self._set(self._clock() + self._idle_s, "idle")
 
+    def heard(self, windows: Iterable[Window]) -> None:
+        """The provider has read in its vendor's headers what is left of its rate limits."""
+        if self.learn is not None:
+            self.learn(windows, self._clock())
+
     def suspend(self) -> None:
         """What follows is no silence of the target (a local model loads): until `resume` only the deadline counts."""
         if self._suspended is None:
@@ -100,6 +111,13 @@ class Guard:
             left, which = self._suspended
             self._suspended = None
             self._set(self._clock() + left, which)
+
+    def cut(self) -> None:
+        """The attempt is not wanted any more: its time is up, and who blocks for it is woken. Any thread."""
+        self._idle_s = -math.inf
+        self._set(-math.inf, self.which)
+        for wake in tuple((self.cuts or {}).values()):
+            wake()
 
     def remaining(self) -> float:
         """Seconds until the current limit; zero or less when it has run out."""

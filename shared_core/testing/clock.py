@@ -10,6 +10,9 @@ __all__ = ["VirtualClock"]
 class VirtualClock:
     """Hand it to `Router(clock=...)`. `sleep` and `asleep` advance it at once and are remembered in `sleeps`."""
 
+    jumps = True
+    """Sleeping on it lets nobody else act meanwhile: whoever waits for another caller waits in real time."""
+
     def __init__(self, start: float = 1_000.0) -> None:
         self._now = start
         self._lock = threading.Lock()
