@@ -597,20 +597,23 @@ class CostReport:
 
         return draw(self, kind, limit_usd=limit_usd, days=days, ax=ax)
 
+    def cells(self, by: str = "target", top: int | None = None) -> list[tuple[str, ...]]:
+        """The table, cell by cell: a head, the first `top` lines, and the total where all of them add up to it."""
+        lines = self.by(by)
+        found = [_HEAD(by), *(_cells(line) for line in lines[:top])]
+        if by != "tag":  # a request with two tags stands in two lines
+            found.append(_cells(self.total))
+        return found
+
     def table(self, by: str = "target") -> str:
         """The lines as a table of text."""
-        lines = self.by(by)
-        cells = [_HEAD(by), *(_cells(line) for line in lines), _cells(self.total)]
-        if by == "tag":
-            cells.pop()  # a request with two tags stands in two lines: they do not add up
+        cells = self.cells(by)
         wide = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
         wide[0] = min(max(wide[0], 12), 48)
-        told = [
-            "  ".join(
-                [f"{row[0][: wide[0]]:{wide[0]}}", *(cell.rjust(w) for cell, w in zip(row[1:], wide[1:], strict=True))]
-            )
-            for row in cells
-        ]
+        told = []
+        for row in cells:
+            figures = (cell.rjust(size) for cell, size in zip(row[1:], wide[1:], strict=True))
+            told.append("  ".join([f"{row[0][: wide[0]]:{wide[0]}}", *figures]))
         return "\n".join(told)
 
     def notes(self) -> list[str]:

@@ -6,14 +6,32 @@ combinations that no table holds (a user's models, say), are added up from the r
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import time
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any, Self, Unpack
+from urllib.parse import quote
 
-from shared_core.ledger.analytics import QUARTER_S, CostQuery, Sums
-from shared_core.ledger.schema import SUMS, Kind
+from shared_core._sqlite import refusal
+from shared_core.errors import LedgerError
+from shared_core.ledger.analytics import (
+    QUARTER_S,
+    CostFilters,
+    CostQuery,
+    CostReport,
+    Sums,
+    cost_query,
+    cost_report,
+)
+from shared_core.ledger.schema import MIGRATIONS, SUMS, Kind
 
-__all__ = ["cost_sums"]
+__all__ = ["LedgerFile", "cost_sums"]
+
+APPLICATION = 0x4C464C47
+"""Stands in the file's header: 'LFLG'."""
 
 _DAY_S = 86400
 _MICROS = 1_000_000
@@ -174,3 +192,98 @@ def _names(connection: sqlite3.Connection, numbers: list[int]) -> dict[int, str]
             ).fetchall()
         )
     return found
+
+
+class LedgerFile:
+    """A ledger's file, read without writing to it, whoever else has it open. Its costs, and what budgets count.
+
+    Raises:
+        LedgerError: there is no such file, it is no ledger, a newer version's, or cannot be read; `reason` says which.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout_s: float = 5.0) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise LedgerError(
+                f"there is no file {str(path)!r}. hint: a router with ledger='costs.db' writes one; which is yours?",
+                reason="cannot be opened",
+            )
+        where = f"file:{quote(str(self.path.absolute()))}?mode=ro"
+        try:
+            self._connection = sqlite3.connect(where, uri=True, timeout=busy_timeout_s, isolation_level=None)
+        except sqlite3.Error as error:
+            raise refusal(self.path, error) from error
+        try:
+            self._connection.execute("BEGIN")  # one moment's view of everything
+            (owner,) = self._connection.execute("PRAGMA application_id").fetchone()
+            tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
+            if owner != APPLICATION or "entries" not in tables:
+                raise LedgerError(
+                    f"{str(path)!r} is no ledger of llm-fallback's. hint: name the file that ledger= was given",
+                    reason="not a ledger",
+                )
+            ahead = [
+                name
+                for (name,) in self._connection.execute("SELECT name FROM migrations")
+                if name not in {known for known, _ in MIGRATIONS}
+            ]
+            if ahead:
+                raise LedgerError(
+                    f"{str(path)!r} was written by a newer version of llm-fallback (it has {ahead[0]!r}). "
+                    "hint: update the package",
+                    reason="newer",
+                )
+        except sqlite3.Error as error:
+            self._connection.close()
+            raise refusal(self.path, error) from error
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def cost_sums(self, query: CostQuery, by: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], Sums]]:
+        """As `CostSource`."""
+        return cost_sums(self._connection, query, by)
+
+    def costs(self, **filters: Unpack[CostFilters]) -> CostReport:
+        """What the file's rows add up to; `filters` as in `Router.costs`.
+
+        Raises:
+            LedgerError: it cannot be read.
+        """
+        query = cost_query(time.time, **filters)
+        try:
+            return cost_report(self, query)
+        except sqlite3.Error as error:
+            raise refusal(self.path, error) from error
+
+    def meters(self) -> list[dict[str, Any]]:
+        """What budgets have counted, the windows that began last first: plain data, money in dollars."""
+        try:
+            rows = self._connection.execute(
+                "SELECT scope, of, window, timezone, start, lim, posted, pending, unknown, over FROM meters "
+                "ORDER BY start DESC, scope, of, window"
+            ).fetchall()
+        except sqlite3.Error as error:
+            raise refusal(self.path, error) from error
+        return [
+            {
+                "scope": scope, "of": of or None, "window": window, "timezone": zone, "starts_at": start,
+                "limit_usd": None if limit is None else limit / 1e9, "spent_usd": (posted + unknown) / 1e9,
+                "unknown_usd": unknown / 1e9, "pending_usd": pending / 1e9, "overcharged_usd": over / 1e9,
+                "percent": None if not limit else 100.0 * (posted + unknown) / limit,
+            }
+            for scope, of, window, zone, start, limit, posted, pending, unknown, over in rows
+        ]  # fmt: skip
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"LedgerFile({str(self.path)!r})"
