@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from shared_core._lazy import lazy
 
 if TYPE_CHECKING:
+    from shared_core.cache import CacheStats, ResponseCache
     from shared_core.chat.events import (
         Answer,
         ChatEvent,
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from shared_core.resilience.breaker import BreakerConfig, CircuitState
     from shared_core.resilience.deadline import Guard, Timeouts
     from shared_core.resilience.health import HealthStatus, TargetHealth
+    from shared_core.resilience.rate_limit import Limits
     from shared_core.resilience.retry import RetryPolicy
     from shared_core.router import AnswerStream, AsyncAnswerStream, HealthReport, Router, router_options
     from shared_core.routing.capabilities import Capabilities
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     from shared_core.routing.target import Target
     from shared_core.telemetry.events import (
         AttemptFailed,
+        CacheHit,
         CircuitChanged,
         Event,
         FellOver,
@@ -98,6 +101,7 @@ if TYPE_CHECKING:
 _HOMES: dict[str, str] = {
     name: home
     for home, names in {
+        "shared_core.cache": "CacheStats ResponseCache",
         "shared_core.chat.events": (
             "Answer ChatEvent Continued Finished ReasoningDelta Restarted Started TextDelta ToolCallDelta Usage collect"
         ),
@@ -114,6 +118,7 @@ _HOMES: dict[str, str] = {
         "shared_core.resilience.breaker": "BreakerConfig CircuitState",
         "shared_core.resilience.deadline": "Guard Timeouts",
         "shared_core.resilience.health": "HealthStatus TargetHealth",
+        "shared_core.resilience.rate_limit": "Limits",
         "shared_core.resilience.retry": "RetryPolicy",
         "shared_core.router": "AnswerStream AsyncAnswerStream HealthReport Router router_options",
         "shared_core.routing.capabilities": "Capabilities",
@@ -125,7 +130,8 @@ _HOMES: dict[str, str] = {
         "shared_core.routing.strategies": "RoutingStrategy TargetView",
         "shared_core.routing.target": "Target",
         "shared_core.telemetry.events": (
-            "AttemptFailed CircuitChanged Event FellOver RequestFailed RequestStarted RequestSucceeded StreamContinued"
+            "AttemptFailed CacheHit CircuitChanged Event FellOver RequestFailed RequestStarted RequestSucceeded "
+            "StreamContinued"
         ),
     }.items()
     for name in names.split()
@@ -146,6 +152,8 @@ __all__ = [
     "Audio",
     "BreakerConfig",
     "BudgetExceeded",
+    "CacheHit",
+    "CacheStats",
     "Capabilities",
     "Chain",
     "ChatEvent",
@@ -174,6 +182,7 @@ __all__ = [
     "InvalidRequest",
     "Ledger",
     "LedgerEntry",
+    "Limits",
     "MemoryLedger",
     "Message",
     "MissingDependency",
@@ -195,6 +204,7 @@ __all__ = [
     "RequestRejected",
     "RequestStarted",
     "RequestSucceeded",
+    "ResponseCache",
     "Restarted",
     "RetryPolicy",
     "Router",

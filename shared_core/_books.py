@@ -109,7 +109,7 @@ class Books:
     def _tell_attempt(self, execution: Execution, step: Settle) -> None:
         attempt, error, at = step.attempt, step.outcome.error, self._clock.time()
         previous = execution.attempts[attempt.number - 2] if attempt.number > 1 else None
-        if previous is not None and previous.target != attempt.target:
+        if previous is not None and previous.target != attempt.target and not attempt.hedge:
             why = previous.error.kind if isinstance(previous.error, ProviderError) else "error"
             self.events.emit(FellOver(execution.id, at, previous.target, attempt.target, str(why)))
         if attempt.seam is not None and attempt.delivered:
@@ -245,13 +245,16 @@ class Books:
         execution.ended = now = self._now()
         if not execution.probe:
             self.last = execution
-        finished, served = relay.finished, execution.attempts[-1]
+        finished, served = relay.finished, execution.served_by
         assert finished is not None
+        assert served is not None
         usage = served.usage or _NOTHING_USED
         if len(execution.attempts) > 1:
             # What the caller reads is what was spent on it: the pieces of a continued answer, and answers that were
             # given whole and did not pass their check.
-            for earlier in execution.attempts[:-1]:
+            for earlier in execution.attempts:
+                if earlier is served:
+                    continue
                 paid = bool(execution.seams and earlier.delivered) or isinstance(earlier.error, InvalidOutput)
                 if paid and earlier.usage is not None:
                     usage = usage + earlier.usage

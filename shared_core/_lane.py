@@ -17,7 +17,7 @@ from shared_core.errors import ErrorKind, ProviderError
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.planner import Route
 
-__all__ = ["Calm", "run_guarded"]
+__all__ = ["Calm", "in_thread", "run_guarded"]
 
 T = TypeVar("T")
 _IDLE_S = 10.0
@@ -52,19 +52,24 @@ _lock = threading.Lock()
 _idle: list[_Worker] = []
 
 
-def _submit(job: Callable[[], None]) -> None:
+def in_thread(job: Callable[[], None]) -> None:
+    """Run `job` in a thread of the stock. It must not raise."""
     with _lock:
         worker = _idle.pop() if _idle else None
     (worker or _Worker()).jobs.put(job)
 
 
 def run_guarded(
-    open_: Callable[[], Iterator[T]], guard: Guard, done: Callable[[float], None] | None = None
+    open_: Callable[[], Iterator[T]],
+    guard: Guard,
+    done: Callable[[float], None] | None = None,
+    *,
+    at_once: bool = False,
 ) -> Iterator[T]:
     """Iterate over `open_()` in another thread, under the caller's context variables.
 
     A whole answer comes over in one piece, a streamed one item by item. `done` is told how many seconds the iterator
-    took in its own thread.
+    took in its own thread. `at_once` begins before the first item is asked for.
 
     Raises:
         ProviderError: kind TIMEOUT when the guard runs out; the thread is left behind and stops at its next item.
@@ -72,7 +77,22 @@ def run_guarded(
     out: queue.SimpleQueue[_Piece[T]] = queue.SimpleQueue()
     reader = _Reader()
     context = contextvars.copy_context()
-    _submit(lambda: context.run(_produce, open_, guard.streaming, out.put, reader, done))
+
+    def begin() -> None:
+        in_thread(lambda: context.run(_produce, open_, guard.streaming, out.put, reader, done))
+
+    if at_once:
+        begin()
+        return _read(out, reader, guard, None)
+    return _read(out, reader, guard, begin)
+
+
+def _read(
+    out: queue.SimpleQueue[_Piece[T]], reader: _Reader, guard: Guard, begin: Callable[[], None] | None
+) -> Iterator[T]:
+    """The reader's half."""
+    if begin is not None:
+        begin()
     try:
         while True:
             try:

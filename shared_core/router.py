@@ -10,7 +10,7 @@ import inspect
 import itertools
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
@@ -30,6 +30,7 @@ from shared_core.ledger.analytics import CostFilters, CostReport
 from shared_core.resilience.breaker import BreakerConfig
 from shared_core.resilience.deadline import Timeouts
 from shared_core.resilience.health import HealthReport, SelfReport, TargetHealth
+from shared_core.resilience.health_check import HealthCheck, How
 from shared_core.resilience.rate_limit import Limits
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.capabilities import Capabilities, best, shared, unusual
@@ -37,6 +38,7 @@ from shared_core.routing.chains import Chain
 from shared_core.routing.complexity import Complexity, checked, judged
 from shared_core.routing.execution import Execution
 from shared_core.routing.flow import Call
+from shared_core.routing.hedge import Hedge, hedger_of
 from shared_core.routing.planner import Plan, Route, plan
 from shared_core.routing.policy import FlowPolicy, OnStreamBreak, Rules
 from shared_core.routing.provider import Provider
@@ -44,9 +46,14 @@ from shared_core.routing.relay import Relay
 from shared_core.routing.seam import CONTINUE_PROMPT
 from shared_core.routing.strategies import RoutingStrategy, strategy_named
 from shared_core.routing.target import Target
-from shared_core.telemetry.dispatch import Dispatcher, Observer
+from shared_core.telemetry.dispatch import Dispatcher, EventKind, Observer, Observers
+from shared_core.telemetry.events import TargetChange, TargetChanged
 
 if TYPE_CHECKING:
+    from shared_core._cached import Cached, DefaultAnswer
+    from shared_core._probes import Probes, TargetTest, TargetTests
+    from shared_core.cache.response_cache import CacheLike, ResponseCache
+    from shared_core.chat.request import CacheUse
     from shared_core.config import ConfigLike
 
 __all__ = ["AnswerStream", "AsyncAnswerStream", "HealthReport", "Router", "TargetLike", "router_options"]
@@ -64,6 +71,7 @@ class Router:
             'default', 'high-priority' (more retries), 'low-cost' and 'local-first'.
         complexity: 'simple' (fast and cheap targets first), 'complex' (the best first), 'medium' (as the strategy
             says), 'auto' (estimated from the request); by `Target.tier`, for calls and chains that do not say.
+        hedge: `Hedge` (or a mapping of its options, or True): a second target beside one that is slow to begin.
         retry: attempts beyond each target's first.
         timeouts: limits in seconds; every target may have its own.
         breaker: when circuits open; None for the defaults.
@@ -72,8 +80,16 @@ class Router:
             answer) or 'raise' (`StreamBroken` with the partial text).
         continue_prompt: asked of targets that can only be told to continue; `{tail}` is the end of the delivered text.
         route_around_policy: whether a refusal on grounds of content policy is tried elsewhere.
-        on_event: called with each `Event`, or a list of such; may be async; cannot hurt a request.
+        on_event: called with each `Event`, or a list of such, or a mapping of kinds of event (classes, or names such as
+            'circuit_changed') to who hears of them; may be async; cannot hurt a request (docs/events.md).
+        health_check: True, a `HealthCheck` or a mapping of its options: targets that nobody asks are checked in the
+            background, so that no user need find out; off when left out (docs/health.md).
         ledger: where attempts are written; memory when left out.
+        cache: True, a `ResponseCache`, a mapping of its options or the path of a SQLite file: whole answers are kept
+            and served to identical requests (docs/cache.md).
+        single_flight: whether identical requests at the same time share one answer; left out, if there is a cache.
+        default_answer: called with the request and the error when everything has failed, and nothing kept may stand in:
+            returns a text or an `Answer`, or None to have the error raised; may be async.
         metadata: whether answers carry `fallback` metadata.
         clock: another clock, for tests.
         seed: makes jitter repeatable.
@@ -93,6 +109,7 @@ class Router:
         strategy: str | RoutingStrategy = "priority",
         chains: Mapping[str, Chain | Mapping[str, Any]] | None = None,
         complexity: Complexity | None = None,
+        hedge: Hedge | Mapping[str, Any] | bool | None = None,
         retry: RetryPolicy | Mapping[str, Any] | None = None,
         timeouts: Timeouts | Mapping[str, float] | None = None,
         breaker: BreakerConfig | Mapping[str, Any] | None = None,
@@ -100,8 +117,12 @@ class Router:
         on_stream_break: OnStreamBreak = "continue",
         continue_prompt: str = CONTINUE_PROMPT,
         route_around_policy: bool = False,
-        on_event: Observer | Sequence[Observer] | None = None,
+        on_event: Observers | None = None,
+        health_check: HealthCheck | Mapping[str, Any] | bool | None = None,
         ledger: Ledger | None = None,
+        cache: CacheLike = None,
+        single_flight: bool | None = None,
+        default_answer: DefaultAnswer | None = None,
         metadata: bool = True,
         clock: Clock | None = None,
         seed: int | None = None,
@@ -126,11 +147,10 @@ class Router:
             checked(complexity),
             option("timeouts", Timeouts, timeouts),
             option("breaker", BreakerConfig, breaker),
-            FlowPolicy(patience, on_stream_break, continue_prompt, route_around_policy),
+            FlowPolicy(patience, on_stream_break, continue_prompt, route_around_policy, hedger=hedger_of(hedge)),
             option("limits", Limits, limits),
         )
-        observers = () if on_event is None else (on_event,) if callable(on_event) else tuple(on_event)
-        self._events = Dispatcher(observers)
+        self._events = Dispatcher(on_event)
         self._books = Books(self._clock, MemoryLedger() if ledger is None else ledger, self._events, metadata=metadata)
         chance = random.Random(seed).random
         self._prefix = os.urandom(3).hex()
@@ -145,6 +165,15 @@ class Router:
             now=self._now,
             changed=self._driver.line_up,
         )
+
+        self._probes: Probes | None = None
+        if not (health_check is None or health_check is False):
+            self._checks(option("health_check", HealthCheck, None if health_check is True else health_check))
+        self._cached: Cached | None = None
+        if single_flight or default_answer is not None or not (cache is None or cache is False):
+            from shared_core._cached import Cached
+
+            self._cached = Cached.of(cache, single_flight, default_answer, self._driver, self._books, self._clock)
 
     @classmethod
     def from_config(cls, source: ConfigLike, **options: Any) -> Self:
@@ -167,33 +196,51 @@ class Router:
 
     # ── faces ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def invoke(self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None) -> Answer:
+    def invoke(
+        self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None, cache: CacheUse = None
+    ) -> Answer:
         """The whole answer, sync.
+
+        Args:
+            request: what is asked.
+            strategy: of this call, in place of the router's; as of all faces.
+            cache: False neither reads nor keeps, 'refresh' asks anew and keeps; as of all faces.
 
         Raises:
             InvalidRequest: the request is impossible; nothing was sent.
             AllTargetsFailed: nobody answered; holds every attempt's error. `DeadlineExceeded` is one of these.
         """
-        return collect(self._driver.run(*self._open(as_request(request, streaming=False), strategy)))
+        opened = self._open(as_request(request, streaming=False), strategy, cache)
+        if self._cached is not None:
+            return self._cached.invoke(*opened)
+        return collect(self._driver.run(*opened))
 
-    async def ainvoke(self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None) -> Answer:
+    async def ainvoke(
+        self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None, cache: CacheUse = None
+    ) -> Answer:
         """The whole answer, async. Raises as `invoke` does."""
-        events = self._driver.arun(*self._open(as_request(request, streaming=False), strategy))
-        return collect([event async for event in events])
+        opened = self._open(as_request(request, streaming=False), strategy, cache)
+        if self._cached is not None:
+            return await self._cached.ainvoke(*opened)
+        return collect([event async for event in self._driver.arun(*opened)])
 
-    def stream(self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None) -> AnswerStream:
+    def stream(
+        self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None, cache: CacheUse = None
+    ) -> AnswerStream:
         """The answer as it comes, sync. Nothing is sent before the first `next()`.
 
         Raises, while iterating, what `invoke` raises, and `StreamBroken` when text was delivered and nobody could go
         on.
         """
-        execution, plan_, relay = self._open(as_request(request, streaming=True), strategy)
-        return AnswerStream(execution, self._driver.run(execution, plan_, relay))
+        opened = self._open(as_request(request, streaming=True), strategy, cache)
+        return AnswerStream(opened[0], (self._cached or self._driver).run(*opened))
 
-    def astream(self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None) -> AsyncAnswerStream:
+    def astream(
+        self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None, cache: CacheUse = None
+    ) -> AsyncAnswerStream:
         """The answer as it comes, async. Raises as `stream` does."""
-        execution, plan_, relay = self._open(as_request(request, streaming=True), strategy)
-        return AsyncAnswerStream(execution, self._driver.arun(execution, plan_, relay))
+        opened = self._open(as_request(request, streaming=True), strategy, cache)
+        return AsyncAnswerStream(opened[0], (self._cached or self._driver).arun(*opened))
 
     def explain(self, request: RequestLike = "", *, strategy: str | RoutingStrategy | None = None) -> Plan:
         """Who would be asked for `request`, in which order, and who not and why. No call is made, no turn is taken."""
@@ -215,7 +262,55 @@ class Router:
     def health(self) -> HealthReport:
         """How every target has been doing lately."""
         now = self._now()
-        return HealthReport(tuple(_health(route, now) for route in self._fleet.routes))
+        return HealthReport(tuple(_health(route, now) for route in self._fleet.routes), self._clock.time())
+
+    def test_target(self, name: str, *, how: How = "auto", timeout_s: float | None = None) -> TargetTest:
+        """Check one target now, sync. Goes through its circuit: an open one has its probe now, a lock its re-check.
+
+        Args:
+            name: the target's.
+            how: 'models' reads the vendor's list of models, which is free; 'call' makes a small call; 'auto' takes the
+                list where there is one and calls have not failed, and a local model's own report.
+            timeout_s: in seconds; that of `health_check`, or 5.
+
+        Raises:
+            ConfigurationError: no target of that name, it has no list of models, or the limit makes no sense.
+        """
+        return self._checks().test(name, how=how, timeout_s=timeout_s)
+
+    async def atest_target(self, name: str, *, how: How = "auto", timeout_s: float | None = None) -> TargetTest:
+        """The same, async."""
+        return await self._checks().atest(name, how=how, timeout_s=timeout_s)
+
+    def test_targets(self, *, how: How = "auto", timeout_s: float | None = None) -> TargetTests:
+        """Check every target now, at the same time; disabled ones too. As `test_target`."""
+        return self._checks().test_all(how=how, timeout_s=timeout_s)
+
+    async def atest_targets(self, *, how: How = "auto", timeout_s: float | None = None) -> TargetTests:
+        """The same, async."""
+        return await self._checks().atest_all(how=how, timeout_s=timeout_s)
+
+    def _checks(self, check: HealthCheck | None = None) -> Probes:
+        if self._closed:
+            raise ConfigurationError("this router is closed")
+        if self._probes is None:
+            from shared_core._probes import Probes
+
+            self._probes = Probes(self._clock, self._fleet, self._driver, self._books, self._prefix, check)
+        return self._probes
+
+    def start(self) -> None:
+        """Begin health checks in the background now, rather than with the first request; where there are any."""
+        if self._probes is not None and not self._closed:
+            self._probes.start()
+
+    def on(self, observer: Observer, *kinds: EventKind) -> Callable[[], None]:
+        """Have `observer` told too, from now on, of these kinds of event or of all; returns what ends that.
+
+        Raises:
+            ConfigurationError: no event has that name, or the observer cannot be called.
+        """
+        return self._events.add(observer, kinds)
 
     def costs(self, **filters: Unpack[CostFilters]) -> CostReport:
         """What everything has cost: by target, model, provider, user, tag, chain and day, with the month's projection.
@@ -235,6 +330,11 @@ class Router:
     def ledger(self) -> Ledger:
         """Where attempts are written."""
         return self._books.ledger
+
+    @property
+    def cache(self) -> ResponseCache | None:
+        """The cache, if there is one: `router.cache.stats()`, `router.cache.clear()`."""
+        return None if self._cached is None else self._cached.cache
 
     @property
     def targets(self) -> tuple[Target, ...]:
@@ -275,15 +375,31 @@ class Router:
             ConfigurationError: no target of that name.
         """
         for route in self._fleet.routes if name is None else (self._fleet.named(name),):
-            route.gate.reset()
+            route.gate.reset(self._now())
+            self._books.tell_changes("", route.gate)
 
     def force_open(self, name: str) -> None:
-        """Send nothing to this target until `reset`."""
-        self._fleet.named(name).gate.force_open()
+        """Send nothing to this target until `force_close` or `reset`."""
+        gate = self._fleet.named(name).gate
+        gate.force_open(self._now())
+        self._books.tell_changes("", gate)
+
+    def force_close(self, name: str) -> None:
+        """Close this target's circuit now; it learns anew. Pauses and locks stay, unlike with `reset`."""
+        gate = self._fleet.named(name).gate
+        gate.force_close(self._now())
+        self._books.tell_changes("", gate)
 
     def disable_breaker(self, name: str) -> None:
-        """Let every call through to this target, and learn nothing from it, until `reset`."""
-        self._fleet.named(name).gate.disable_breaker()
+        """Let every call through to this target, and learn nothing from it, until `force_close` or `reset`."""
+        gate = self._fleet.named(name).gate
+        gate.disable_breaker(self._now())
+        self._books.tell_changes("", gate)
+
+    def _tell(self, target: str, change: TargetChange, other: str | None = None) -> None:
+        self._events.emit(TargetChanged("", self._clock.time(), target, change, other))
+        if self._books.on_change is not None:
+            self._books.on_change()
 
     def add(self, target: TargetLike, *, position: int | None = None) -> Target:
         """Put another target at `position`, from 0, or last. Requests that have begun do not see it.
@@ -291,7 +407,9 @@ class Router:
         Raises:
             ConfigurationError: it cannot be built, or its name is taken.
         """
-        return self._fleet.add(target, position)
+        added = self._fleet.add(target, position)
+        self._tell(added.name, "added")
+        return added
 
     def remove(self, name: str) -> Target:
         """Take a target out. Calls in flight end as they would have; it is closed some time after.
@@ -299,7 +417,9 @@ class Router:
         Raises:
             ConfigurationError: no target of that name, or a router or a chain would be left without one.
         """
-        return self._fleet.remove(name)
+        removed = self._fleet.remove(name)
+        self._tell(name, "removed")
+        return removed
 
     def replace(self, name: str, target: TargetLike) -> Target:
         """Put another target in the place of one, in chains too. It begins with a circuit and a record of its own.
@@ -307,15 +427,19 @@ class Router:
         Raises:
             ConfigurationError: no target of that name, the new one cannot be built, or its name is taken.
         """
-        return self._fleet.replace(name, target)
+        put = self._fleet.replace(name, target)
+        self._tell(put.name, "replaced", name)
+        return put
 
     def enable(self, name: str) -> None:
         """Ask this target again."""
         self._fleet.switch(name, enabled=True)
+        self._tell(name, "enabled")
 
     def disable(self, name: str) -> None:
         """Keep a target, its record and its connections, but do not ask it until `enable`."""
         self._fleet.switch(name, enabled=False)
+        self._tell(name, "disabled")
 
     def pin(self, name: str) -> None:
         """Ask this target first, whatever strategy and chain say; the others stay behind it. Until `unpin`.
@@ -324,10 +448,14 @@ class Router:
             ConfigurationError: no target of that name.
         """
         self._fleet.pin(name)
+        self._tell(name, "pinned")
 
     def unpin(self) -> None:
         """Ask in the order of the strategy again."""
+        pinned = self._fleet.line.pinned
         self._fleet.pin(None)
+        if pinned is not None:
+            self._tell(pinned, "unpinned")
 
     def warm(self) -> None:
         """Do now what first calls would do: load vendor SDKs and prices, start local models. Sends nothing to a vendor.
@@ -358,14 +486,20 @@ class Router:
         """Close providers' sockets and processes, the ledger and the observers' thread. Idempotent."""
         if not self._closed:
             self._closed = True
+            if self._probes is not None:
+                self._probes.close()
             for provider in self._fleet.providers():
                 provider.close()
+            if self._cached is not None:
+                self._cached.close()
             self._events.close()
             self._books.ledger.close()
 
     async def aclose(self) -> None:
         """The same, closing async clients on their own event loop."""
         if not self._closed:
+            if self._probes is not None:
+                self._probes.close()
             for provider in self._fleet.providers():
                 await provider.aclose()
             self.close()
@@ -415,9 +549,15 @@ class Router:
             policy=rules.flow,
         )
 
-    def _open(self, request: ChatRequest, strategy: str | RoutingStrategy | None) -> tuple[Execution, Plan, Relay]:
+    def _open(
+        self, request: ChatRequest, strategy: str | RoutingStrategy | None, cache: CacheUse = None
+    ) -> tuple[Execution, Plan, Relay]:
         if self._closed:
             raise ConfigurationError("this router is closed")
+        if cache is not None:
+            request = request.replace(cache=cache)
+        if self._probes is not None:
+            self._probes.start()
         turn = next(self._turns)
         self._turn = turn + 1
         line = self._fleet.line
@@ -487,10 +627,10 @@ def router_options() -> tuple[str, ...]:
 
 
 def _health(route: Route, now: float) -> TargetHealth:
-    health = route.gate.read(now)
+    health = route.gate.read(now, full=True)
     told = _told(route)
     if told is not None:
-        health = health.told(told)
+        health = health.told(replace(told, facts={**health.facts, **told.facts}))
     return health if route.target.enabled else replace(health, available=False, unavailable_reason="disabled")
 
 

@@ -2,6 +2,7 @@
 
 from shared_core.telemetry.events import (
     AttemptFailed,
+    CacheHit,
     CircuitChanged,
     Event,
     FellOver,
@@ -13,6 +14,7 @@ from shared_core.telemetry.events import (
 
 __all__ = [
     "AttemptFailed",
+    "CacheHit",
     "CircuitChanged",
     "Event",
     "FellOver",

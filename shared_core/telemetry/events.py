@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 __all__ = [
     "AttemptFailed",
+    "CacheHit",
     "CircuitChanged",
     "Event",
     "FellOver",
@@ -195,11 +196,35 @@ class TargetProbed(Event):
     """Made by itself, not on demand."""
 
 
+TargetChange = Literal["added", "removed", "replaced", "enabled", "disabled", "pinned", "unpinned"]
+"""What an operator may do with a target."""
+
+
 @dataclass(frozen=True, slots=True)
 class TargetChanged(_Informative):
     """An operator changed the targets while the router runs."""
 
     target: str
-    change: Literal["added", "removed", "replaced", "enabled", "disabled", "pinned", "unpinned"]
+    change: TargetChange
     other: str | None = None
     """Of 'replaced', the target that stood in its place before."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheHit(Event):
+    """An answer that nobody was asked for. `status` is 'hit', 'joined' (another caller's, in flight), 'stale' (past its
+    time, because nobody could answer) or 'default' (the user's own, by `default_answer`).
+    """
+
+    target: str | None
+    """Who gave the answer once; None for a default one."""
+    status: Literal["hit", "joined", "stale", "default"]
+    age_s: float | None
+    """How long it has been kept."""
+    saved_usd: float | None
+    """What it cost then; None where nobody knows."""
+
+    @property
+    def level(self) -> int:
+        """A stand-in is worth a warning: everything was down."""
+        return logging.WARNING if self.status in ("stale", "default") else logging.DEBUG

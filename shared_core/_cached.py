@@ -1,0 +1,1049 @@
+"""The four faces over a router's cache: look, join an identical request in flight, ask, keep; and the last resorts.
+
+What is done in which order is decided once, in `Cached._steps`, a generator that yields what it needs (a look into the
+store, an answer to be had) and is sent what came of it. `invoke`, `run`, `ainvoke` and `arun` perform these steps, sync
+and async. Routers without a cache, single-flight and default answer never come here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import inspect
+import logging
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+from shared_core._clock import Clock
+from shared_core._lane import in_thread
+from shared_core.cache.decide import may_keep, may_rescue, may_use_default, servable
+from shared_core.cache.entry import Kept, Tape, events_of_kept
+from shared_core.cache.flight import Flight, Flights
+from shared_core.cache.keys import Unkeyable, digest, form, native_form, request_form
+from shared_core.cache.response_cache import Counted, Found, ResponseCache
+from shared_core.chat.events import Answer, ChatEvent, Finished, TextDelta, Usage, collect
+from shared_core.chat.request import ChatRequest
+from shared_core.errors import (
+    AllTargetsFailed,
+    ConfigurationError,
+    DeadlineExceeded,
+    ErrorKind,
+    FallbackError,
+    ProviderError,
+    StreamBroken,
+)
+from shared_core.ledger.entry import EntryStatus, LedgerEntry, Purpose
+from shared_core.routing.execution import Execution
+from shared_core.routing.planner import Plan, Route
+from shared_core.routing.target import Target
+from shared_core.telemetry.events import CacheHit, RequestSucceeded
+
+if TYPE_CHECKING:
+    from shared_core._books import Books
+    from shared_core._driver import Driver
+    from shared_core.cache.response_cache import CacheLike
+    from shared_core.routing.relay import Relay
+
+__all__ = ["Cached", "DefaultAnswer"]
+
+T = TypeVar("T")
+_log = logging.getLogger("llm_fallback.cache")
+
+DefaultAnswer = Callable[[ChatRequest, FallbackError], "str | Answer | Awaitable[str | Answer | None] | None"]
+"""A user's own answer for when everything has failed: told the request and the error; None lets the error be raised."""
+
+_GRACE_S = 1.0
+"""What a default answer may take at least, in seconds, however late it is."""
+_ROTATING = frozenset({"round_robin", "weighted", "performance"})
+"""Strategies under which it is all the same which of the targets answers."""
+
+
+CacheStatus = Literal["hit", "joined", "stale", "default"]
+"""How an answer came about that nobody was asked for."""
+
+
+class Look(NamedTuple):
+    """Is there an answer under one of these keys? Report: `Found`, or None."""
+
+    keys: Sequence[bytes]
+    stale: bool
+
+
+class Show(NamedTuple):
+    """Hand over an answer that is there. The end."""
+
+    kept: Kept
+    target: str | None
+    provider: str | None
+    status: CacheStatus
+    age_s: float | None
+
+
+class Ask(NamedTuple):
+    """Ask the targets, as the leader of `flight` if there is one. Report: None when answered, else why not."""
+
+    asked: _Asked
+    flight: Flight | None
+
+
+class Follow(NamedTuple):
+    """Read what another caller's request brings. Report: None when answered, `LOST`, or why not."""
+
+    flight: Flight
+
+
+class Default(NamedTuple):
+    """Call the user's hook. Report: its answer, or None."""
+
+    error: FallbackError
+
+
+class _Lost(Exception):
+    """The flight cannot go on, for no reason of the request's."""
+
+
+LOST = _Lost()
+Step = Look | Show | Ask | Follow | Default
+Report = Found | BaseException | Answer | None
+
+
+@dataclass(slots=True)
+class _Asked:
+    """One request, as the cache sees it."""
+
+    execution: Execution
+    plan: Plan
+    relay: Relay
+    base: bytes | None
+    """The digest of what the request says; None when it cannot be told by value."""
+    tenant: str | None
+    reads: bool
+    keeps: bool
+    native: bytes | None = None
+    keys: dict[Route, bytes | None] = field(default_factory=dict)
+
+
+class Cached:
+    """Performs the requests of one router that has a cache, single-flight or a default answer."""
+
+    def __init__(
+        self,
+        cache: ResponseCache | None,
+        *,
+        single_flight: bool,
+        default_answer: DefaultAnswer | None,
+        driver: Driver,
+        books: Books,
+        clock: Clock,
+    ) -> None:
+        self.cache = cache
+        self._default = default_answer
+        self._driver, self._books, self._clock = driver, books, clock
+        self.now = clock.monotonic
+        self._flights = Flights(in_thread) if single_flight else None
+        self._pace, self._chunk, self._instant = 0.0, None, True
+        self._when: Callable[[], float] = clock.monotonic
+        if cache is not None:
+            self._pace, self._chunk, self._instant = cache.pace, cache.chunk, cache.store.instant
+            self._when = clock.time if cache.store.persistent else clock.monotonic
+        self._identities: dict[Route, bytes | None] = {}
+        self._pool: ThreadPoolExecutor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        cache: CacheLike,
+        single_flight: bool | None,
+        default_answer: DefaultAnswer | None,
+        driver: Driver,
+        books: Books,
+        clock: Clock,
+    ) -> Cached | None:
+        """What a router with these options needs; None if that is nothing.
+
+        Raises:
+            ConfigurationError: an option of the cache is wrong, or the default answer cannot be called.
+        """
+        if default_answer is not None and not callable(default_answer):
+            raise ConfigurationError(
+                f"default_answer must be a function of the request and the error, not {default_answer!r}"
+            )
+        kept = ResponseCache.of(cache)
+        shares = (kept is not None and kept.single_flight) if single_flight is None else bool(single_flight)
+        if kept is None and not shares and default_answer is None:
+            return None
+        return cls(kept, single_flight=shares, default_answer=default_answer, driver=driver, books=books, clock=clock)
+
+    def close(self) -> None:
+        """Let go of the store's file and threads."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+        if self.cache is not None:
+            self.cache.close()
+
+    # ── what is done in which order ──────────────────────────────────────────────────────────────────────────────────
+
+    def _steps(self, execution: Execution, plan: Plan, relay: Relay) -> Generator[Step, Report, FallbackError | None]:
+        """Returns None when the request is answered, else the error for its caller."""
+        execution.held = True  # a failure is told here, if it is one in the end
+        asked = self._asked(execution, plan, relay)
+        flights = None if asked.base is None else self._flights
+        if asked.keeps:
+            execution.cache = "miss" if asked.reads else "refresh"
+        alone = False
+        counted = False
+        while True:
+            if asked.reads and (yield from self._look(asked, plan.routes)):
+                return None
+            if asked.keeps and not counted:
+                counted = True
+                self._count("misses" if asked.reads else "refreshed")
+            failure: Report
+            if flights is None:
+                failure = yield Ask(asked, None)
+            else:
+                flight, leads = flights.board(self._flight_key(asked, alone=alone), execution)
+                if leads and asked.reads:
+                    # Somebody may have kept it between our look and now. Without this, a thousand at once were two.
+                    try:
+                        if (yield from self._look(asked, plan.routes, flight=flight)):
+                            return None
+                    except BaseException:
+                        flight.end(lost=True)
+                        raise
+                failure = (yield Ask(asked, flight)) if leads else (yield Follow(flight))
+                if failure is LOST or isinstance(failure, _Unfit):
+                    if self.now() < execution.deadline:
+                        alone = alone or failure is not LOST
+                        continue
+                    failure = self.late(execution, "")
+            if failure is None:
+                return None
+            if isinstance(failure, FallbackError):
+                return (yield from self._last_resorts(asked, failure))
+            assert isinstance(failure, BaseException)
+            raise failure
+
+    def _look(
+        self, asked: _Asked, routes: Sequence[Route], *, stale: bool = False, flight: Flight | None = None
+    ) -> Generator[Step, Report, bool]:
+        """Show what is kept of the targets that would be asked now, if there is anything; with `stale`, of any of them
+        and also past its time. Those who have joined `flight` meanwhile are sent to look for themselves.
+        """
+        now = self.now()
+        allowed = routes if stale else servable(routes, lambda route: route.gate.peek(now) is not None)
+        keyed = [(route, key) for route in allowed if (key := self._key(asked, route)) is not None]
+        if not keyed:
+            return False
+        found = yield Look([key for _, key in keyed], stale)
+        if found is None:
+            return False
+        assert isinstance(found, Found)
+        route = keyed[found.at][0]
+        check = asked.execution.request.check
+        if check is not None and check(found.kept.answer(route.name, {})) is not None:
+            return False  # it passed somebody else's check
+        if flight is not None:
+            flight.end(lost=True)
+        yield Show(found.kept, route.name, route.provider.name, "stale" if found.stale else "hit", found.age_s)
+        return True
+
+    def _last_resorts(self, asked: _Asked, failure: FallbackError) -> Generator[Step, Report, FallbackError | None]:
+        """A kept answer of anybody in the plan, past its time if that is allowed; then the user's own answer."""
+        execution = asked.execution
+        if asked.keeps and may_rescue(failure) and (yield from self._look(asked, asked.plan.routes, stale=True)):
+            return None
+        if self._default is not None and may_use_default(failure):
+            answer = yield Default(failure)
+            if isinstance(answer, Answer):
+                yield Show(_kept_of(answer), None, None, "default", None)
+                return None
+        execution.held = False
+        self._books.failed(execution, failure)
+        return failure
+
+    # ── keys ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _asked(self, execution: Execution, plan: Plan, relay: Relay) -> _Asked:
+        request, cache = execution.request, self.cache
+        use = request.cache
+        if use is False or (cache is None and self._flights is None):
+            execution.cache = "off"
+            return _Asked(execution, plan, relay, None, None, False, False)
+        tenant: str | None = None
+        try:
+            if cache is not None and cache.tenant is not None:
+                tenant = cache.tenant if isinstance(cache.tenant, str) else cache.tenant(request)
+                if tenant is None:
+                    raise Unkeyable("nobody says whose request this is")
+            base = digest(request_form(request))
+        except (Unkeyable, RecursionError) as error:
+            execution.cache = "uncacheable"
+            self._count("uncacheable")
+            _log.debug("request %s is not cached: %s", execution.id, error)
+            return _Asked(execution, plan, relay, None, None, False, False)
+        return _Asked(execution, plan, relay, base, tenant, cache is not None and use != "refresh", cache is not None)
+
+    def _key(self, asked: _Asked, route: Route) -> bytes | None:
+        """The key of this target's answer; None when it cannot be told from others."""
+        try:
+            return asked.keys[route]
+        except KeyError:
+            pass
+        key: bytes | None = None
+        who = self._identity(route)
+        if who is not None and asked.base is not None:
+            native = b""
+            if route.target.provider is not None and asked.execution.request.native is not None:
+                native = self._native(asked) or b"?"
+            if native != b"?":
+                key = digest((asked.base, asked.tenant, who, native))
+        asked.keys[route] = key
+        return key
+
+    def _native(self, asked: _Asked) -> bytes | None:
+        if asked.native is None:
+            try:
+                asked.native = digest(native_form(asked.execution.request.native))
+            except (Unkeyable, RecursionError) as error:
+                asked.native = b""
+                _log.debug("request %s is not cached for wrapped models: %s", asked.execution.id, error)
+        return asked.native or None
+
+    def _flight_key(self, asked: _Asked, *, alone: bool) -> Any:
+        """What identical requests share: what is asked, and whom it may be asked of."""
+        if alone:
+            return asked.execution.id
+        plan = asked.plan
+        routes = plan.routes
+        native = None
+        if asked.execution.request.native is not None and any(r.target.provider is not None for r in routes):
+            native = self._native(asked)
+            if native is None:
+                return asked.execution.id
+        order: Any = routes if plan.strategy not in _ROTATING else frozenset(routes)
+        return (asked.base, asked.tenant, native, plan.chain, plan.strategy, order, asked.reads)
+
+    def _identity(self, route: Route) -> bytes | None:
+        """What tells this target's answers from any other's; None while that is not known."""
+        known = self._identities.get(route, b"")
+        if known != b"":
+            return known
+        try:
+            told = _identity_form(route)
+        except (Unkeyable, RecursionError) as error:
+            _log.info("answers of %s are not cached: %s", route.name, error)
+            who = None
+        else:
+            if told is None:
+                return None  # not yet: its file is still to come
+            who = digest(told)
+        if len(self._identities) > 4 * len(self._driver.routes) + 64:
+            self._identities.clear()  # of targets that are long gone
+        self._identities[route] = who
+        return who
+
+    # ── performing, sync ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def invoke(self, execution: Execution, plan: Plan, relay: Relay) -> Answer:
+        """The whole answer."""
+        steps = self._steps(execution, plan, relay)
+        step = next(steps)
+        if type(step) is Look:
+            step = steps.send(self._found(step))
+            if type(step) is Show:
+                steps.close()
+                return step.kept.answer(*self._enter(execution, step))  # type: ignore[arg-type]  # see `_enter`
+        return collect(self._run(execution, plan, relay, steps, step))
+
+    def run(self, execution: Execution, plan: Plan, relay: Relay) -> Generator[ChatEvent, None, None]:
+        """The answer as it comes."""
+        steps = self._steps(execution, plan, relay)
+        yield from self._run(execution, plan, relay, steps, None)
+
+    def _run(
+        self,
+        execution: Execution,
+        plan: Plan,
+        relay: Relay,
+        steps: Generator[Step, Report, FallbackError | None],
+        step: Step | None,
+    ) -> Generator[ChatEvent, None, None]:
+        report: Report = None
+        try:
+            while True:
+                if step is None:
+                    try:
+                        step = steps.send(report)
+                    except StopIteration as stop:
+                        if stop.value is not None:
+                            raise stop.value from None
+                        return
+                match step:
+                    case Look():
+                        report = self._found(step)
+                    case Show():
+                        for event, wait in self._replay(execution, step):
+                            if wait:
+                                self._clock.sleep(wait)
+                            yield event
+                        report = None
+                    case Ask():
+                        report = yield from self._ask(step.asked, step.flight)
+                    case Follow():
+                        report = yield from self._follow(execution, step.flight)
+                    case Default():
+                        report = self._defaulted(execution, step.error)
+                step = None
+        finally:
+            steps.close()
+
+    def _ask(self, asked: _Asked, flight: Flight | None) -> Generator[ChatEvent, None, BaseException | None]:
+        source = self._tapped(asked)
+        if flight is None:
+            try:
+                yield from source
+            except FallbackError as error:
+                return error
+            return None
+        flight.drive(source)
+        waker = threading.Event()
+        woken = False
+        at = 0
+        try:
+            while True:
+                if at < len(flight.events):
+                    event = flight.events[at]
+                    at += 1
+                    yield event
+                elif flight.over:
+                    if at == len(flight.events):
+                        return self._ended(asked.execution, flight, at)
+                elif not flight.detached:
+                    flight.advance(at)
+                else:
+                    if not woken:
+                        woken = True
+                        flight.wake(waker.set, at_end=False)
+                    waker.wait()
+                    waker.clear()
+        finally:
+            flight.leave(waker.set)
+
+    def _follow(self, execution: Execution, flight: Flight) -> Generator[ChatEvent, None, BaseException | None]:
+        reading = _Reading(self, execution, flight)
+        waker = threading.Event()
+        left = False
+        try:
+            if flight.loop is not None and flight.loop is _running_loop():
+                return _Unfit("the one in flight cannot go on while this call blocks its event loop")
+            flight.wake(waker.set, at_end=reading.whole)
+            while True:
+                yield from reading.news()
+                if reading.ended:
+                    return reading.report
+                waker.wait(self._patience(execution))
+                waker.clear()
+                reading.check_deadline()
+        except GeneratorExit:
+            left = True
+            raise
+        finally:
+            flight.leave(waker.set)
+            if left:
+                self._left(execution, "abandoned")
+
+    def _found(self, step: Look) -> Found | None:
+        assert self.cache is not None
+        return self.cache.find(step.keys, self._when(), stale=step.stale)
+
+    def _tapped(self, asked: _Asked) -> Generator[ChatEvent, None, None]:
+        """What the targets answer; kept when it is whole."""
+        events = self._driver.run(asked.execution, asked.plan, asked.relay)
+        if not asked.keeps:
+            yield from events
+            return
+        tape = Tape()
+        feed = tape.feed
+        for event in events:
+            if type(event) is not Finished:
+                feed(event)
+            elif (keep := self._worth(asked, tape, event)) is not None:
+                keep()
+            yield event
+
+    def _defaulted(self, execution: Execution, error: FallbackError) -> Answer | None:
+        assert self._default is not None
+        default = self._default
+        try:
+            said = default(execution.request, error)
+            if inspect.isawaitable(said):
+                said = _awaited_in_thread(said, self._grace(execution))
+        except Exception as problem:  # noqa: BLE001  # a last resort that fails must not hide why it was needed
+            return self._hook_failed(error, problem)
+        return self._fitting(execution, error, said)
+
+    # ── performing, async ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def ainvoke(self, execution: Execution, plan: Plan, relay: Relay) -> Answer:
+        """The whole answer, async; the twin of `invoke`."""
+        steps = self._steps(execution, plan, relay)
+        step = next(steps)
+        if type(step) is Look:
+            step = steps.send(self._found(step) if self._instant else await self._afound(step))
+            if type(step) is Show:
+                steps.close()
+                return step.kept.answer(*self._enter(execution, step))  # type: ignore[arg-type]  # see `_enter`
+        events = self._arun(execution, plan, relay, steps, step)
+        return collect([event async for event in events])
+
+    async def arun(self, execution: Execution, plan: Plan, relay: Relay) -> AsyncGenerator[ChatEvent, None]:
+        """The answer as it comes, async; the twin of `run`."""
+        events = self._arun(execution, plan, relay, self._steps(execution, plan, relay), None)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
+
+    async def _arun(
+        self,
+        execution: Execution,
+        plan: Plan,
+        relay: Relay,
+        steps: Generator[Step, Report, FallbackError | None],
+        step: Step | None,
+    ) -> AsyncGenerator[ChatEvent, None]:
+        report: Report = None
+        try:
+            while True:
+                if step is None:
+                    try:
+                        step = steps.send(report)
+                    except StopIteration as stop:
+                        if stop.value is not None:
+                            raise stop.value from None
+                        return
+                match step:
+                    case Look():
+                        report = self._found(step) if self._instant else await self._afound(step)
+                    case Show():
+                        for event, wait in self._replay(execution, step):
+                            if wait:
+                                await self._clock.asleep(wait)
+                            yield event
+                        report = None
+                    case Ask() | Follow():
+                        ended = _Ended()
+                        if isinstance(step, Follow):
+                            events = self._afollow(execution, step.flight, ended)
+                        else:
+                            events = self._aask(step.asked, step.flight, ended)
+                        try:
+                            async for event in events:
+                                yield event
+                        finally:
+                            await events.aclose()
+                        report = ended.report
+                    case Default():
+                        report = await self._adefaulted(execution, step.error)
+                step = None
+        finally:
+            steps.close()
+
+    async def _aask(self, asked: _Asked, flight: Flight | None, ended: _Ended) -> AsyncGenerator[ChatEvent, None]:
+        source = self._atapped(asked)
+        if flight is None:
+            try:
+                async for event in source:
+                    yield event
+            except FallbackError as error:
+                ended.report = error
+            finally:
+                await source.aclose()
+            return
+        task = flight.launch(source)
+        waker = _AsyncWaker()
+        at = 0
+        try:
+            flight.wake(waker.set, at_end=not asked.execution.request.streaming)
+            while True:
+                while at < len(flight.events):
+                    event = flight.events[at]
+                    at += 1
+                    yield event
+                if flight.over:
+                    if at == len(flight.events):
+                        ended.report = self._ended(asked.execution, flight, at)
+                        return
+                    continue
+                await waker.wait(None)
+        finally:
+            flight.leave(waker.set)
+            if flight.dead and not task.done():
+                await asyncio.wait([task])  # its connection is closed before we are gone
+
+    async def _afollow(self, execution: Execution, flight: Flight, ended: _Ended) -> AsyncGenerator[ChatEvent, None]:
+        reading = _Reading(self, execution, flight)
+        waker = _AsyncWaker()
+        left = ""
+        try:
+            flight.wake(waker.set, at_end=reading.whole)
+            while True:
+                for event in reading.news():
+                    yield event
+                if reading.ended:
+                    ended.report = reading.report
+                    return
+                await waker.wait(self._patience(execution))
+                reading.check_deadline()
+        except GeneratorExit:
+            left = "abandoned"
+            raise
+        except asyncio.CancelledError:
+            left = "cancelled"
+            raise
+        finally:
+            flight.leave(waker.set)
+            if left:
+                self._left(execution, left)
+
+    async def _afound(self, step: Look) -> Found | None:
+        return await self._off_loop(self._found, step)
+
+    async def _off_loop(self, work: Callable[..., T], *given: Any) -> T:
+        """Where the store is a file: a read takes microseconds, until the disk is slow or another process writes."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(2, thread_name_prefix="llm-fallback-cache")
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work, *given)
+
+    async def _atapped(self, asked: _Asked) -> AsyncGenerator[ChatEvent, None]:
+        """What the targets answer; kept when it is whole. The twin of `_tapped`."""
+        events = self._driver.arun(asked.execution, asked.plan, asked.relay)
+        tape = Tape()
+        feed = tape.feed
+        try:
+            async for event in events:
+                if type(event) is not Finished:
+                    if asked.keeps:
+                        feed(event)
+                elif asked.keeps and (keep := self._worth(asked, tape, event)) is not None:
+                    if self._instant:
+                        keep()
+                    else:
+                        await self._off_loop(keep)
+                yield event
+        finally:
+            await events.aclose()
+
+    async def _adefaulted(self, execution: Execution, error: FallbackError) -> Answer | None:
+        assert self._default is not None
+        default = self._default
+        try:
+            async with asyncio.timeout(self._grace(execution)):
+                if _is_async(default):
+                    said: Any = default(execution.request, error)
+                else:
+                    said = await asyncio.to_thread(default, execution.request, error)
+                if inspect.isawaitable(said):
+                    said = await said
+        except Exception as problem:  # noqa: BLE001  # a last resort that fails must not hide why it was needed
+            return self._hook_failed(error, problem)
+        return self._fitting(execution, error, said)
+
+    # ── what comes of it ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _patience(self, execution: Execution) -> float:
+        return max(0.0, min(execution.deadline - self.now(), threading.TIMEOUT_MAX))
+
+    def _grace(self, execution: Execution) -> float:
+        return max(_GRACE_S, execution.deadline - self.now())
+
+    def _count(self, what: Counted) -> None:
+        if self.cache is not None:
+            self.cache.count(what)
+
+    def _ended(self, execution: Execution, flight: Flight, delivered: int) -> BaseException | None:
+        """How the flight ended for its leader."""
+        if flight.lost:
+            return self.late(execution, "?" * delivered) if delivered else LOST
+        return flight.error
+
+    def _worth(self, asked: _Asked, tape: Tape, last: Finished) -> Callable[[], object] | None:
+        """What keeps the answer that `last` ends, if it may be kept."""
+        execution, plan = asked.execution, asked.plan
+        cache = self.cache
+        assert cache is not None
+        served = execution.served_by
+        route = next((r for r in plan.routes if r.name == last.target), None)
+        if route is None or served is None:
+            return None
+        kept = tape.kept(last, served.cost_nano)
+        whole = may_keep(
+            last,
+            calls=len(kept.tool_calls),
+            seams=len(execution.seams),
+            said=bool(kept.text),
+            tool_calls=cache.tool_calls,
+        )
+        if whole and last.native is not None:
+            says_all = getattr(route.provider, "says_all", None)  # an optional part of the protocol
+            whole = says_all is not None and says_all(last.native)
+        key = self._key(asked, route) if whole else None
+        if key is None:
+            cache.count("unkept")
+            return None
+        return partial(cache.keep, key, kept, self._when())
+
+    def _replay(self, execution: Execution, step: Show) -> Iterator[tuple[ChatEvent, float]]:
+        """The events of an answer that is there, each with the seconds to wait before it."""
+        target, facts = self._enter(execution, step)
+        request = execution.request
+        last = step.kept.finished(target, facts)
+        pace = self._pace if request.streaming and step.status != "default" else 0.0
+        begun = False
+        for event in events_of_kept(step.kept, last, chunk=self._chunk, whole=not request.streaming):
+            if pace and type(event) is TextDelta:
+                late = self.now() + pace >= execution.deadline
+                yield event, 0.0 if late or not begun else pace
+                begun = True
+            else:
+                yield event, 0.0
+
+    def _enter(self, execution: Execution, step: Show) -> tuple[str | None, dict[str, Any]]:
+        """Journal, statistics, ledger and events of an answer that nobody was asked for; its target and metadata."""
+        kept, status = step.kept, step.status
+        execution.outcome = "answered"
+        execution.cache = status
+        execution.ended = now = self.now()
+        books, at = self._books, self._clock.time()
+        books.last = execution
+        saved = kept.cost_nano
+        if self.cache is not None:
+            if status == "default":
+                self.cache.count("defaults")
+            else:
+                self.cache.saved("hits" if status == "hit" else "joined" if status == "joined" else "stale", saved, at)
+        if status != "default":
+            self._record(execution, step, at)
+        saved_usd = None if saved is None or status == "default" else saved / 1e9
+        used_fallback = step.target != execution.primary
+        facts: dict[str, Any] = {}
+        told = books.events.active
+        if self._books.metadata or told:
+            facts = {
+                **execution.metadata(),
+                "target": step.target,
+                "provider": step.provider,
+                "model": kept.model,
+                "used_fallback": used_fallback,
+                "cache": status,
+            }
+            if status != "default":
+                facts["saved_usd"] = saved_usd
+                facts["usage_cached"] = True
+            if step.age_s is not None:
+                facts["age_s"] = round(step.age_s, 6)
+        if told:
+            books.events.emit(CacheHit(execution.id, at, step.target, status, step.age_s, saved_usd))
+            books.events.emit(
+                RequestSucceeded(
+                    execution.id,
+                    at,
+                    step.target or "default",
+                    len(execution.attempts),
+                    now - execution.started,
+                    used_fallback,
+                    facts["cost_usd"],
+                )
+            )
+        return step.target, facts if self._books.metadata else {}
+
+    def _record(self, execution: Execution, step: Show, at: float) -> None:
+        """The ledger's row: nothing was sent, it cost nothing. `bound_nano` is what the answer cost when given."""
+        request, kept = execution.request, step.kept
+        self._books.ledger.record(
+            LedgerEntry(
+                execution.id,
+                0,
+                step.target or "",
+                step.provider or "",
+                kept.model or "",
+                at,
+                "answered",
+                EntryStatus.POSTED,
+                kept.usage,
+                0,
+                kept.cost_nano,
+                self.now() - execution.started,
+                user=request.user,
+                tags=request.tags,
+                chain=request.chain,
+                purpose=Purpose.CACHE,
+                response_id=kept.response_id,
+            )
+        )
+
+    def joined(self, execution: Execution, events: Sequence[ChatEvent], last: Finished, leader: Execution) -> Finished:
+        """A follower's last event: the leader's answer, under its own name and at no cost."""
+        served = leader.served_by
+        kept = Kept(
+            "",
+            usage=last.usage or Usage(),
+            response_id=last.response_id,
+            model=last.model,
+            cost_nano=served.cost_nano if served is not None else None,
+        )
+        target, facts = self._enter(execution, Show(kept, last.target, last.provider, "joined", None))
+        if facts:
+            facts["joined"] = leader.id
+            facts["continued"] = bool(leader.seams)
+            facts["used_fallback"] = leader.used_fallback
+        return replace(last, target=target, fallback=facts)
+
+    def late(self, execution: Execution, delivered: str) -> FallbackError:
+        """The error of a follower whose own deadline has come."""
+        execution.ended = self.now()
+        execution.outcome = "failed"
+        total = execution.deadline - execution.started
+        message = f"no answer within {total:g} s (waiting for an identical request that is in flight)"
+        cause = ProviderError.of(ErrorKind.TIMEOUT, "the identical request in flight has not been answered in time")
+        cause.code = "deadline"
+        failed = DeadlineExceeded(message, [cause], fallback=execution.metadata())
+        failed.__cause__ = cause
+        if not delivered:
+            return failed
+        broken = StreamBroken(
+            f"the answer broke off after {len(delivered)} characters\n{message}",
+            partial=delivered,
+            usage=None,
+            fallback=execution.metadata(),
+        )
+        broken.__cause__ = failed
+        return broken
+
+    def _left(self, execution: Execution, how: str) -> None:
+        """A follower has gone."""
+        error: BaseException = GeneratorExit() if how == "abandoned" else asyncio.CancelledError()
+        self._books.interrupted(execution, None, error)
+
+    def _fitting(self, execution: Execution, error: FallbackError, said: Any) -> Answer | None:
+        """The user's own answer, if it is one."""
+        if said is None:
+            return None
+        answer = Answer(said) if isinstance(said, str) else said
+        if not isinstance(answer, Answer):
+            wrong = TypeError(f"default_answer must return a text, an Answer or None, not {type(said).__name__}")
+            return self._hook_failed(error, wrong)
+        check = execution.request.check
+        if check is not None and (fault := check(answer)) is not None:
+            error.add_note(f"default_answer gave an answer that does not pass: {fault}")
+            return None
+        return answer
+
+    @staticmethod
+    def _hook_failed(error: FallbackError, problem: Exception) -> None:
+        error.add_note(f"default_answer failed as well: {type(problem).__name__}: {problem}")
+        _log.error("default_answer failed", exc_info=problem)
+
+
+class _Unfit(Exception):
+    """The leader's answer does not pass the follower's own check."""
+
+
+class _Reading:
+    """A follower's reading of a flight. No I/O; both faces drive it."""
+
+    def __init__(self, cached: Cached, execution: Execution, flight: Flight) -> None:
+        self._cached, self._execution, self._flight = cached, execution, flight
+        request = execution.request
+        self._check = request.check
+        self.whole = not request.streaming or self._check is not None
+        """It is handed over at the end, once it has passed."""
+        self._at = 0
+        self._delivered: list[str] = []
+        self.ended = False
+        self.report: BaseException | None = None
+
+    def news(self) -> Iterator[ChatEvent]:
+        """What may be handed over now."""
+        flight = self._flight
+        if self.ended or (self.whole and not flight.over):
+            return
+        over = flight.over  # before the events are counted: what comes after it is nothing
+        events = flight.events
+        if self.whole and self._check is not None and flight.error is None and not flight.lost:
+            fault = self._check(collect(events))
+            if fault is not None:
+                self._end(_Unfit(fault))
+                return
+        if not (self.whole and (flight.lost or flight.error is not None)):
+            while self._at < len(events):
+                event = events[self._at]
+                self._at += 1
+                if type(event) is TextDelta:
+                    self._delivered.append(event.text)
+                elif type(event) is Finished:
+                    event = self._cached.joined(self._execution, events, event, flight.leader)
+                yield event
+        if over:
+            self._end(self._outcome())
+
+    def _outcome(self) -> BaseException | None:
+        """What it comes to. `LOST` lets the follower ask for itself: what failed was the leader's time, or a stream of
+        which this one has seen nothing."""
+        flight = self._flight
+        error = flight.error
+        if flight.lost or isinstance(error, (DeadlineExceeded, StreamBroken)):
+            if not self._delivered:
+                return LOST
+            if error is None:
+                return self._cached.late(self._execution, "".join(self._delivered))
+        return None if error is None else _again(error)
+
+    def check_deadline(self) -> None:
+        """End when the follower's own time is up, whoever else goes on."""
+        if not self.ended and not self._flight.over and self._cached.now() >= self._execution.deadline:
+            self._end(self._cached.late(self._execution, "".join(self._delivered)))
+
+    def _end(self, report: BaseException | None) -> None:
+        self.ended = True
+        self.report = report
+
+
+class _Ended:
+    """How asking or following ended: an async generator cannot return a value."""
+
+    __slots__ = ("report",)
+
+    def __init__(self) -> None:
+        self.report: BaseException | None = None
+
+
+class _AsyncWaker:
+    """Wakes a task of one event loop, from anywhere."""
+
+    __slots__ = ("_event", "_loop")
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+
+    def set(self) -> None:
+        """Wake it."""
+        if _running_loop() is self._loop:
+            self._event.set()
+            return
+        with suppress(RuntimeError):  # its loop is closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self, timeout_s: float | None) -> None:
+        """Until it is woken, or `timeout_s` seconds have passed."""
+        if not self._event.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._event.wait()
+        self._event.clear()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _is_async(hook: Any) -> bool:
+    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__)
+
+
+def _awaited_in_thread(said: Awaitable[T], limit_s: float) -> T:
+    """What `said` comes to, on an event loop of its own in another thread: a sync call has none."""
+
+    async def bounded() -> T:
+        async with asyncio.timeout(limit_s):
+            return await said
+
+    done: Future[T] = Future()
+
+    def job() -> None:
+        try:
+            done.set_result(asyncio.run(bounded()))
+        except BaseException as error:  # noqa: BLE001  # carried to the caller's thread, where it is raised
+            done.set_exception(error)
+
+    in_thread(job)
+    return done.result(limit_s + _GRACE_S)
+
+
+def _again(error: BaseException) -> BaseException:
+    """The same failure for another caller: an exception that two threads raise would collect both their frames."""
+    if isinstance(error, AllTargetsFailed):
+        twin: BaseException = error.derive(error.exceptions)
+    elif isinstance(error, FallbackError):
+        twin = copy.copy(error)
+    else:
+        return error
+    twin.__cause__ = error.__cause__
+    twin.__suppress_context__ = True
+    return twin
+
+
+def _kept_of(answer: Answer) -> Kept:
+    return Kept(
+        answer.text,
+        (),
+        answer.reasoning,
+        answer.tool_calls,
+        answer.finish_reason,
+        answer.raw_finish_reason,
+        answer.usage,
+        answer.response_id,
+        answer.model,
+        answer.provider,
+        answer.extra,
+        None,
+    )
+
+
+def _identity_form(route: Route) -> Any:
+    """What can change this target's answers, besides the request; None while it is not known.
+
+    Raises:
+        Unkeyable: something of it cannot be told by value.
+    """
+    provider, target = route.provider, route.target
+    own = getattr(provider, "identity", None)  # an optional part of the protocol
+    told = None
+    if own is not None and (told := own()) is None:
+        return None
+    origin = provider.origin
+    return (
+        type(provider).__qualname__,
+        provider.name,
+        provider.model,
+        (origin.provider, origin.model, origin.endpoint),
+        target.spec,
+        target.base_url,
+        target.account,
+        _key_of(target),
+        form(target.options, "options"),
+        form(route.capabilities, "capabilities"),
+        form(told, "identity"),
+    )
+
+
+def _key_of(target: Target) -> str | None:
+    """Which account the vendor bills and sees, by a digest: what one of them is told is not for another."""
+    if target.provider is not None:
+        return None
+    from shared_core.providers.registry import key_for
+
+    key = key_for(target)
+    return None if key is None else hashlib.sha256(key.encode()).hexdigest()
