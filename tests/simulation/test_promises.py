@@ -1,0 +1,158 @@
+"""What the router promises, looked at in hundreds of random worlds and in some that are made for one promise."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared_core import CircuitState, ErrorKind
+from shared_core.resilience.admission import Gate
+from shared_core.resilience.breaker import CircuitBreaker, Permit
+from shared_core.testing import Chaos, ClockStep, Flap, Load, Outage, SimTarget, simulate
+from tests.simulation.worlds import run, world
+
+PRIMARY, SECOND, LOCAL = "openai:gpt-5-mini", "anthropic:claude-sonnet-4-5", "llamacpp:tiny"
+TARGETS = [
+    SimTarget(PRIMARY, latency=2.0),
+    SimTarget(SECOND, latency=3.0, price=(3, 15)),
+    SimTarget(LOCAL, latency=8.0, local=True, price=(0, 0)),
+]
+CHUNK = 25
+
+
+@pytest.mark.parametrize("first", range(0, 250, CHUNK))
+def test_no_random_world_breaks_a_promise(first):
+    """One end per request, by its deadline; nothing left over; the journal, the ledger and the wire count the same; no
+    packet past a closed door, one probe at a time, no second bill after a money error; the exact text or an error."""
+    for seed in range(first, first + CHUNK):
+        report = run(seed)
+        assert report.broken == (), f"python -m tests.simulation.worlds {seed}"
+        assert report.requests == report.answered + report.failed + report.cancelled
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_steps_of_the_wall_clock_change_no_decision(seed):
+    """An hour or a day, forward or back, again and again: every packet leaves at the same moment as without."""
+    steps = [ClockStep(10.0 * n, amount) for n, amount in enumerate((3600, -86400, 86400, -3600) * 3)]
+    happenings = [one for one in world(seed)["scenario"] if not isinstance(one, ClockStep)]
+    still = run(seed, scenario=happenings, chaos=Chaos(delay=0.1, drop=0.05, cancel=0.1))
+    stepped = run(seed, scenario=[*happenings, *steps], chaos=Chaos(delay=0.1, drop=0.05, cancel=0.1, clock_steps=5))
+    assert stepped.digest == still.digest
+
+
+@pytest.mark.parametrize(
+    ("kind", "cap_s", "probe_s"),
+    [
+        ("overloaded", 30, 1),
+        ("connect", 30, 1),
+        ("transient", 30, 1),
+        ("timeout", 120, 30),
+    ],
+)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_after_an_outage_the_primary_serves_again_within_its_cap(kind, cap_s, probe_s, seed):
+    """The probe that was under way when it ended fails yet, then one open time passes, and the next probe is served."""
+    outage = Outage(60, 660, kind=kind)
+    report = simulate(TARGETS, [outage], seconds=1000, load=Load(rps=2, streaming=1.0), seed=seed)
+    back = report.serves_again(PRIMARY, 660)
+    assert back is not None
+    assert back <= probe_s + cap_s + 10, "ten seconds for callers to come by and for an answer to end"
+    settled = report.calls_from(660 + probe_s + cap_s + 20)
+    assert {call.served_by for call in settled} == {PRIMARY}
+    assert report.availability == 1.0
+    assert report.broken == ()
+
+
+@pytest.mark.parametrize(
+    ("kind", "most"), [("overloaded", 0.1), ("connect", 0.1), ("transient", 0.1), ("timeout", 1.1)]
+)
+@pytest.mark.parametrize("strategy", ["priority", "cost"])
+def test_a_dead_target_costs_next_to_nothing(kind, most, strategy):
+    """Through ten minutes of outage the dead target gets at most 1.1 packets per call, and far fewer if it says so."""
+    report = simulate(TARGETS[:2], [Outage(0, 600, kind=kind)], seconds=600, strategy=strategy)
+    assert report.packets_to(PRIMARY, 0, 600) <= most * report.requests
+    assert report.broken == ()
+
+
+@pytest.mark.parametrize("kind", ["billing", "auth", "no_entitlement"])
+def test_a_money_error_is_seen_once_in_fifteen_minutes(kind):
+    """Whoever is under way when the first one comes back may see it too, and nobody else."""
+    report = simulate(TARGETS, [Outage(0, 800, kind=kind)], seconds=800, load=Load(rps=2))
+    sent = [packet.at for packet in report.packets if packet.target == PRIMARY]
+    assert sent
+    assert max(sent) < 5.0
+    assert report.availability == 1.0
+
+
+@pytest.mark.parametrize("streaming", [0.0, 1.0])
+def test_callers_who_leave_say_nothing_about_the_target(streaming):
+    """Half of them cancel at a random await: the circuit stays closed, no failure is counted, nothing is left over."""
+    chaos = Chaos(cancel=0.5, abandon=0.5 * streaming)
+    report = simulate(TARGETS[:1], seconds=300, load=Load(rps=4, streaming=streaming), chaos=chaos)
+    assert report.cancelled > 0.1 * report.requests
+    assert report.failed == 0
+    assert report.circuits == ()
+    assert report.broken == ()
+
+
+def test_a_cancelled_probe_leaves_the_circuit_half_open():
+    """The next caller probes; while callers keep cancelling, the circuit neither closes nor opens for longer."""
+    chaos = Chaos(cancel=0.6)
+    report = simulate(TARGETS[:2], [Flap(10, 400, down=40, up=20)], seconds=400, load=Load(rps=3), chaos=chaos)
+    left = [p for p in report.packets if p.circuit == CircuitState.HALF_OPEN and p.outcome == "left"]
+    assert left
+    assert report.broken == ()
+
+
+def test_a_herd_sends_one_probe():
+    """A hundred callers at one instant, at the very moment when the circuit may be probed."""
+    report = simulate(TARGETS[:2], [Outage(0, 300)], seconds=300, load=Load(rps=20, burst=100, poisson=False))
+    probes = [p.at for p in report.packets if p.circuit == CircuitState.HALF_OPEN]
+    assert probes
+    assert len(probes) == len(set(probes))
+    assert report.broken == ()
+
+
+# ── the watch can see ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def outage(**options):
+    return simulate(TARGETS, [Outage(10, 60, kind=options.pop("kind", "overloaded"))], seconds=90, **options).broken
+
+
+def test_a_breaker_that_lets_packets_through_is_noticed(monkeypatch):
+    """Whoever is let through an open circuit is seen at the wire."""
+    monkeypatch.setattr(CircuitBreaker, "acquire", lambda self, now, lease_s, chance=0.5: Permit(self.generation))
+    assert any("circuit open" in text for text in outage())
+
+
+def test_a_second_probe_is_noticed(monkeypatch):
+    """A breaker that forgets its lease lets the herd through."""
+    real = CircuitBreaker.acquire
+
+    def forgetful(self, now, lease_s, chance=0.5):
+        self._probe_expires = None if self.state is CircuitState.HALF_OPEN else self._probe_expires
+        return real(self, now, lease_s, chance)
+
+    monkeypatch.setattr(CircuitBreaker, "acquire", forgetful)
+    assert any("a second probe" in text for text in outage(load=Load(rps=20, burst=20)))
+
+
+def test_an_admission_that_is_never_returned_is_noticed(monkeypatch):
+    """A gate that forgets to count down."""
+    real = Gate.settle
+
+    def leaky(self, *given):
+        self.health.in_flight += 1
+        return real(self, *given)
+
+    monkeypatch.setattr(Gate, "settle", leaky)
+    assert any("admissions out" in text for text in outage())
+
+
+def test_a_retry_after_a_money_error_is_noticed(monkeypatch):
+    """If the bill were a passing failure, the same target would be asked again."""
+    from shared_core import errors
+
+    rules = dict(errors.RULES) | {ErrorKind.BILLING: errors.RULES[ErrorKind.TRANSIENT]}
+    monkeypatch.setattr(errors, "RULES", rules)
+    assert any("after a money error" in text for text in outage(kind="billing"))
