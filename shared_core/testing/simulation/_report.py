@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from shared_core.ledger.entry import CostReport
 from shared_core.resilience.health import percentile
 from shared_core.testing.simulation._values import Happening
 from shared_core.testing.simulation._vendor import Asked, Packet
@@ -297,7 +296,7 @@ def reported(
     packets: Sequence[Packet],
     circuits: Sequence[Circuit],
     broken: Sequence[str],
-    costs: CostReport | None,
+    ledger_nano: int | None,
 ) -> SimulationReport:
     """The report of what was written down."""
     return SimulationReport(
@@ -325,5 +324,5 @@ def reported(
         ),
         tuple(circuits),
         tuple(broken),
-        None if costs is None else sum(cost.cost_nano for cost in costs.targets),
+        ledger_nano,
     )

@@ -43,8 +43,8 @@ _LATE_S = 0.001
 _PATIENCE_S = 3600.0
 """How long after the last request began a policy without a deadline may take to end."""
 _CHARS_PER_TOKEN = 4
-_AWAITS = 12
-"""A caller that cancels does so at one of the first awaits of its request, up to this one."""
+_AWAITS, _FEW_AWAITS = 12, 4
+"""A caller that cancels does so at one of the first awaits of its request, before this one; whole answers have few."""
 _MONEY = frozenset({ErrorKind.BILLING, ErrorKind.AUTH, ErrorKind.NO_ENTITLEMENT})
 _SHUT = ("circuit open", "circuit forced open", "parked", "account locked")
 
@@ -252,7 +252,7 @@ class _Simulation:
             packets=self.packets,
             circuits=self.circuits,
             broken=self.broken,
-            costs=None if self.router is None else self.router.costs(),
+            ledger_nano=None if self.router is None else sum(one.cost_nano for one in self.router.costs().targets),
         )
 
     async def _main(self) -> None:
@@ -272,7 +272,8 @@ class _Simulation:
             for _ in range(load.burst):
                 asked = Asked(len(self.asked), loop.now, how.random() < load.streaming)
                 self.asked.append(asked)
-                cancel_at = how.randrange(1, _AWAITS) if how.random() < chaos.cancel else 0
+                awaits = _AWAITS if asked.streaming else _FEW_AWAITS
+                cancel_at = how.randrange(1, awaits) if how.random() < chaos.cancel else 0
                 leave_at = how.randrange(0, 7) if asked.streaming and how.random() < chaos.abandon else None
                 coro = ask(asked, leave_at)
                 task = loop.create_task(_cancelling(coro, cancel_at) if cancel_at else coro)
