@@ -6,33 +6,48 @@ The two are twins, kept equal by a parity test over random scripts: no portal th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
+import math
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 from shared_core._books import Books
 from shared_core._clock import Clock
 from shared_core._lane import Calm, run_guarded
+from shared_core._race import CONTENT, AsyncHeat, Heat
+from shared_core._turns import atake_turn, take_turn
 from shared_core._watch import Watchdog
 from shared_core.chat.answer_tool import adelivered, delivered
-from shared_core.chat.events import ChatEvent, Finished, ReasoningDelta, TextDelta, ToolCallDelta
-from shared_core.chat.request import ChatRequest, ToolCall
+from shared_core.chat.events import ChatEvent, Finished
+from shared_core.chat.request import ChatRequest
 from shared_core.errors import ErrorKind, FallbackError, ProviderError
 from shared_core.resilience.admission import Admission, Refusal
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.execution import Execution
-from shared_core.routing.flow import Admit, Call, Report, Settle, Step, Wait, first_token_s, flow
+from shared_core.routing.flow import (
+    Admit,
+    Call,
+    Late,
+    Lost,
+    Race,
+    Report,
+    Resume,
+    Settle,
+    Step,
+    Wait,
+    Won,
+    first_token_s,
+    flow,
+)
 from shared_core.routing.planner import Plan, Route
 from shared_core.routing.policy import FlowPolicy
 from shared_core.routing.provider import Prefill
 from shared_core.routing.relay import Relay
 
 __all__ = ["Driver"]
-
-_CONTENT = frozenset({TextDelta, ReasoningDelta, ToolCallDelta, ToolCall})
-"""Events that prove a target alive: they stop the first-token clock and start the idle one anew."""
-
 
 _POLICY = FlowPolicy()
 
@@ -79,10 +94,11 @@ class Driver:
     def run(self, execution: Execution, chosen: Plan, relay: Relay) -> Generator[ChatEvent, None, None]:
         """Perform the steps in this thread; yields what the caller gets."""
         steps = self._steps(execution, chosen, relay)
-        pending: Call | None = None
+        pending: list[Call] = []  # begun and not settled
         report: Report = None
         failure: FallbackError | None = None
         ahead: Prefill | None = None
+        heats: list[Heat] = []
         try:
             while True:
                 try:
@@ -94,13 +110,26 @@ class Driver:
                 match step:
                     case Admit():
                         report = self._admit(step)
+                        if step.route.gate.news:
+                            self._books.tell_changes(execution.id, step.route.gate)
                     case Call():
-                        pending = step
+                        pending.append(step)
                         if step.standby is not None and ahead is None:
                             ahead = self._read_ahead(execution, step)
-                        report = yield from self._call(step, relay, ahead)
+                        if step.late_s < math.inf:
+                            report = self._late(step, heats)
+                        if report is None:
+                            report = yield from self._call(step, relay, ahead, _of(step, heats))
+                    case Race():
+                        pending.append(step.second)
+                        report = self._race(step, heats)
+                    case Resume():
+                        report = yield from self._call(step.call, relay, ahead, _of(step.call, heats))
                     case Settle():
-                        pending = None
+                        pending = [call for call in pending if call.admission is not step.admission]
+                        for heat in heats:
+                            if heat.call.admission is step.admission:
+                                heat.drop()
                         self._books.settle(execution, step, self._chance(), self.routes)
                     case Wait():
                         self._clock.sleep(step.seconds)
@@ -110,6 +139,8 @@ class Driver:
         finally:
             if ahead is not None:
                 ahead.drop()
+            for heat in heats:
+                heat.drop()
         if failure is not None:
             self._books.failed(execution, failure)
             raise failure
@@ -118,10 +149,11 @@ class Driver:
     async def arun(self, execution: Execution, chosen: Plan, relay: Relay) -> AsyncGenerator[ChatEvent, None]:
         """Perform the steps in this task; yields what the caller gets. The twin of `run`."""
         steps = self._steps(execution, chosen, relay)
-        pending: Call | None = None
+        pending: list[Call] = []  # begun and not settled
         report: Report = None
         failure: FallbackError | None = None
         ahead: Prefill | None = None
+        heats: list[AsyncHeat] = []
         try:
             while True:
                 try:
@@ -133,20 +165,33 @@ class Driver:
                 match step:
                     case Admit():
                         report = await self._aadmit(step)
-                    case Call():
-                        pending = step
-                        if step.standby is not None and ahead is None:
-                            ahead = self._read_ahead(execution, step)
-                        ended = _Ended()
-                        events = self._acall(execution, step, relay, ended, ahead)
-                        try:
-                            async for event in events:
-                                yield event
-                        finally:
-                            await events.aclose()
-                        report = ended.error
+                        if step.route.gate.news:
+                            self._books.tell_changes(execution.id, step.route.gate)
+                    case Call() | Resume():
+                        call = step.call if isinstance(step, Resume) else step
+                        if call is step:
+                            pending.append(call)
+                            if call.standby is not None and ahead is None:
+                                ahead = self._read_ahead(execution, call)
+                            if call.late_s < math.inf:
+                                report = await self._alate(call, heats)
+                        if report is None:
+                            ended = _Ended()
+                            events = self._acall(execution, call, relay, ended, ahead, _of(call, heats))
+                            try:
+                                async for event in events:
+                                    yield event
+                            finally:
+                                await events.aclose()
+                            report = ended.error
+                    case Race():
+                        pending.append(step.second)
+                        report = await self._arace(step, heats)
                     case Settle():
-                        pending = None
+                        pending = [call for call in pending if call.admission is not step.admission]
+                        for heat in heats:
+                            if heat.call.admission is step.admission:
+                                heat.drop()
                         self._books.settle(execution, step, self._chance(), self.routes)
                     case Wait():
                         await self._clock.asleep(step.seconds)
@@ -156,6 +201,10 @@ class Driver:
         finally:
             if ahead is not None:
                 ahead.drop()
+            for heat in heats:
+                heat.drop()
+            if heats:
+                await AsyncHeat.gone(heats)
         if failure is not None:
             self._books.failed(execution, failure)
             raise failure
@@ -163,17 +212,80 @@ class Driver:
 
     def _admit(self, step: Admit) -> Admission | Refusal:
         """Ask everything that has a say in whether the attempt may start."""
-        return step.route.gate.admit(self._now(), step.lease_s, self._chance())
+        gate = step.route.gate
+        if step.wait_s > 0:
+            return take_turn(gate, step.request, step.wait_s, step.lease_s, self._clock, self._chance)
+        return gate.admit(self._now(), step.lease_s, self._chance(), step.request)
 
     async def _aadmit(self, step: Admit) -> Admission | Refusal:
         """The same, without blocking the loop."""
-        return step.route.gate.admit(self._now(), step.lease_s, self._chance())
+        gate = step.route.gate
+        if step.wait_s > 0:
+            return await atake_turn(gate, step.request, step.wait_s, step.lease_s, self._clock, self._chance)
+        return gate.admit(self._now(), step.lease_s, self._chance(), step.request)
 
-    def _leave(self, execution: Execution, pending: Call | None, error: BaseException) -> None:
+    def _leave(self, execution: Execution, pending: Sequence[Call], error: BaseException) -> None:
         if execution.ended is None:  # an attempt that was interrupted has said so by itself
-            self._books.interrupted(execution, pending, error)
-        if pending is not None:
-            self._books.neutral(execution, pending, self._chance(), self.routes)
+            self._books.interrupted(execution, pending[-1] if pending else None, error)
+        for call in pending:
+            self._books.neutral(execution, call, self._chance(), self.routes)
+
+    # ── calls that may be late ───────────────────────────────────────────────────────────────────────────────────────
+
+    def _late(self, call: Call, heats: list[Heat]) -> Report:
+        """Begin a call beside this thread. `Late` when it brings no content in time; None as soon as it does."""
+        bell = threading.Event()
+        heats.append(self._heat(call, bell))
+        return None if _rung(bell, heats, min(call.late_s, heats[0].guard.remaining())) else Late()
+
+    def _race(self, step: Race, heats: list[Heat]) -> Report:
+        """Begin the second call, and wait until one of the two brings content or ends."""
+        bell = heats[0].bell
+        heats.append(self._heat(step.second, bell))
+        while (report := _decided(heats)) is None:
+            _rung(bell, heats, min(heat.guard.remaining() for heat in heats))
+        return report
+
+    def _heat(self, call: Call, bell: threading.Event) -> Heat:
+        request, guard = self._opened(call)
+        provider = call.route.provider
+        return Heat(call, guard, lambda: provider.stream(request, guard), self._now, bell)
+
+    async def _alate(self, call: Call, heats: list[AsyncHeat]) -> Report:
+        """The twin of `_late`."""
+        bell = asyncio.Event()
+        heats.append(await self._aheat(call, bell))
+        return None if await _arung(bell, heats, min(call.late_s, heats[0].guard.remaining())) else Late()
+
+    async def _arace(self, step: Race, heats: list[AsyncHeat]) -> Report:
+        """The twin of `_race`."""
+        bell = heats[0].bell
+        heats.append(await self._aheat(step.second, bell))
+        while (report := _decided(heats)) is None:
+            await _arung(bell, heats, min(heat.guard.remaining() for heat in heats))
+        return report
+
+    async def _aheat(self, call: Call, bell: asyncio.Event) -> AsyncHeat:
+        request, guard = await self._aopened(call)
+        return AsyncHeat(call, guard, call.route.provider.astream(request, guard), self._now, bell)
+
+    # ── one call ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _opened(self, call: Call) -> tuple[ChatRequest, Guard]:
+        """The request as its target gets it, and its limits, which begin now."""
+        if call.route not in self._loaded:
+            self._load(call.route)
+            self._loaded.add(call.route)
+            call.attempt.started = self._now()  # importing an SDK is no slowness of the target's
+        return self._request(call), self._guard(call)
+
+    async def _aopened(self, call: Call) -> tuple[ChatRequest, Guard]:
+        """The twin of `_opened`."""
+        if call.route not in self._loaded or not getattr(call.route.provider, "ready", _always)():
+            await self._aload(call.route)
+            self._loaded.add(call.route)
+            call.attempt.started = self._now()  # as above
+        return self._request(call), self._guard(call)
 
     def _read_ahead(self, execution: Execution, call: Call) -> Prefill | None:
         """Let the target on standby read the prompt while this call is awaited."""
@@ -199,26 +311,24 @@ class Driver:
             connect_s=call.connect_s,
             deadline=call.deadline,
         )
+        guard.learn = call.route.gate.learn
         call.attempt.notes = guard.notes  # the provider writes, the journal shows
         return guard
 
     def _call(
-        self, call: Call, relay: Relay, ahead: Prefill | None
+        self, call: Call, relay: Relay, ahead: Prefill | None, heat: Heat | None
     ) -> Generator[ChatEvent, None, ProviderError | None]:
         """Make one attempt; yields what reaches the caller, returns the error it ended with."""
         provider, attempt = call.route.provider, call.attempt
-        if call.route not in self._loaded:
-            self._load(call.route)
-            self._loaded.add(call.route)
-            attempt.started = self._now()  # importing an SDK is no slowness of the target's
-        request = self._request(call)
-        guard = self._guard(call)
+        request, guard = self._opened(call) if heat is None else (call.request, heat.guard)
         feed, touch = relay.feed, guard.touch
         alone = provider.interruptible or self._calm.of(call.route)
         begun = perf_counter()  # real time, whatever clock the router was handed: threads block in real time
         events: Iterator[ChatEvent] | None = None
         try:
-            if alone:
+            if heat is not None:
+                events = heat.events()
+            elif alone:
                 events = provider.stream(request, guard)
             else:
                 events = run_guarded(
@@ -228,7 +338,7 @@ class Driver:
                 events = delivered(events, attempt.output_by)
             for event in events:
                 kind = type(event)
-                if kind in _CONTENT:
+                if kind in CONTENT:
                     if attempt.first_token is None:
                         attempt.first_token = self._now()
                     for out in feed(event):
@@ -251,27 +361,28 @@ class Driver:
         except Exception as error:  # noqa: BLE001  # classified; a bug is raised again as it is
             return _classified(error, call, guard)
         finally:
-            if alone and not provider.interruptible:
+            if heat is None and alone and not provider.interruptible:
                 self._calm.took(call.route, perf_counter() - begun)
             if events is not None and (close := getattr(events, "close", None)) is not None:
                 close()
 
     async def _acall(
-        self, execution: Execution, call: Call, relay: Relay, ended: _Ended, ahead: Prefill | None
+        self,
+        execution: Execution,
+        call: Call,
+        relay: Relay,
+        ended: _Ended,
+        ahead: Prefill | None,
+        heat: AsyncHeat | None,
     ) -> AsyncGenerator[ChatEvent, None]:
         """Make one attempt; yields what reaches the caller, leaves the error it ended with in `ended`."""
         provider, attempt = call.route.provider, call.attempt
-        if call.route not in self._loaded or not getattr(provider, "ready", _always)():
-            await self._aload(call.route)
-            self._loaded.add(call.route)
-            attempt.started = self._now()  # importing an SDK is no slowness of the target's
-        request = self._request(call)
-        guard = self._guard(call)
+        request, guard = await self._aopened(call) if heat is None else (call.request, heat.guard)
         feed, touch = relay.feed, guard.touch
         watch = Watchdog(guard)
         events: AsyncIterator[ChatEvent] | None = None
         try:
-            events = provider.astream(request, guard)
+            events = provider.astream(request, guard) if heat is None else heat.events()
             if attempt.output_by is not None:
                 events = adelivered(events, attempt.output_by)
             step = events.__anext__
@@ -290,7 +401,7 @@ class Driver:
                 finally:
                     watch.disarm()
                 kind = type(event)
-                if kind in _CONTENT:
+                if kind in CONTENT:
                     if attempt.first_token is None:
                         attempt.first_token = self._now()
                     for out in feed(event):
@@ -313,7 +424,7 @@ class Driver:
             ended.error = _classified(error, call, guard)
         except BaseException as error:
             # Settle now: closing the connection below awaits, and a second cancel can skip what comes after an await.
-            self._leave(execution, call, error)
+            self._leave(execution, (call,), error)
             raise
         finally:
             watch.stop()
@@ -332,6 +443,50 @@ def _always() -> bool:
     return True
 
 
+_Run = TypeVar("_Run", Heat, AsyncHeat)
+
+
+def _of(call: Call, heats: Sequence[_Run]) -> _Run | None:
+    """What runs this call already, if it is one that may be late."""
+    return next((heat for heat in heats if heat.call.attempt is call.attempt), None)
+
+
+def _rung(bell: threading.Event, heats: Sequence[Heat], seconds: float) -> bool:
+    """Wait for the bell, so many seconds at most; whether there is something to decide on."""
+    bell.wait(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
+    bell.clear()
+    return any(heat.ready for heat in heats)
+
+
+async def _arung(bell: asyncio.Event, heats: Sequence[AsyncHeat], seconds: float) -> bool:
+    """The twin of `_rung`."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(None if math.isinf(seconds) else max(0.0, seconds)):
+            await bell.wait()
+    bell.clear()
+    return any(heat.ready for heat in heats)
+
+
+def _decided(heats: Sequence[Heat] | Sequence[AsyncHeat]) -> Won | Lost | None:
+    """Who of two has brought content, or else who has ended without; the first before the second."""
+    for heat in heats:
+        if heat.has_content:
+            return Won(heat.call)
+    for heat in heats:
+        call = heat.call
+        if heat.over:
+            error = heat.error
+            if error is None:
+                return Lost(call, _unfinished(0))
+            if not isinstance(error, Exception):
+                raise error  # a call was cancelled from inside: that is the caller's affair, not the target's
+            return Lost(call, _classified(error, call, heat.guard))
+        if heat.guard.expired:
+            heat.drop()
+            return Lost(call, _classified(_timed_out(heat.guard), call, heat.guard))
+    return None
+
+
 def _classified(error: Exception, call: Call, guard: Guard) -> ProviderError:
     """`error` as a provider's failure. A bug is raised as it is.
 
@@ -347,6 +502,10 @@ def _classified(error: Exception, call: Call, guard: Guard) -> ProviderError:
         raise error
     if found is not error and found.__cause__ is None:
         found.__cause__ = error
+    if (headers := getattr(found.response, "headers", None)) is not None:
+        from shared_core.providers.waits import windows
+
+        guard.heard(windows(headers))
     if found.kind is ErrorKind.TIMEOUT and guard.expired:
         if guard.which == "deadline":
             found.code = "deadline"  # ours, not the target's fault: its circuit does not count it

@@ -108,12 +108,30 @@ class _GuardedStream:
     def __init__(self, inner: Any, errors: ModuleType) -> None:
         self._inner = inner
         self._errors = errors
+        self._user: Limiter | None = None
+
+    def _used(self) -> None:
+        """The attempt whose thread this is uses the connection now: if it is cut off, so is the connection."""
+        self._user = limiter = _current.limiter
+        cuts = getattr(limiter, "cuts", None)
+        if cuts is not None:
+            cuts[self] = lambda: self._cut(limiter)
+
+    def _cut(self, user: Limiter | None) -> None:
+        if self._user is not user:
+            return  # it serves somebody else by now
+        found = self._inner.get_extra_info("socket")
+        with suppress(OSError):  # it was closed a moment ago
+            # The plain socket's method: that of a TLS socket would take its layer away under the thread that reads.
+            socket.socket.shutdown(found, socket.SHUT_RDWR)
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        self._used()
         data: bytes = self._inner.read(max_bytes, timeout=_allowed(timeout, self._errors.ReadTimeout))
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._used()
         for at in range(0, len(buffer), _WRITE_BYTES):
             self._inner.write(buffer[at : at + _WRITE_BYTES], timeout=_allowed(timeout, self._errors.WriteTimeout))
 

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared_core.errors import ConfigurationError
+from shared_core.routing.target import built
 
-__all__ = ["Hedge", "Hedged", "Hedger"]
+__all__ = ["Hedge", "Hedged", "Hedger", "hedger_of"]
 
 _KEEP = 100
 """First tokens remembered of each target, streamed and whole apart."""
@@ -30,9 +31,9 @@ class Hedge:
         after: 'p95' (as long as 95 of 100 answers of that target took to begin: to the first token in streams, to the
             end where answers are whole), any other 'p1' to 'p99', or a number of seconds.
         min_s: never sooner than this, in seconds, 0 or more.
-        budget: second requests as a share of all requests, above 0, at most 1. The share is kept at every moment but
-            for what was saved up.
-        burst: second requests that may be saved up in quiet times, 1 or more.
+        budget: second requests as a share of all requests, above 0, at most 1. It is kept at every moment: each
+            request earns its share of a second one.
+        burst: second requests that may be saved up while nobody is slow, 1 or more.
         samples: answers of a target after which its percentile is taken as measured, 1 to 100; until then nobody is
             asked beside it. Not needed where `after` is a number.
 
@@ -183,3 +184,15 @@ class Hedger:
         """Put one back: nobody could be asked."""
         with self._lock:
             self._tokens = min(self.hedge.burst, self._tokens + 1.0)
+
+
+def hedger_of(hedge: Any, before: Hedger | None = None) -> Hedger | None:
+    """What `hedge=` means: None and False none, True the defaults. With what another one has measured `before`.
+
+    Raises:
+        ConfigurationError: it is no `Hedge`, mapping of its options, or truth value.
+    """
+    if hedge is None or hedge is False:
+        return None
+    settings: Hedge = Hedge() if hedge is True else built("hedge", Hedge, hedge)
+    return Hedger(settings) if before is None else before.under(settings)

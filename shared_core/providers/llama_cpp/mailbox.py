@@ -49,7 +49,7 @@ class Call:
         self.accepted = False
         """Whether the worker has said that it has it."""
         self.cancelled = False
-        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._waiter: tuple[asyncio.AbstractEventLoop, asyncio.Future[None]] | None = None
 
@@ -66,8 +66,12 @@ class Call:
                 # That loop is closed, so nobody is waiting on it any more.
                 return
 
+    def wake(self) -> None:
+        """Let who waits in `get` look at its limit again. Any thread."""
+        self._messages.put(None)
+
     def get(self, timeout_s: float) -> Message | None:
-        """The next message, or None after `timeout_s` seconds without one."""
+        """The next message, or None after `timeout_s` seconds without one, or when woken."""
         try:
             return self._messages.get(timeout=min(max(0.0, timeout_s), threading.TIMEOUT_MAX))
         except queue.Empty:
@@ -77,7 +81,9 @@ class Call:
         """The next message, on the running event loop."""
         while True:
             try:
-                return self._messages.get_nowait()
+                message = self._messages.get_nowait()
+                if message is not None:
+                    return message
             except queue.Empty:
                 loop = asyncio.get_running_loop()
                 future: asyncio.Future[None] = loop.create_future()

@@ -156,6 +156,8 @@ class LlamaCppProvider:
         """Answer, sync. Closing the iterator stops the model."""
         reading = _Reading(self, request, guard)
         call, supervisor = reading.begin()
+        if guard.cuts is not None:
+            guard.cuts[self] = call.wake
         try:
             while True:
                 message = call.get(guard.remaining())

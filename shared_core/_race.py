@@ -1,0 +1,175 @@
+"""Attempts that run beside their reader, for calls that may be late: `Heat` in a thread, `AsyncHeat` in a task.
+
+Where nobody may be asked beside a call, its events are read in the caller's own thread or task. Where somebody may, the
+call must go on while the caller waits for either. Whoever reads a heat later gets every event it brought, in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+
+from shared_core._lane import run_guarded
+from shared_core.chat.events import ChatEvent, Finished, ReasoningDelta, TextDelta, ToolCallDelta
+from shared_core.chat.request import ToolCall
+from shared_core.resilience.deadline import Guard
+from shared_core.routing.flow import Call
+
+__all__ = ["CONTENT", "AsyncHeat", "Heat"]
+
+CONTENT = frozenset({TextDelta, ReasoningDelta, ToolCallDelta, ToolCall})
+"""Events that prove a target alive: they stop the first-token clock and start the idle one anew."""
+_DECIDES = CONTENT | {Finished}
+_GOODBYE_S = 1.0
+"""How long a caller may be kept until what was cut off has closed its connection. It is closed anyway."""
+
+
+class _Running:
+    """What both kinds have: how far the attempt has come. `guard` is moved by who makes the attempt."""
+
+    def __init__(self, call: Call, guard: Guard, now: Callable[[], float], ring: Callable[[], None]) -> None:
+        self.call = call
+        self.guard = guard
+        self.has_content = False
+        self.over = False
+        """It has ended, well or not."""
+        self.error: BaseException | None = None
+        self._now = now
+        self._ring = ring
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is anything to decide on: content, or the end."""
+        return self.has_content or self.over
+
+    def saw(self, event: ChatEvent) -> None:
+        """The attempt has brought an event."""
+        kind = type(event)
+        if kind in CONTENT:
+            attempt = self.call.attempt
+            if attempt.first_token is None:
+                attempt.first_token = self._now()
+            self.guard.touch()
+        if not self.has_content and kind in _DECIDES:
+            self.has_content = True
+            self._ring()
+
+    def ended(self, error: BaseException | None) -> None:
+        """The attempt has ended."""
+        self.error = error
+        self.over = True
+        self._ring()
+
+
+class Heat(_Running):
+    """An attempt in a thread of its own, begun at once. `bell` rings when there is something to decide on."""
+
+    def __init__(
+        self,
+        call: Call,
+        guard: Guard,
+        open_: Callable[[], Iterator[ChatEvent]],
+        now: Callable[[], float],
+        bell: threading.Event,
+    ) -> None:
+        super().__init__(call, guard, now, bell.set)
+        self.bell = bell
+        guard.cuts = {}
+        self._dropped = False
+        self._events = run_guarded(lambda: self._watched(open_), guard, at_once=True)
+
+    def _watched(self, open_: Callable[[], Iterator[ChatEvent]]) -> Iterator[ChatEvent]:
+        source = open_()
+        try:
+            for event in source:
+                self.saw(event)
+                yield event
+                if self._dropped:
+                    return
+        except BaseException as error:
+            self.ended(error)
+            raise
+        else:
+            self.ended(None)
+        finally:
+            close = getattr(source, "close", None)
+            if close is not None:
+                close()
+
+    def events(self) -> Iterator[ChatEvent]:
+        """What it has brought and will bring. Leaving it cuts the attempt off."""
+        try:
+            yield from self._events
+        finally:
+            self.drop()
+
+    def drop(self) -> None:
+        """Cut it off, if it has not ended: its connection closes. Never blocks."""
+        self._dropped = True
+        if not self.over:
+            self.guard.cut()
+
+
+class AsyncHeat(_Running):
+    """An attempt in a task of its own, begun at once. The twin of `Heat`."""
+
+    def __init__(
+        self,
+        call: Call,
+        guard: Guard,
+        source: AsyncIterator[ChatEvent],
+        now: Callable[[], float],
+        bell: asyncio.Event,
+    ) -> None:
+        super().__init__(call, guard, now, bell.set)
+        self.bell = bell
+        self._items: deque[ChatEvent] = deque()
+        self._more = asyncio.Event()
+        self.task = asyncio.ensure_future(self._run(source))
+
+    async def _run(self, source: AsyncIterator[ChatEvent]) -> None:
+        error: BaseException | None = None
+        try:
+            async for event in source:
+                self._items.append(event)
+                self.saw(event)
+                self._more.set()
+        except asyncio.CancelledError as cut:
+            error = cut
+            raise
+        except Exception as raised:  # noqa: BLE001  # told to who reads
+            error = raised
+        finally:
+            self.ended(error)
+            self._more.set()
+            close = getattr(source, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def events(self) -> AsyncGenerator[ChatEvent, None]:
+        """What it has brought and will bring. Leaving it cuts the attempt off."""
+        try:
+            while True:
+                while self._items:
+                    yield self._items.popleft()
+                if self.over:
+                    break
+                self._more.clear()
+                await self._more.wait()
+        finally:
+            self.drop()
+        if self.error is not None:
+            raise self.error
+
+    def drop(self) -> None:
+        """Cut it off, if it has not ended: its connection closes. Never blocks."""
+        self.task.cancel()
+
+    @staticmethod
+    async def gone(heats: list[AsyncHeat]) -> None:
+        """Until those that were dropped have closed their connections, for a second at most."""
+        tasks = [heat.task for heat in heats if not heat.task.done()]
+        if tasks:
+            await asyncio.wait(tasks, timeout=_GOODBYE_S)
