@@ -266,6 +266,7 @@ class ProviderError(FallbackError):
         response: the SDK's response object, when there is one, for traces that read headers and body.
         retryable_hint: the server's `x-should-retry`, or None.
         after_output: whether content had already arrived from this attempt.
+        in_stream: whether it came inside an answer that had begun with 200: the provider had taken the request.
     """
 
     def __init__(
@@ -293,6 +294,7 @@ class ProviderError(FallbackError):
         self.retryable_hint = retryable_hint
         self.hint = hint
         self.after_output = False
+        self.in_stream = False
 
     @classmethod
     def of(cls, kind: ErrorKind, message: str, **fields: Any) -> ProviderError:
@@ -310,12 +312,27 @@ class ProviderError(FallbackError):
         return RULES[self.kind]
 
     @property
+    def settlement(self) -> Settlement:
+        """What the attempt is presumed to have cost. A refusal is free, unless the provider had begun to answer."""
+        presumed = RULES[self.kind].settlement
+        if presumed is Settlement.VOID and self.in_stream:
+            return Settlement.UNKNOWN
+        if self.kind is ErrorKind.POLICY and (self.status or 0) >= 400:
+            return Settlement.VOID  # refused before it was read by the model
+        return presumed
+
+    @property
     def disposition(self) -> Disposition:
         """What to do next. `x-should-retry: false` turns a retry into a fall-over."""
         rule = RULES[self.kind]
         if rule.disposition is Disposition.RETRY and self.retryable_hint is False:
             return Disposition.FALL_OVER
         return rule.disposition
+
+    @property
+    def unsent(self) -> bool:
+        """No byte of the request has left, or been looked at: refused, unresolved, no TLS, no free connection."""
+        return self.kind is ErrorKind.CONNECT and self.status is None
 
     @property
     def is_retryable(self) -> bool:

@@ -372,6 +372,7 @@ def _from_status(
         request_id=getattr(exc, "request_id", None),
         now=now,
     )
+    error.in_stream = status is None or getattr(getattr(exc, "response", None), "status_code", None) == 200
     vague = error.kind in (K.BAD_REQUEST, K.TRANSIENT) and error.code != PREFILL_REJECTED
     if vague and any(name == "ContextOverflowError" for name, _ in _names(exc)):
         # A framework that already recognised the overflow knows text that we do not.

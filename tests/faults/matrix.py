@@ -34,6 +34,7 @@ from shared_core import (
     ToolSpec,
     user,
 )
+from shared_core.ledger.entry import EntryStatus
 from shared_core.providers import build, transport
 from shared_core.testing import CANONICAL, FAULTS, Answer, FaultServer
 from tests.faults import oracle
@@ -131,7 +132,7 @@ def cells() -> list[Cell]:
         ],
     ):
         row = FAULTS[oracle.kind_name(fault)]
-        if vendor.wire not in row.wires or (vendor.name in COMPATIBLE and fault not in SAMPLE):
+        if vendor.wire not in oracle.ONLY.get(fault, row.wires) or (vendor.name in COMPATIBLE and fault not in SAMPLE):
             continue
         for colour, shape in taken:
             possible = row.streamed if shape == "streamed" else row.whole and fault != "cut:late"
@@ -507,7 +508,7 @@ def _flap(cell: Cell, bench: Bench) -> list[str]:
         attempts = router.last.attempts if router.last else []
         kinds = [a.error.kind if isinstance(a.error, ProviderError) else None for a in attempts]
         wrong += _same("attempts", kinds, [ErrorKind.CONNECT, None])
-        wrong += _same("books", _books(router), ["voided", "posted"])
+        wrong += _same("books", _books(router), [EntryStatus.VOID, EntryStatus.POSTED])
         return wrong + _same("requests that arrived", sick.arrived(), 1)
     finally:
         sick.close()
@@ -524,7 +525,9 @@ def effect_of(cell: Cell) -> oracle.Effect:
     if row.never:
         effect = replace(effect, alone=1, beside=1)
     if row.wait == "long":
-        effect = replace(effect, alone=1, beside=1, lock="target")
+        effect = replace(effect, alone=1, beside=1, lock="parked")
+    if row.window:
+        effect = replace(effect, beside=1)
     if cell.committed:
         # The text is out: the next target goes on with it at once (A14), or this one if there is no other.
         effect = replace(effect, beside=1)
@@ -565,18 +568,20 @@ def _judge_packets(cell: Cell, router: Router, sick: _Sick, expected: int) -> li
     return wrong if packets is None else wrong + _same("packets at the server", packets, len(attempts))
 
 
-def _books(router: Router) -> list[str]:
+def _books(router: Router) -> list[EntryStatus]:
     """What the ledger says of each attempt at the failing target."""
-    return [str(entry.status) for entry in router.ledger.entries() if entry.target == "first"]
+    return [entry.status for entry in router.ledger.entries() if entry.target == "first"]
 
 
 def _judge_books(cell: Cell, router: Router) -> list[str]:
     """Column $: every attempt has its row, and the row says what may have been spent."""
     attempts = [a for a in router.last.attempts if a.target == "first"] if router.last else []
-    expected: oracle.Books = cell.line.books or ("posted" if cell.kind is None else oracle.BOOKS[cell.kind])
-    if cell.kind is not None and attempts and isinstance(error := attempts[0].error, ProviderError):
-        expected = cell.line.books or oracle.BOOKS[error.kind]  # of two kinds that are as right, the one that was seen
-    return _same("books", _books(router), [expected] * len(attempts))
+    expected = []
+    for attempt in attempts:
+        error = attempt.error
+        kind = error.kind if isinstance(error, ProviderError) else None
+        expected.append(cell.line.books or (EntryStatus.POSTED if kind is None else oracle.BOOKS[kind]))
+    return _same("books", [str(status) for status in _books(router)], [str(status) for status in expected])
 
 
 def _judge_wait(cell: Cell, router: Router) -> list[str]:
@@ -601,7 +606,8 @@ def _judge_attempts(cell: Cell, router: Router) -> list[str]:
     wrong += _same("success rate", health.success_rate, 0.0 if effect.trips else None)
     reason = (health.unavailable_reason or "").partition(":")[0]
     if cell.line.wait != "short":  # a short park may be over by now
-        wrong += _same("lock", reason, {"account": "account locked", "target": "parked", None: ""}[effect.lock])
+        if not (cell.line.window and reason == "rate limit"):  # the same of a window
+            wrong += _same("lock", reason, effect.lock or "")
     return wrong
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from shared_core import ErrorKind as K
+from shared_core.ledger.entry import EntryStatus
 from shared_core.testing import CANONICAL
 from shared_core.testing.fault_server import FAULTS, Fault
 
@@ -31,8 +32,8 @@ class Effect:
     """Column F: whether the next target is asked."""
     trips: bool = False
     """Column B."""
-    lock: Literal["account", "target"] | None = None
-    """Column O."""
+    lock: Literal["account locked", "locked", "parked"] | None = None
+    """Column O: closed until somebody does something about it, or for a wait with an end."""
 
 
 _ONCE = Effect(alone=1, beside=1)
@@ -52,16 +53,16 @@ EFFECTS: Mapping[K, Effect] = {
     K.THROTTLED: _TWICE,
     K.RAMP: _TWICE,
     # "per day: R no, F yes, B no, O park, long"
-    K.QUOTA_DAY: replace(_ONCE, lock="target"),
+    K.QUOTA_DAY: replace(_ONCE, lock="parked"),
     # "limit: 0: never, F yes, B no, O account x model"
-    K.NO_ENTITLEMENT: replace(_ONCE, lock="target"),
+    K.NO_ENTITLEMENT: replace(_ONCE, lock="locked"),
     # "billing: R never, F yes, at once, B no, O account locked"
-    K.BILLING: replace(_ONCE, lock="account"),
+    K.BILLING: replace(_ONCE, lock="account locked"),
     # "401: R no, F yes, B no, O account until changed"
-    K.AUTH: replace(_ONCE, lock="account"),
+    K.AUTH: replace(_ONCE, lock="account locked"),
     # "403 / 404: R no, F yes, B no, O account x model / model"
-    K.FORBIDDEN: replace(_ONCE, lock="target"),
-    K.NOT_FOUND: replace(_ONCE, lock="target"),
+    K.FORBIDDEN: replace(_ONCE, lock="locked"),
+    K.NOT_FOUND: replace(_ONCE, lock="locked"),
     # "bad_request / policy: R no, F no, B no"
     K.BAD_REQUEST: replace(_ONCE, second=False),
     K.POLICY: replace(_ONCE, second=False),
@@ -78,22 +79,19 @@ EFFECTS: Mapping[K, Effect] = {
 }
 
 
-Books = Literal["voided", "unknown", "posted", "estimated"]
-"""Column $: nothing was spent; it may have been billed; it was billed as reported, or as we counted."""
-
-_VOID: Books = "voided"
-BOOKS: Mapping[K, Books] = {
+BOOKS: Mapping[K, EntryStatus] = {
     # "DNS, connect, TLS: void"; "refused by the provider with an error body: 4xx, 429, 503 overloaded, 529: void"
     **dict.fromkeys(
         (
             K.CONNECT, K.OVERLOADED, K.CONFLICT, K.THROTTLED, K.RAMP, K.QUOTA_DAY, K.NO_ENTITLEMENT, K.BILLING, K.AUTH,
             K.FORBIDDEN, K.NOT_FOUND, K.BAD_REQUEST, K.CONTEXT_OVERFLOW, K.TOO_LARGE, K.CONFIG, K.INCAPABLE, K.POLICY,
         ),
-        _VOID,
+        EntryStatus.VOID,
     ),
     # "timeout, reset, 500/502/504, cancelled, malformed, cut: unknown at the full bound"
-    **dict.fromkeys((K.TRANSIENT, K.TIMEOUT, K.MALFORMED, K.STREAM_CUT, K.CANCELLED), "unknown"),
+    **dict.fromkeys((K.TRANSIENT, K.TIMEOUT, K.MALFORMED, K.STREAM_CUT, K.CANCELLED), EntryStatus.UNKNOWN),
 }  # fmt: skip
+"""Column $: nothing was spent, or it may have been billed. An answer is posted, or estimated where it told no usage."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +112,11 @@ class Line:
     text: str = CANONICAL
     """What an answer that arrives says."""
     finish: str = "stop"
-    books: Books | None = None
+    books: EntryStatus | None = None
     """Column $ where it is not that of the kind (of an answer: posted)."""
+    window: bool = False
+    """Its headers tell of a window that is empty for longer than it asks to wait: as long as another target is free, it
+    gets no second packet."""
     pause_s: float = 0.0
     """`wait="short"`: the wait that the server names, at least."""
 
@@ -136,11 +137,11 @@ ORACLE: Mapping[str, Line] = {
     "tls-expired": _both(K.CONNECT),
     "tls-wrong-host": _both(K.CONNECT),
     "tls-stall": _both(K.CONNECT),
-    # No SDK offers HTTP/2 as it is built here: the server says so, where one that did would meet "REFUSED_STREAM/GOAWAY"
+    # No SDK offers HTTP/2 as it is built here, and the server says so; one that did would meet "GOAWAY/REFUSED_STREAM"
     "h2-goaway": _both(K.INCAPABLE),
     "h2-refused-stream": _both(K.INCAPABLE),
     # ── "reset before any response byte: transient, R 1, F yes, B yes" ───────────────────────────────────────────
-    "close-on-accept": _both(K.TRANSIENT),
+    "close-on-accept": _both(K.TRANSIENT, or_else=K.CONNECT),  # over TLS it is the handshake that does not happen
     "reset-on-accept": _both(K.TRANSIENT, or_else=K.CONNECT),  # the reset may find the client still connecting
     "reset-mid-upload": _both(K.TRANSIENT),
     "reset-before-headers": _both(K.TRANSIENT),
@@ -200,11 +201,10 @@ ORACLE: Mapping[str, Line] = {
     # 429s that only their words tell apart
     "rate-limit:day": _both(K.QUOTA_DAY),
     "rate-limit:none": _both(K.NO_ENTITLEMENT),
-    "rate-limit:ramp": _both(K.RAMP, wait="long"),
     # ── 429: "throttled: after wait if short"; waits are read in one fixed order ──────────────────────────────────
     "rate-limit": _both(K.THROTTLED, wait="long"),
-    "rate-limit:short": _both(K.THROTTLED, wait="short", pause_s=0.05),
-    "rate-limit-zero": _both(K.THROTTLED),
+    "rate-limit:short": _both(K.THROTTLED, wait="short", pause_s=0.05, window=True),
+    "rate-limit-zero": _both(K.THROTTLED, window=True),
     # no sane wait of its own: OpenAI's reset of the exhausted dimension says 120 ms
     "rate-limit-negative": _both(K.THROTTLED, wait="short"),
     "rate-limit-huge": _both(K.THROTTLED, wait="short"),
@@ -212,7 +212,7 @@ ORACLE: Mapping[str, Line] = {
     "rate-limit-bare": _both(K.THROTTLED, wait="short"),
     "rate-limit-date": _both(K.THROTTLED, wait="long"),
     "rate-limit-skewed": _both(K.THROTTLED, wait="long"),
-    "rate-limit-ms": _both(K.THROTTLED, wait="short", pause_s=0.05),
+    "rate-limit-ms": _both(K.THROTTLED, wait="short", pause_s=0.05, window=True),
     "ramp": _both(K.RAMP, wait="long"),
     "quota-day": _both(K.QUOTA_DAY),
     "quota-zero": _both(K.NO_ENTITLEMENT),
@@ -232,14 +232,16 @@ ORACLE: Mapping[str, Line] = {
     "cut-eof": Line(streamed=K.STREAM_CUT, words=3),
     "missing-terminal": Line(streamed=K.STREAM_CUT, words=_ALL),
     "malformed-chunk": Line(streamed=K.MALFORMED, words=3),
-    "overload-later": Line(streamed=K.OVERLOADED, words=3, books="unknown"),
+    "overload-later": Line(streamed=K.OVERLOADED, words=3, books=EntryStatus.UNKNOWN),
     # nothing visible yet: "as its code, F yes"
-    "overload-first": Line(streamed=K.OVERLOADED, books="unknown"),  # "SSE error before the first token: unknown"
+    "overload-first": Line(
+        streamed=K.OVERLOADED, books=EntryStatus.UNKNOWN
+    ),  # "SSE error before the first token: unknown"
     "role-only-error": Line(streamed=K.TRANSIENT),
     "cut-tool": Line(streamed=K.STREAM_CUT, or_else=K.TRANSIENT),
     # ── nothing a caller need notice ─────────────────────────────────────────────────────────────────────────────
     "stale-keep-alive": Line(),
-    "usage-missing": Line(books="estimated"),  # "success without usage: our own count, flagged"
+    "usage-missing": Line(books=EntryStatus.ESTIMATED),  # "success without usage: our own count, flagged"
     "slow-read": Line(),
     "dns-flap": Line(),
     "slow-first-token": Line(),
@@ -256,7 +258,10 @@ _BARE_SECOND = {
     for name in ("rate-limit-negative", "rate-limit-huge", "rate-limit-malformed", "rate-limit-bare")
 }
 _BARE_NONE = {
-    # Gemini says it in RetryInfo or not at all.
+    # Gemini says it in RetryInfo or not at all, and nothing of windows.
+    "rate-limit:short": _both(K.THROTTLED, wait="short", pause_s=0.05),
+    "rate-limit-zero": _both(K.THROTTLED),
+} | {
     name: _both(K.THROTTLED)
     for name in ("rate-limit-negative", "rate-limit-huge", "rate-limit-malformed", "rate-limit-bare")
 }
@@ -270,12 +275,14 @@ EXCEPTIONS: Mapping[str, Mapping[str, Line]] = {
     },
     "google": {
         **_BARE_NONE,
+        # "200 with promptFeedback.blockReason: actual", of which this answer says nothing
+        "content-policy": _both(K.POLICY, books=EntryStatus.UNKNOWN),
         "spend-limit": _both(K.THROTTLED, wait="long"),  # "429 spend-based (rolling 10 min): throttled"
         "gateway-timeout": _both(K.TIMEOUT),  # "504 DEADLINE_EXCEEDED: timeout, R 0"
         "request-timeout": _both(K.TIMEOUT),  # "classify by error.type first": it says DEADLINE_EXCEEDED with its 408
     },
-    # Built on requests, whose limit on connecting does not cover looking the name up: the attempt's own limit ends it.
-    "google-legacy": {"dns-slow": _both(K.TIMEOUT)},
+    # Built on requests, whose limit on connecting covers neither name nor handshake: the attempt's own limit ends it.
+    "google-legacy": dict.fromkeys(("dns-slow", "tls-stall"), _both(K.TIMEOUT)),
 }
 
 STEPS: Mapping[str, Fault] = {
@@ -287,7 +294,6 @@ STEPS: Mapping[str, Fault] = {
     "status:400-key": Fault("status", status=400, message="API key not valid. Please pass a valid API key."),
     "rate-limit:day": Fault("rate-limit", message="You have reached your daily limit of requests."),
     "rate-limit:none": Fault("rate-limit", message="Quota exceeded for this model, limit: 0."),
-    "rate-limit:ramp": Fault("rate-limit", message="Traffic increased too quickly; please ramp up gradually."),
     "slow-read": Fault("slow-read", every_s=0.002),
     "rate-limit:short": Fault("rate-limit", retry_after=0.05),
     "rate-limit-ms": Fault("rate-limit-ms", retry_after=0.05),
@@ -298,10 +304,16 @@ STEPS: Mapping[str, Fault] = {
 }
 """Lines that are a fault with parameters; every other line is the fault of its name as it is."""
 
+ONLY: Mapping[str, tuple[str, ...]] = {
+    "rate-limit:day": ("anthropic",),
+    "rate-limit:none": ("openai", "anthropic"),
+}
+"""Lines that stand in for a fault that some vendor has no code for, and the wires where they do."""
+
 SILENT = frozenset(
     {
-        "black-hole", "dns-slow", "tls-stall", "hang-on-accept", "never-read", "no-response", "hang-after-headers", "header-drip",
-        "continue-only", "ping-drip", "role-only-hang", "stall",
+        "black-hole", "dns-slow", "tls-stall", "hang-on-accept", "never-read", "no-response", "hang-after-headers",
+        "header-drip", "continue-only", "ping-drip", "role-only-hang", "stall",
     }
 )  # fmt: skip
 """Faults that end only when a limit of ours does."""

@@ -15,8 +15,9 @@ from shared_core.testing.fault_server._log import Entry, Outcome
 from shared_core.testing.fault_server._staging import Act, Close, Done, Drip, Hang, Pause, Reset, Send
 from shared_core.testing.fault_server._tls import Pipe
 
-_SIP = 16_384
-"""Of a large request a `slow-read` takes about so many bytes at a time."""
+_SIP = 131_072
+"""A `slow-read` takes at most about twice so many bytes at a time. Less would be less than two packets of loopback, and
+the kernel would pause for a fifth of a second at each."""
 _LINGER_0 = struct.pack("ii", 1, 0)
 _ENDINGS: Mapping[type[Act], Outcome] = {Done: "answered", Close: "closed", Reset: "reset"}
 
