@@ -29,6 +29,8 @@ __all__ = [
 
 WINDOWS_S = (60.0, 300.0, 3600.0, 86_400.0)
 """The windows of time that `Router.health()` tells of, in seconds."""
+_ENOUGH = 5
+"""Calls of which most must have failed before that alone makes a target ill."""
 _KEPT_CHANGES = 200
 """Changes of state that are remembered of each target."""
 
@@ -444,8 +446,12 @@ class HealthRecord:
                 self.sick = False
                 return True
         elif status is HealthStatus.UNHEALTHY:
-            self.sick = True
-            return True
+            # One failed call among few is told as such; that the target is ill takes more.
+            closed = circuit in (CircuitState.CLOSED, CircuitState.DISABLED)
+            held = reason is not None and not passes
+            probe = self.last_probe is not None and not self.last_probe[1]
+            self.sick = not closed or held or probe or len(self._results) >= _ENOUGH
+            return self.sick
         return False
 
     def windows(self, now: float) -> tuple[HealthWindow, ...]:

@@ -631,7 +631,11 @@ def test_observers_hear_of_circuits_seams_failures_and_desertion():
     seams = [e for e in seen if isinstance(e, StreamContinued)]
     assert (seams[0].target, seams[0].at_character, seams[0].how) == ("b:script", 7, "instructed")
     circuits = [(e.scope, e.state) for e in seen if isinstance(e, CircuitChanged)]
-    assert circuits == [("a:script", "circuit open")]
+    assert circuits == [
+        ("a:script", "circuit open"),
+        ("a:script", "circuit forced open"),
+        ("b:script", "circuit forced open"),
+    ]
     assert [e.outcome for e in seen if isinstance(e, RequestFailed)] == ["abandoned", "failed"]
     router.close()
 
