@@ -24,6 +24,10 @@ class Command:
 
 
 COMMANDS: Mapping[str, Command] = {
+    "costs": Command("what was spent, by target, model, user, tag or day", "shared_core.cli.costs"),
+    "reconcile": Command(
+        "compare a vendor's bill with the ledger, and post the differences", "shared_core.cli.reconcile"
+    ),
     "models": Command("list, look at and fetch local models", "shared_core.cli.models"),
 }
 

@@ -25,7 +25,7 @@ from typing import Any, Final, Self, Unpack
 from shared_core._sqlite import Process, connect, guard_fork, migrate, reason_of, refusal, this_process
 from shared_core.chat.events import Usage
 from shared_core.errors import LedgerError
-from shared_core.ledger.analytics import CostFilters, CostQuery, CostReport, Sums, cost_query, cost_report
+from shared_core.ledger.analytics import CostFilters, CostQuery, CostReport, Sums
 from shared_core.ledger.corrections import correction
 from shared_core.ledger.entry import EntryStatus, LedgerEntry, Purpose
 from shared_core.ledger.schema import DISPATCHED, MIGRATIONS, PURPOSES, RESERVED, STATES, UNKNOWN, VOIDED, Kind
@@ -339,19 +339,20 @@ class SQLiteLedger:
         return tuple(sorted((_entry(row, names) for row in rows), key=lambda entry: entry.id or 0))
 
     def costs(self, **filters: Unpack[CostFilters]) -> CostReport:
-        """What all rows add up to; `filters` as in `Router.costs`."""
-        query = cost_query(time.time, **filters)
+        """What all rows add up to; `filters` as in `Router.costs`. Read over a connection of its own."""
+        from shared_core.ledger.sums import LedgerFile
+
         self.flush()
-        return cost_report(self, query)
+        with LedgerFile(self.path, busy_timeout_s=self._busy_timeout_s) as file:
+            return file.costs(**filters)
 
     def cost_sums(self, query: CostQuery, by: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], Sums]]:
         """As `CostSource`."""
-        from shared_core.ledger.tally import Tally
+        from shared_core.ledger.sums import cost_sums
 
-        tally, rows = Tally(), [entry for entry in self.entries() if not entry.status.open]
-        for entry in rows:
-            tally.add(entry)
-        return tally.sums(query, by, rows)
+        self.flush()
+        with self._reading() as connection:
+            return cost_sums(connection, query, by)
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a statement that only reads, over a connection of its own. Tables: `shared_core.ledger.schema`."""

@@ -117,9 +117,9 @@ class Tally:
         )  # fmt: skip
         sums = self._cells.get(key)
         if sums is None:
-            sums = self._cells[key] = [0] * _SIZE
-            if len(self._cells) > self._keep:
+            if len(self._cells) >= self._keep:
                 self._forget()
+            sums = self._cells[key] = [0] * _SIZE
         add_entry(sums, entry)
 
     def _forget(self) -> None:
