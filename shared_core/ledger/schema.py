@@ -216,7 +216,9 @@ def _daily() -> str:
         columns = "".join(f"    {key} INTEGER NOT NULL,\n" for key in ("day", *keys))
         sums = "".join(f"    {name} INTEGER NOT NULL,\n" for name in SUMS)
         named = ", ".join(("day", *keys))
-        tables.append(f"CREATE TABLE {table} (\n{columns}{sums}    PRIMARY KEY ({named})\n) WITHOUT ROWID;\n")
+        # What is grouped by comes first: a report of all users then needs no sorting.
+        key = ", ".join((*keys, "day"))
+        tables.append(f"CREATE TABLE {table} (\n{columns}{sums}    PRIMARY KEY ({key})\n) WITHOUT ROWID;\n")
         bodies.append(
             f"    INSERT INTO {table} ({named}, {', '.join(SUMS)})\n"
             f"        SELECT NEW.day, {of_row}, {', '.join(SUMS.values())}{source}\n"

@@ -1,7 +1,7 @@
 """Costs of a ledger in SQLite: from its sums per UTC day where they say enough, else from its rows.
 
 Whole days are read from `daily_*`, the ends of a range from the rows. Days of another zone than UTC, and
-combinations that no table holds (a user's models, say), are added up from the rows: a second or so for each million.
+combinations that no table holds (a user's models, say), are added up from the rows: some seconds for each million.
 """
 
 from __future__ import annotations
