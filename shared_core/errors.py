@@ -539,7 +539,7 @@ class BudgetExceeded(AllTargetsFailed):
         of: which target, user or tag it is about, where it has a limit for each.
         spent: dollars spent in its window, outcomes that are unknown at their bound.
         pending: dollars set aside for attempts under way.
-        needed: dollars that the attempt might have cost, at worst.
+        needed: dollars that the attempt might have cost, at worst; None when nobody knows, which fits no hard budget.
         resets_at: when its window ends (an aware `datetime` in the budget's time zone), None for one that never does.
         errors: of the attempts that were made all the same, at targets within budget.
     """
@@ -548,7 +548,7 @@ class BudgetExceeded(AllTargetsFailed):
     of: str | None = None
     spent: float = 0.0
     pending: float = 0.0
-    needed: float = 0.0
+    needed: float | None = None
     resets_at: datetime | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -17,6 +17,8 @@ class RetryPolicy:
     Attributes:
         same_target: retries of one target per logical call, 0 or more.
         total: retries of all targets together per logical call, 0 or more. First tries never count.
+        transparent: tries of one target per call that count for nothing and wait for nothing, because no byte of the
+            request had left (a refused connection, an unknown name, a failed handshake, a full pool), 0 or more.
         base_s: first wait after a transient failure, in seconds.
         overloaded_base_s: first wait after 'overloaded' and after a throttle that names no wait.
         cap_s: longest wait of our own making. A server's Retry-After is a lower bound and is not capped.
@@ -34,13 +36,14 @@ class RetryPolicy:
     cap_s: float = 8.0
     max_wait_s: float = 10.0
     reasks: int = 1
+    transparent: int = 1
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0 or math.isinf(value):
                 raise ConfigurationError(f"RetryPolicy.{f.name} must be a number >= 0, not {value!r}")
-        for name in ("same_target", "total", "reasks"):
+        for name in ("same_target", "total", "reasks", "transparent"):
             if not isinstance(getattr(self, name), int):
                 raise ConfigurationError(f"RetryPolicy.{name} must be a whole number, not {getattr(self, name)!r}")
 

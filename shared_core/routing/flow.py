@@ -154,6 +154,8 @@ class _Turn:
     rejected: InvalidOutput | None = None
     """Its answer that did not pass: from now on it is asked with that and what is wrong with it."""
     reasks: int = 0
+    free: int = 0
+    """Tries that count for nothing, because no byte of the request had left."""
 
 
 def flow(
@@ -246,7 +248,12 @@ def flow(
         elif turn.rejected is not None:
             sent = reask(request, turn.rejected)
         attempt = execution.begin(
-            route.name, route.provider.name, sent.model or route.provider.model, now, retry=turn.tries > 0, seam=mode
+            route.name,
+            route.provider.name,
+            sent.model or route.provider.model,
+            now,
+            retry=turn.tries + turn.free > 0,
+            seam=mode,
         )
         attempt.reask = turn.rejected is not None
         attempt.origin = route.provider.origin
@@ -295,6 +302,11 @@ def flow(
             # The model is shown its mistake.
             turn.rejected = error
             turn.reasks += 1
+        elif error.unsent and verdict is Disposition.RETRY and turn.free < route.retry.transparent:
+            # It was not asked at all: once more, as if nothing had been.
+            turn.free += 1
+            if mode is not None:
+                execution.seams.pop()
         else:
             otherwise = False
         if otherwise:
@@ -302,7 +314,8 @@ def flow(
             yield Settle(route, granted, _outcome(attempt, error, now), attempt, True)
             queue.appendleft(turn)
             continue
-        if verdict is Disposition.RETRY and turn.tries <= route.retry.same_target and retries_left > 0:
+        again = verdict is Disposition.RETRY and not (error.unsent and turn.free)
+        if again and turn.tries <= route.retry.same_target and retries_left > 0:
             wait_s = route.retry.wait_s(error, turn.tries - 1, chance())
         at_once = (
             wait_s is not None
@@ -531,7 +544,8 @@ def _should_yield(
 
 def _outcome(attempt: Attempt, error: ProviderError | None, now: float) -> Outcome:
     attempt.ended = now
-    return Outcome(error, latency_s=now - attempt.started, first_token_s=attempt.first_token_s)
+    first_token_s = attempt.first_token_s if attempt.streamed else None  # a whole answer's first token is its last
+    return Outcome(error, latency_s=now - attempt.started, first_token_s=first_token_s)
 
 
 _USEFUL = (

@@ -256,6 +256,9 @@ class Flowing(RuleBasedStateMachine):
                 return asked, name
             if kind in FATAL:
                 return asked, None
+            if kind is K.CONNECT:  # nothing has left: once more, and it counts for nothing
+                self._ask(name, asked)
+                continue
             may = retries > 0 and self.tokens[name] > 5
             if kind is K.OVERLOADED and may and i < 2:
                 later.append(name)
