@@ -27,6 +27,7 @@ from langchain_core.messages import (
 from langchain_core.outputs import ChatGenerationChunk, ChatResult
 from langchain_core.utils.function_calling import convert_to_openai_tool
 
+from langchain_fallback._cache import says_all, settings_of
 from langchain_fallback._convert import FRAMEWORK, BoundTools, provider_of, usage_of
 from langchain_fallback._convert.tools import finds_tools, runs_on_servers
 from langchain_fallback._quiet import Quiet, address_of, families
@@ -170,6 +171,16 @@ class LangChainProvider:
     def origin(self) -> Origin:
         """The scope of its opaque blocks: the integration itself decides which of them to replay."""
         return self._origin
+
+    def settings(self) -> Any:
+        """The model's settings that can change its answers, for the router's cache; asked each time: they may change.
+
+        Keys are among them. The cache keeps digests only.
+        """
+        return settings_of(self.chat_model)
+
+    says_all = staticmethod(says_all)
+    """Whether an answer's own message holds nothing but what our events tell of it."""
 
     def close(self) -> None:
         """Nothing: the model belongs to the caller."""

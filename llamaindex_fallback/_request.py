@@ -9,6 +9,7 @@ from typing import Any, Final
 from llama_index.core.base.llms.types import ChatMessage
 from pydantic import BaseModel
 
+from llamaindex_fallback._cache import native_form
 from llamaindex_fallback._convert import FRAMEWORK, peek, to_messages
 from shared_core.chat.request import LIMITS, AnswerCheck, ChatRequest, Native, OutputSchema, ToolSpec, constraints_of
 from shared_core.chat.schema_check import SchemaCheck
@@ -70,7 +71,7 @@ def to_request(messages: Sequence[ChatMessage], *, streaming: bool, **options: A
     return ChatRequest(
         messages=to_messages(theirs),
         streaming=streaming,
-        native=Native(FRAMEWORK, theirs) if theirs else None,  # an empty request is refused
+        native=Native(FRAMEWORK, theirs, form=native_form) if theirs else None,  # an empty request is refused
         **given,
     )
 

@@ -32,6 +32,7 @@ from llama_index_instrumentation.dispatcher import active_instrument_tags
 
 from llamaindex_fallback import _mould as mould
 from llamaindex_fallback._asking import answer_tool, instructed
+from llamaindex_fallback._cache import says_all, settings_of
 from llamaindex_fallback._convert import FRAMEWORK, STAMP, block_of, from_messages, parts_of, peek, stamped
 from llamaindex_fallback._dialect import Dialect, dialect_of, fetched, joined, kind_of, to_fetch
 from llamaindex_fallback._reader import Reader
@@ -163,6 +164,13 @@ class LlamaIndexProvider:
     def origin(self) -> Origin:
         """Thinking that this LLM wrote goes back to it alone: not to the same model behind a native target."""
         return self._origin
+
+    def identity(self, model: str | None = None) -> Any:
+        """The LLM's settings that can change its answers, for the router's cache, which keeps digests only."""
+        return settings_of(self.llm)
+
+    says_all = staticmethod(says_all)
+    """Whether an answer's own response holds nothing but what our events tell of it."""
 
     # ── the four ways of asking ──────────────────────────────────────────────────────────────────────────────────────
 

@@ -98,6 +98,13 @@ class Follow(NamedTuple):
     flight: Flight
 
 
+class Learn(NamedTuple):
+    """Find out what tells these targets' answers from others': it may mean to read a file."""
+
+    routes: Sequence[Route]
+    model: str | None
+
+
 class Default(NamedTuple):
     """Call the user's hook. Report: its answer, or None."""
 
@@ -109,7 +116,7 @@ class _Lost(Exception):
 
 
 LOST = _Lost()
-Step = Look | Show | Ask | Follow | Default
+Step = Learn | Look | Show | Ask | Follow | Default
 Report = Found | BaseException | Answer | None
 
 
@@ -123,6 +130,8 @@ class _Asked:
     base: bytes | None
     """The digest of what the request says; None when it cannot be told by value."""
     tenant: str | None
+    model: str | None
+    """The model that takes the place of a target's own."""
     reads: bool
     keeps: bool
     native: bytes | None = None
@@ -152,7 +161,7 @@ class Cached:
         if cache is not None:
             self._pace, self._chunk, self._instant = cache.pace, cache.chunk, cache.store.instant
             self._when = clock.time if cache.store.persistent else clock.monotonic
-        self._identities: dict[Route, bytes | None] = {}
+        self._identities: dict[tuple[Route, str | None], bytes | None] = {}
         self._pool: ThreadPoolExecutor | None = None
 
     @classmethod
@@ -196,6 +205,9 @@ class Cached:
         flights = None if asked.base is None else self._flights
         if asked.keeps:
             execution.cache = "miss" if asked.reads else "refresh"
+            new = [route for route in plan.routes if (route, asked.model) not in self._identities]
+            if new:
+                yield Learn(new, asked.model)
         alone = False
         counted = False
         while True:
@@ -275,7 +287,7 @@ class Cached:
         use = request.cache
         if use is False or (cache is None and self._flights is None):
             execution.cache = "off"
-            return _Asked(execution, plan, relay, None, None, False, False)
+            return _Asked(execution, plan, relay, None, None, None, False, False)
         tenant: str | None = None
         try:
             if cache is not None and cache.tenant is not None:
@@ -287,8 +299,12 @@ class Cached:
             execution.cache = "uncacheable"
             self._count("uncacheable")
             _log.debug("request %s is not cached: %s", execution.id, error)
-            return _Asked(execution, plan, relay, None, None, False, False)
-        return _Asked(execution, plan, relay, base, tenant, cache is not None and use != "refresh", cache is not None)
+            return _Asked(execution, plan, relay, None, None, None, False, False)
+        model = request.model
+        if model is not None and any(model in (r.name, r.target.model) for r in self._driver.routes):
+            model = None  # it names a target of ours, and says whom to ask first
+        keeps = cache is not None
+        return _Asked(execution, plan, relay, base, tenant, model, keeps and use != "refresh", keeps)
 
     def _key(self, asked: _Asked, route: Route) -> bytes | None:
         """The key of this target's answer; None when it cannot be told from others."""
@@ -297,15 +313,29 @@ class Cached:
         except KeyError:
             pass
         key: bytes | None = None
-        who = self._identity(route)
+        who = self._identities.get((route, asked.model))
         if who is not None and asked.base is not None:
-            native = b""
-            if route.target.provider is not None and asked.execution.request.native is not None:
-                native = self._native(asked) or b"?"
-            if native != b"?":
-                key = digest((asked.base, asked.tenant, who, native))
+            told: Any = b""
+            if route.target.provider is not None:
+                told = self._of_wrapped(asked, route)
+            if told is not None:
+                key = digest((asked.base, asked.tenant, who, told))
         asked.keys[route] = key
         return key
+
+    def _of_wrapped(self, asked: _Asked, route: Route) -> Any:
+        """What a ready provider reads of the request beside what is in it for all, and settings it may have changed."""
+        native = None
+        if asked.execution.request.native is not None and (native := self._native(asked)) is None:
+            return None
+        settings = getattr(route.provider, "settings", None)  # an optional part of the protocol
+        if settings is None:
+            return native or b""
+        try:
+            return (native, form(settings(), "settings"))
+        except (Unkeyable, RecursionError) as error:
+            _log.debug("answers of %s are not cached: %s", route.name, error)
+            return None
 
     def _native(self, asked: _Asked) -> bytes | None:
         if asked.native is None:
@@ -330,24 +360,20 @@ class Cached:
         order: Any = routes if plan.strategy not in _ROTATING else frozenset(routes)
         return (asked.base, asked.tenant, native, plan.chain, plan.strategy, order, asked.reads)
 
-    def _identity(self, route: Route) -> bytes | None:
-        """What tells this target's answers from any other's; None while that is not known."""
-        known = self._identities.get(route, b"")
-        if known != b"":
-            return known
-        try:
-            told = _identity_form(route)
-        except (Unkeyable, RecursionError) as error:
-            _log.info("answers of %s are not cached: %s", route.name, error)
-            who = None
-        else:
-            if told is None:
-                return None  # not yet: its file is still to come
-            who = digest(told)
+    def _learn(self, step: Learn) -> None:
+        """Note what tells each target's answers from any other's; nothing while that is not known."""
         if len(self._identities) > 4 * len(self._driver.routes) + 64:
             self._identities.clear()  # of targets that are long gone
-        self._identities[route] = who
-        return who
+        for route in step.routes:
+            try:
+                told = _identity_form(route, step.model)
+                who = None if told is None else digest(told)
+            except (Unkeyable, RecursionError) as error:
+                _log.info("answers of %s are not cached: %s", route.name, error)
+                self._identities[route, step.model] = None
+            else:
+                if who is not None:  # else its file is still to come
+                    self._identities[route, step.model] = who
 
     # ── performing, sync ─────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -355,6 +381,9 @@ class Cached:
         """The whole answer."""
         steps = self._steps(execution, plan, relay)
         step = next(steps)
+        if type(step) is Learn:
+            self._learn(step)
+            step = steps.send(None)
         if type(step) is Look:
             step = steps.send(self._found(step))
             if type(step) is Show:
@@ -386,6 +415,9 @@ class Cached:
                             raise stop.value from None
                         return
                 match step:
+                    case Learn():
+                        self._learn(step)
+                        report = None
                     case Look():
                         report = self._found(step)
                     case Show():
@@ -495,6 +527,9 @@ class Cached:
         """The whole answer, async; the twin of `invoke`."""
         steps = self._steps(execution, plan, relay)
         step = next(steps)
+        if type(step) is Learn:
+            await asyncio.to_thread(self._learn, step)
+            step = steps.send(None)
         if type(step) is Look:
             step = steps.send(self._found(step) if self._instant else await self._afound(step))
             if type(step) is Show:
@@ -531,6 +566,9 @@ class Cached:
                             raise stop.value from None
                         return
                 match step:
+                    case Learn():
+                        await asyncio.to_thread(self._learn, step)
+                        report = None
                     case Look():
                         report = self._found(step) if self._instant else await self._afound(step)
                     case Show():
@@ -1012,7 +1050,7 @@ def _kept_of(answer: Answer) -> Kept:
     )
 
 
-def _identity_form(route: Route) -> Any:
+def _identity_form(route: Route, model: str | None) -> Any:
     """What can change this target's answers, besides the request; None while it is not known.
 
     Raises:
@@ -1021,7 +1059,7 @@ def _identity_form(route: Route) -> Any:
     provider, target = route.provider, route.target
     own = getattr(provider, "identity", None)  # an optional part of the protocol
     told = None
-    if own is not None and (told := own()) is None:
+    if own is not None and (told := own(model)) is None:
         return None
     origin = provider.origin
     return (

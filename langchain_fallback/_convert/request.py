@@ -10,6 +10,7 @@ from langchain_core.messages import (
     BaseMessage,
 )
 
+from langchain_fallback._cache import native_form
 from langchain_fallback._convert.messages import from_langchain, neutral
 from langchain_fallback._convert.options import LOOSE, loose_options
 from langchain_fallback._convert.tools import neutral_choice, output_schema, specs_of
@@ -42,7 +43,7 @@ CALL_OPTIONS = frozenset(
     {
         "stop", "temperature", "max_tokens", "max_completion_tokens", "max_output_tokens", "top_p", "seed", "timeout",
         "model", "tools", "tool_choice", "parallel_tool_calls", "response_format", "strict", "chain", "tags", "user",
-        "constraints", "extra", "validate",
+        "constraints", "extra", "validate", "cache",
         "complexity", "strategy", *LIMITS,
     }
 )  # fmt: skip
@@ -178,7 +179,8 @@ def to_request(
         user=get("user"),
         tags=tuple(get("tags") or ()),
         extra=extra,
-        native=Native(FRAMEWORK, messages, kwargs) if wrapped else None,
+        cache=get("cache"),
+        native=Native(FRAMEWORK, messages, kwargs, form=native_form) if wrapped else None,
         complexity=get("complexity"),
         strategy=get("strategy"),
         check=None if tools is None and wanted is None else _check(tools, wanted, output, kwargs),

@@ -12,7 +12,7 @@ import time
 import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 from shared_core.chat.events import ChatEvent, Finished, ReasoningDelta, Started, TextDelta, ToolCallDelta, Usage
@@ -29,6 +29,7 @@ from shared_core.errors import (
 from shared_core.history import LLAMA_CPP, Change, prepare, summary, wire_name
 from shared_core.models.places import ModelNotHere
 from shared_core.providers.llama_cpp import fetching
+from shared_core.providers.llama_cpp.fingerprint import engine_build, fingerprint
 from shared_core.providers.llama_cpp.mailbox import Call
 from shared_core.providers.llama_cpp.model_file import ModelFile, check_model_file, resolve_path
 from shared_core.providers.llama_cpp.options import PRIORITY, Options, cpu_budget
@@ -54,6 +55,13 @@ _SAMPLING: Mapping[str, tuple[type[int | float], float, float]] = {
     "presence_penalty": (float, -2.0, 2.0),
 }
 """What `extra={"llamacpp": {...}}` of a request may set, with its range; beside them `priority` and `grammar`."""
+
+
+_NO_MATTER = (
+    "queue", "queue_timeout_s", "priority", "max_restarts", "startup_timeout_s", "verbose", "standby", "rlimit_as",
+    "download", "kv_cache_mb", "use_mmap",
+)  # fmt: skip
+"""Options that change when and by which memory an answer comes, but not the answer."""
 
 
 class UnusableModel(ProviderError, InvalidModelFile):
@@ -128,6 +136,23 @@ class LlamaCppProvider:
     def origin(self) -> Origin:
         """Who wrote what this model writes."""
         return Origin(self.name, self.model)
+
+    def identity(self, model: str | None = None) -> Any:
+        """Which file, template, options and build answer: what the router's cache keeps an answer for. Reads the file.
+
+        None while the file is not here.
+        """
+        file = self._known(model or self.model)
+        if file is None:
+            return None
+        options = asdict(self.options)
+        for name in _NO_MATTER:
+            del options[name]
+        try:
+            return [fingerprint(file.parts or (file.path,)), engine_build(self.options.engine), options]
+        except OSError as error:
+            log.warning("%s is not cached: its file cannot be read: %s", self.target.name, error)
+            return None
 
     @property
     def facts(self) -> Mapping[str, Any]:
