@@ -159,6 +159,13 @@ class TargetHealth:
         )
 
     @property
+    def pace(self) -> Pace:
+        """What strategies compare."""
+        return Pace(
+            self.calls, self.success_rate, self.latency_p50_s, self.first_token_p50_s, self.drift, self.drifting
+        )
+
+    @property
     def error_rate(self) -> float | None:
         """One minus the success rate."""
         return None if self.success_rate is None else 1.0 - self.success_rate

@@ -36,6 +36,9 @@ class Attempt:
     hedge: bool = False
     """Whether it was made beside another one that was slow to begin."""
     first_token: float | None = None
+    """When its first content came; of a whole answer, when that came."""
+    streamed: bool = True
+    """Whether the answer was to come as a stream."""
     ended: float | None = None
     outcome: Ended = "running"
     error: BaseException | None = None
@@ -51,6 +54,8 @@ class Attempt:
     """What of the conversation did not travel to this target as it was, in words."""
     delivered: int = 0
     """Characters of this attempt that reached the caller."""
+    capped_at: int | None = None
+    """Output tokens it was limited to because a hard budget needs a limit and the request had none."""
     output_by: Unusual | None = None
     """How it was made to answer in a schema that its model has no means of its own for."""
 
@@ -85,6 +90,8 @@ class Attempt:
             facts["continued_by"] = self.seam
         if self.output_by:
             facts["output_by"] = self.output_by
+        if self.capped_at is not None:
+            facts["capped_at"] = self.capped_at
         if self.notes:
             facts["history"] = list(self.notes)
         if self.usage is not None:
@@ -149,6 +156,7 @@ class Execution:
     def begin(self, target: str, provider: str, model: str, now: float, *, retry: bool, seam: str | None) -> Attempt:
         """Open the next attempt."""
         attempt = Attempt(target, provider, model, len(self.attempts) + 1, now, retry, seam)
+        attempt.streamed = self.request.streaming
         self.attempts.append(attempt)
         return attempt
 

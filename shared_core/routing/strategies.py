@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from shared_core.chat.events import Usage
 from shared_core.chat.request import ChatRequest, user
 from shared_core.errors import ConfigurationError, nearest
-from shared_core.resilience.health import TargetHealth
+from shared_core.resilience.health import Pace, TargetHealth
 from shared_core.routing.price import NANO, Price
 from shared_core.routing.target import Target
 
@@ -37,6 +37,10 @@ EXPLORE_EVERY: Final = 10
 """One call in so many begins with a target that is not measured yet, while there is one."""
 RECHECK_EVERY: Final = 50
 """One call in so many begins with a measured target that is not the best: it may have become so."""
+
+
+DRIFT_COSTS: Final = 4.0
+"""How many times slower yet a target is taken to be whose first tokens become slower."""
 
 
 class Scene(NamedTuple):
@@ -114,6 +118,12 @@ class TargetView:
         return health
 
     @property
+    def pace(self) -> Pace | None:
+        """How quick and reliable it has been, and whether it becomes slower: read in a fraction of `health`'s time."""
+        health = self.health
+        return None if health is None else health.pace
+
+    @property
     def wait_s(self) -> float | None:
         """Seconds until this request would have its turn there; None where that is unmeasured, or nobody waits."""
         asked: Callable[[ChatRequest], float | None] | None = self.route.wait_s
@@ -131,6 +141,15 @@ class RouteView(TargetView):
     def __init__(self, route: Any, scene: Scene) -> None:
         self.route = route
         self._scene = scene
+
+    @property
+    def pace(self) -> Pace | None:
+        """How quick and reliable it has been, and whether it becomes slower."""
+        gate = getattr(self.route, "gate", None)
+        if gate is None or self._scene.clock is None:
+            return super().pace  # recorded
+        pace: Pace = gate.pace
+        return pace
 
 
 def _unknown() -> None:
@@ -272,20 +291,30 @@ def performance(request: ChatRequest, views: Sequence[TargetView], /) -> Sequenc
     """The quickest first, by its own calls: its usual time, to the first token in streams, over its rate of success.
 
     So one that answers every second time is taken to need twice as long; a local model's queue counts as well. Who is
-    not measured yet comes behind those who are, and before those who never answer. But one call in `EXPLORE_EVERY`
-    begins with such a target, and one in `RECHECK_EVERY` with a measured one that is not the best.
+    not measured yet comes behind those who are, and before those who never answer. One whose first tokens have become
+    slower of late, by more than its noise, is taken to go on so, and to need `DRIFT_COSTS` times what it does now:
+    others go before it, before it fails. One call in `EXPLORE_EVERY` begins with a target that is not measured, or that
+    was demoted so; one in `RECHECK_EVERY` with a measured one that is not the best.
     """
     if not views:
         return views
-    scores = {view.name: score for view in views if (score := _expected_s(request, view)) is not None}
+    scores: dict[str, float] = {}
+    uncertain: list[TargetView] = []
+    for view in views:
+        pace = view.pace
+        score = None if pace is None else _expected_s(request, view, pace)
+        if score is not None:
+            scores[view.name] = score
+        if score is None or (pace is not None and pace.drifting):
+            uncertain.append(view)
     measured = sorted((view for view in views if view.name in scores), key=lambda view: scores[view.name])
     unknown = [view for view in views if view.name not in scores]
     hopeless = sum(score == math.inf for score in scores.values())
     order = [*measured[: len(measured) - hopeless], *unknown, *measured[len(measured) - hopeless :]]
     turn = views[0].turn
     ahead: TargetView | None = None
-    if unknown and measured and turn % EXPLORE_EVERY == EXPLORE_EVERY - 1:
-        ahead = unknown[turn // EXPLORE_EVERY % len(unknown)]
+    if uncertain and measured and turn % EXPLORE_EVERY == EXPLORE_EVERY - 1:
+        ahead = uncertain[turn // EXPLORE_EVERY % len(uncertain)]
     elif len(measured) > 1 and turn % RECHECK_EVERY == RECHECK_EVERY - 1:
         ahead = measured[1 + turn // RECHECK_EVERY % (len(measured) - 1)]
     if ahead is not None:
@@ -294,17 +323,18 @@ def performance(request: ChatRequest, views: Sequence[TargetView], /) -> Sequenc
     return order
 
 
-def _expected_s(request: ChatRequest, view: TargetView) -> float | None:
+def _expected_s(request: ChatRequest, view: TargetView, pace: Pace) -> float | None:
     """Seconds until an answer (or its first token) may be expected of it; None while it is not measured."""
-    health = view.health
-    if health is None or health.calls < MEASURED or health.success_rate is None:
+    if pace.calls < MEASURED or pace.success_rate is None:
         return None
-    usual = health.first_token_p50_s if request.streaming else health.latency_p50_s
-    if not health.success_rate:
+    usual = pace.first_token_p50_s if request.streaming else pace.latency_p50_s
+    if not pace.success_rate:
         return math.inf
     if usual is None:
         return None
-    return (view.wait_s or 0.0) + usual / health.success_rate
+    if pace.drifting and pace.drift is not None:
+        usual *= pace.drift * DRIFT_COSTS
+    return (view.wait_s or 0.0) + usual / pace.success_rate
 
 
 _OWN: Final[Sequence[RoutingStrategy]] = (priority, cost, local_first, performance, round_robin, weighted)
