@@ -45,7 +45,7 @@ Shape = Literal["whole", "streamed"]
 Manner = Literal["repeats", "continues", "overlaps"]
 """How the second target takes over: says everything again, says only the rest, or begins with the last two words."""
 
-SHORT_S = 0.08
+SHORT_S = 0.12
 """The limit that a silent target runs into."""
 TOTAL_S = 8.0
 """The deadline of every call."""
@@ -401,10 +401,12 @@ class _Sick:
         return self._own.count()
 
     def settled(self, attempts: int) -> int | None:
-        """`packets()`, once the server has had time to accept what its kernel has accepted."""
-        if self._place == "accept" and self._own is not None:
-            with contextlib.suppress(TimeoutError):  # then the figure says so
+        """`packets()`, once the server has had time to accept or read what its kernel has."""
+        with contextlib.suppress(TimeoutError):  # then the figure says so
+            if self._place == "accept" and self._own is not None:
                 self._own.wait_for(lambda server: server.connections >= attempts)
+            elif self._place == "request":
+                self._bench.server.wait_for(lambda _: (self.packets() or 0) >= attempts, 0.5)
         return self.packets()
 
     def close(self) -> None:
@@ -605,9 +607,9 @@ def _judge_attempts(cell: Cell, router: Router) -> list[str]:
     wrong += _same("counted as failures", health.consecutive_failures, len(kinds) if effect.trips else 0)
     wrong += _same("success rate", health.success_rate, 0.0 if effect.trips else None)
     reason = (health.unavailable_reason or "").partition(":")[0]
-    if cell.line.wait != "short":  # a short park may be over by now
-        if not (cell.line.window and reason == "rate limit"):  # the same of a window
-            wrong += _same("lock", reason, effect.lock or "")
+    empty = cell.line.window and reason == "rate limit"
+    if cell.line.wait != "short" and not empty:  # what is short may be over by now
+        wrong += _same("lock", reason, effect.lock or "")
     return wrong
 
 
