@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from shared_core._lazy import lazy
 
 if TYPE_CHECKING:
+    from shared_core._probes import TargetTest, TargetTests
     from shared_core.cache import CacheStats, ResponseCache
     from shared_core.chat.events import (
         Answer,
@@ -74,7 +75,8 @@ if TYPE_CHECKING:
     from shared_core.ledger import CostReport, Ledger, LedgerEntry, MemoryLedger
     from shared_core.resilience.breaker import BreakerConfig, CircuitState
     from shared_core.resilience.deadline import Guard, Timeouts
-    from shared_core.resilience.health import HealthStatus, TargetHealth
+    from shared_core.resilience.health import HealthChange, HealthStatus, HealthWindow, TargetHealth
+    from shared_core.resilience.health_check import HealthCheck
     from shared_core.resilience.rate_limit import Limits
     from shared_core.resilience.retry import RetryPolicy
     from shared_core.router import AnswerStream, AsyncAnswerStream, HealthReport, Router, router_options
@@ -96,7 +98,12 @@ if TYPE_CHECKING:
         RequestStarted,
         RequestSucceeded,
         StreamContinued,
+        TargetChanged,
+        TargetProbed,
+        TargetRecovered,
+        TargetUnhealthy,
     )
+    from shared_core.telemetry.webhook import WebhookHook, verify_signature
 
 _HOMES: dict[str, str] = {
     name: home
@@ -117,7 +124,9 @@ _HOMES: dict[str, str] = {
         "shared_core.ledger": "CostReport Ledger LedgerEntry MemoryLedger",
         "shared_core.resilience.breaker": "BreakerConfig CircuitState",
         "shared_core.resilience.deadline": "Guard Timeouts",
-        "shared_core.resilience.health": "HealthStatus TargetHealth",
+        "shared_core.resilience.health": "HealthChange HealthStatus HealthWindow TargetHealth",
+        "shared_core.resilience.health_check": "HealthCheck",
+        "shared_core._probes": "TargetTest TargetTests",
         "shared_core.resilience.rate_limit": "Limits",
         "shared_core.resilience.retry": "RetryPolicy",
         "shared_core.router": "AnswerStream AsyncAnswerStream HealthReport Router router_options",
@@ -131,8 +140,9 @@ _HOMES: dict[str, str] = {
         "shared_core.routing.target": "Target",
         "shared_core.telemetry.events": (
             "AttemptFailed CacheHit CircuitChanged Event FellOver RequestFailed RequestStarted RequestSucceeded "
-            "StreamContinued"
+            "StreamContinued TargetChanged TargetProbed TargetRecovered TargetUnhealthy"
         ),
+        "shared_core.telemetry.webhook": "WebhookHook verify_signature",
     }.items()
     for name in names.split()
 }
@@ -174,8 +184,11 @@ __all__ = [
     "File",
     "Finished",
     "Guard",
+    "HealthChange",
+    "HealthCheck",
     "HealthReport",
     "HealthStatus",
+    "HealthWindow",
     "Image",
     "InvalidModelFile",
     "InvalidOutput",
@@ -213,7 +226,13 @@ __all__ = [
     "StreamBroken",
     "StreamContinued",
     "Target",
+    "TargetChanged",
     "TargetHealth",
+    "TargetProbed",
+    "TargetRecovered",
+    "TargetTest",
+    "TargetTests",
+    "TargetUnhealthy",
     "TargetView",
     "Text",
     "TextDelta",
@@ -225,12 +244,14 @@ __all__ = [
     "UnknownOption",
     "UnknownProvider",
     "Usage",
+    "WebhookHook",
     "assistant",
     "collect",
     "router_options",
     "system",
     "tool",
     "user",
+    "verify_signature",
 ]
 
 __getattr__, __dir__ = lazy(__name__, _HOMES)

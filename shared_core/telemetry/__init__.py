@@ -1,25 +1,45 @@
-"""What can be watched: events and logs. Nothing that watches a request can steer it."""
+"""What can be watched: events, logs and webhooks. Nothing that watches a request can steer it."""
 
 from shared_core.telemetry.events import (
     AttemptFailed,
+    BudgetExhausted,
+    BudgetOvercharged,
+    BudgetWarning,
     CacheHit,
     CircuitChanged,
     Event,
     FellOver,
+    LedgerTrouble,
     RequestFailed,
+    RequestHedged,
     RequestStarted,
     RequestSucceeded,
+    RouterReconfigured,
     StreamContinued,
+    TargetChanged,
+    TargetProbed,
+    TargetRecovered,
+    TargetUnhealthy,
 )
 
 __all__ = [
     "AttemptFailed",
+    "BudgetExhausted",
+    "BudgetOvercharged",
+    "BudgetWarning",
     "CacheHit",
     "CircuitChanged",
     "Event",
     "FellOver",
+    "LedgerTrouble",
     "RequestFailed",
+    "RequestHedged",
     "RequestStarted",
     "RequestSucceeded",
+    "RouterReconfigured",
     "StreamContinued",
+    "TargetChanged",
+    "TargetProbed",
+    "TargetRecovered",
+    "TargetUnhealthy",
 ]

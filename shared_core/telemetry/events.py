@@ -13,13 +13,19 @@ from typing import Any, ClassVar, Literal
 
 __all__ = [
     "AttemptFailed",
+    "BudgetExhausted",
+    "BudgetOvercharged",
+    "BudgetWarning",
     "CacheHit",
     "CircuitChanged",
     "Event",
     "FellOver",
+    "LedgerTrouble",
     "RequestFailed",
+    "RequestHedged",
     "RequestStarted",
     "RequestSucceeded",
+    "RouterReconfigured",
     "StreamContinued",
     "TargetChanged",
     "TargetProbed",
@@ -211,6 +217,22 @@ class TargetChanged(_Informative):
 
 
 @dataclass(frozen=True, slots=True)
+class RouterReconfigured(_Informative):
+    """Options were changed while the router runs; names them."""
+
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestHedged(_Informative):
+    """`target` is asked beside `beside`, which has been slow to begin for `after_s` seconds."""
+
+    beside: str
+    target: str
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class CacheHit(Event):
     """An answer that nobody was asked for. `status` is 'hit', 'joined' (another caller's, in flight), 'stale' (past its
     time, because nobody could answer) or 'default' (the user's own, by `default_answer`).
@@ -228,3 +250,60 @@ class CacheHit(Event):
     def level(self) -> int:
         """A stand-in is worth a warning: everything was down."""
         return logging.WARNING if self.status in ("stale", "default") else logging.DEBUG
+
+
+class _Notable(Event):
+    """An event that deserves somebody's attention."""
+
+    __slots__ = ()
+
+    @property
+    def level(self) -> int:
+        """Warning."""
+        return logging.WARNING
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetWarning(_Notable):
+    """Spending has reached a share of a budget's limit: told once for each share and window."""
+
+    budget: str
+    of: str | None
+    """Which target, user or tag, where each has a limit of its own."""
+    share: float
+    """The threshold, such as 0.8."""
+    spent_usd: float
+    limit_usd: float
+    resets_at: float | None
+    """Seconds since the epoch; None for a budget that never resets."""
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetExhausted(_Notable):
+    """A budget is used up, or has refused an attempt: told once for each window."""
+
+    budget: str
+    of: str | None
+    spent_usd: float
+    limit_usd: float
+    hard: bool
+    resets_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetOvercharged(_Notable):
+    """A provider charged `by_usd` more than could be foreseen. It is booked, and counts towards every budget."""
+
+    target: str
+    cost_usd: float
+    by_usd: float
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerTrouble(_Notable):
+    """The ledger's file cannot be written: rows wait in memory. With `over`, it can again, and they are written."""
+
+    reason: str
+    """'locked', 'full', 'read-only', 'corrupt' or 'i/o'."""
+    waiting: int
+    over: bool
