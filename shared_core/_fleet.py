@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,16 @@ from shared_core.routing.policy import Rules
 from shared_core.routing.provider import Provider
 from shared_core.routing.target import Target
 
-__all__ = ["Fleet", "Line", "Way"]
+__all__ = ["Fleet", "Heirs", "Line", "Way"]
+
+
+@dataclass(frozen=True, slots=True)
+class Heirs:
+    """The targets of a router that takes over what another one has learnt: None are the other's own."""
+
+    fleet: Fleet
+    targets: Iterable[TargetLike] | TargetLike | None = None
+
 
 Way = tuple[Chain, tuple[Route, ...]]
 """A chain and the routes of its targets."""
@@ -61,7 +71,7 @@ class Fleet:
 
     def __init__(
         self,
-        targets: Iterable[TargetLike] | TargetLike,
+        targets: Iterable[TargetLike] | TargetLike | Heirs,
         chains: Mapping[str, Chain | Mapping[str, Any]] | None,
         *,
         rules: Rules,
@@ -75,14 +85,18 @@ class Fleet:
         self._lock = threading.RLock()
         self._retired: list[tuple[Route, float]] = []
         self._has_default = chains is not None and "default" in chains
-        items = [targets] if isinstance(targets, (str, Target, Mapping, Provider)) else list(targets)
-        if not items:
-            raise ConfigurationError("a router needs at least one target, such as 'openai:gpt-5-mini'")
-        routes = tuple(self._built(as_target(item)) for item in items)
-        _refuse_twins(routes)
+        self._open = True
+        self._kin: weakref.WeakSet[Fleet] = weakref.WeakSet()
+        """Fleets that may hold the same connections; this one among them."""
+        line: Line | None = None
+        if isinstance(targets, Heirs):
+            line, self._gates, self._kin = targets.fleet.line, targets.fleet._gates, targets.fleet._kin
+            targets = [r.target for r in line.routes] if targets.targets is None else targets.targets
+        self._kin.add(self)
+        routes = self._listed(targets, () if line is None else line.routes)
         self.chains = chains_of(chains, [route.name for route in routes])
         """Every chain by its name, the built-in ones included."""
-        self.line = self._lined_up(routes, None)
+        self.line: Line = self._lined_up(routes, None)
         """What requests see now."""
         changed(routes)
         self._stand_by(routes)
@@ -158,14 +172,94 @@ class Fleet:
             line = self.line
             self.line = replace(line, pinned=name)
 
+    def change(
+        self,
+        rules: Rules,
+        targets: Iterable[TargetLike] | TargetLike | None,
+        chains: Mapping[str, Chain | Mapping[str, Any]] | None,
+        *,
+        rechained: bool,
+    ) -> None:
+        """Other rules, and other targets and chains where these are given: all of it, or nothing.
+
+        A target that keeps its name keeps what is known of it: its circuit and record unless it is another model or
+        another endpoint, its connections too unless its key or an option of its provider is another.
+
+        Raises:
+            ConfigurationError: something of it cannot be; then nothing has changed.
+        """
+        with self._lock:
+            before = self._rules, self.chains, self._has_default
+            old = self.line.routes
+            self._rules = rules
+            try:
+                routes = self._listed([r.target for r in old] if targets is None else targets, old)
+                if rechained:
+                    self.chains = chains_of(chains, [route.name for route in routes])
+                    self._has_default = chains is not None and "default" in chains
+                kept = {id(route.provider) for route in routes}
+                self._settle(routes, [route for route in old if id(route.provider) not in kept])
+            except BaseException:
+                self._rules, self.chains, self._has_default = before
+                raise
+            for route in routes:
+                route.gate.configure(rules.breaker)
+        self._stand_by([route for route in routes if all(route.provider is not other.provider for other in old)])
+
     # ── the end ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def providers(self) -> list[Provider]:
-        """All that is to be closed, retired ones included."""
+        """All that is to be closed, retired ones included; not what another router that is open has, too."""
         with self._lock:
-            return [route.provider for route in (*self.line.routes, *(route for route, _ in self._retired))]
+            self._open = False
+            others = [fleet for fleet in tuple(self._kin) if fleet is not self and fleet._open]
+            held = {id(route.provider) for fleet in others for route in fleet.line.routes}
+            mine = (*self.line.routes, *(route for route, _ in self._retired))
+            return [route.provider for route in mine if id(route.provider) not in held]
+
+    @property
+    def shared(self) -> bool:
+        """Whether another router that is open has learnt from the same targets."""
+        return any(fleet is not self and fleet._open for fleet in tuple(self._kin))
 
     # ── building ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _listed(self, targets: Iterable[TargetLike] | TargetLike, old: Sequence[Route]) -> tuple[Route, ...]:
+        """The routes of `targets`; those of `old` that go by the same name are taken over, as far as they may be.
+
+        Raises:
+            ConfigurationError: there are none, two share a name, or one cannot be built.
+        """
+        items = [targets] if isinstance(targets, (str, Target, Mapping, Provider)) else list(targets)
+        if not items:
+            raise ConfigurationError("a router needs at least one target, such as 'openai:gpt-5-mini'")
+        known = {route.name: route for route in old}
+        routes = []
+        for target in map(as_target, items):
+            before = known.get(target.name)
+            routes.append(self._built(target) if before is None else self._heir(target, before))
+        _refuse_twins(routes)
+        return tuple(routes)
+
+    def _heir(self, target: Target, before: Route) -> Route:
+        """The route of a target that goes by the name of one that is there, with what is still true of that one."""
+        was = before.target
+        if (target.provider_name, target.model, target.base_url) != (was.provider_name, was.model, was.base_url):
+            return self._built(target)
+        if target.provider is not was.provider:
+            return self._built(target)
+        gate = before.gate
+        limits = target.limits or self._rules.limits
+        if target.account != was.account:
+            fresh = self._gates.gate(target.name, target.account, target.model, self._rules.breaker, limits)
+            gate = gate.under(fresh.account, fresh.limiter)
+            gate.lift()
+        elif (limiter := self._gates.limiter(target.name, target.account, target.model, limits)) is not gate.limiter:
+            gate = gate.under(gate.account, limiter)
+        same = (target.api_key, target.options, target.capabilities) == (was.api_key, was.options, was.capabilities)
+        if same:
+            return self._route(target, before.provider, gate)
+        return self._route(target, self._built(target).provider, gate)
 
     def _built(self, target: Target) -> Route:
         from shared_core.providers import registry

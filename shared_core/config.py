@@ -6,13 +6,14 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from shared_core.errors import ConfigurationError, MissingKey
 
-__all__ = ["ConfigLike", "configured", "read_config"]
+__all__ = ["ConfigLike", "changed_by", "configured", "read_config"]
 
 T = TypeVar("T")
 
@@ -57,8 +58,31 @@ def configured(
         MissingKey: a variable that is not set.
     """
     settings = {**read_config(source), **options}
-    try:
+    with _told_with_its_line(source):
         return build(None if instead in settings else _targets(settings), settings)
+
+
+def changed_by(source: ConfigLike | None, options: Mapping[str, Any], change: Callable[[Mapping[str, Any]], T]) -> T:
+    """What `change` makes of the settings in `source`, before which `options` go. `models` mean `targets` here, too.
+
+    Raises:
+        ConfigurationError: the file cannot be read, it lists targets twice, or `change` refuses them.
+        MissingKey: a variable that is not set.
+    """
+    if source is None:
+        return change(options)
+    settings = read_config(source)
+    if "models" in settings or "targets" in settings:
+        settings["targets"] = _targets(settings)
+    with _told_with_its_line(source):
+        return change({**settings, **options})
+
+
+@contextmanager
+def _told_with_its_line(source: ConfigLike) -> Iterator[None]:
+    """Adds to what is wrong in a file where it stands."""
+    try:
+        yield
     except ConfigurationError as error:
         if isinstance(source, Mapping) or str(error).startswith(f"{source}"):
             raise

@@ -10,6 +10,7 @@ import inspect
 import itertools
 import os
 import random
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
@@ -18,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
 from shared_core._books import Books
 from shared_core._clock import Clock, SystemClock
 from shared_core._driver import Driver
-from shared_core._fleet import Fleet, Line
-from shared_core._inputs import RequestLike, TargetLike, as_request, option
+from shared_core._fleet import Fleet, Heirs, Line
+from shared_core._inputs import RequestLike, TargetLike, as_request, ledger_of, option
 from shared_core._streams import AnswerStream, AsyncAnswerStream
 from shared_core.chat.answer_tool import in_words, with_answer_tool
 from shared_core.chat.events import Answer, collect
@@ -38,16 +39,17 @@ from shared_core.routing.chains import Chain
 from shared_core.routing.complexity import Complexity, checked, judged
 from shared_core.routing.execution import Execution
 from shared_core.routing.flow import Call
-from shared_core.routing.hedge import Hedge, hedger_of
+from shared_core.routing.hedge import Hedge, Hedger, hedger_of
 from shared_core.routing.planner import Plan, Route, plan
 from shared_core.routing.policy import FlowPolicy, OnStreamBreak, Rules
+from shared_core.routing.presets import preset_named
 from shared_core.routing.provider import Provider
 from shared_core.routing.relay import Relay
 from shared_core.routing.seam import CONTINUE_PROMPT
 from shared_core.routing.strategies import RoutingStrategy, strategy_named
 from shared_core.routing.target import Target
 from shared_core.telemetry.dispatch import Dispatcher, EventKind, Observer, Observers
-from shared_core.telemetry.events import TargetChange, TargetChanged
+from shared_core.telemetry.events import RouterReconfigured, TargetChange, TargetChanged
 
 if TYPE_CHECKING:
     from shared_core._cached import Cached, DefaultAnswer
@@ -55,6 +57,7 @@ if TYPE_CHECKING:
     from shared_core.cache.response_cache import CacheLike, ResponseCache
     from shared_core.chat.request import CacheUse
     from shared_core.config import ConfigLike
+    from shared_core.resilience.budget import Budget, BudgetReport
 
 __all__ = ["AnswerStream", "AsyncAnswerStream", "HealthReport", "Router", "TargetLike", "router_options"]
 
@@ -65,6 +68,7 @@ class Router:
     Args:
         targets: whom to ask: 'provider:model' strings, `Target`s, mappings of `Target`'s keywords, `Provider`s. In
             order of preference. Names must be unique.
+        preset: 'development' or 'production': `retry`, `timeouts` and `breaker` where they are not given.
         strategy: 'priority' (default), 'cost', 'performance', 'round_robin', 'weighted' (by `Target.weight`), or a
             callable that orders `TargetView`s.
         chains: named ways to route, `Chain`s or mappings of their options, chosen per request by `chain`. Built in are
@@ -84,7 +88,9 @@ class Router:
             'circuit_changed') to who hears of them; may be async; cannot hurt a request (docs/events.md).
         health_check: True, a `HealthCheck` or a mapping of its options: targets that nobody asks are checked in the
             background, so that no user need find out; off when left out (docs/health.md).
-        ledger: where attempts are written; memory when left out.
+        ledger: where attempts are written: the path of a SQLite file (docs/ledger.md), or a `Ledger`; memory when left
+            out.
+        budgets: `Budget`s or mappings of their options, all of which hold at once (docs/budgets.md).
         cache: True, a `ResponseCache`, a mapping of its options or the path of a SQLite file: whole answers are kept
             and served to identical requests (docs/cache.md).
         single_flight: whether identical requests at the same time share one answer; left out, if there is a cache.
@@ -104,8 +110,9 @@ class Router:
 
     def __init__(
         self,
-        targets: Iterable[TargetLike] | TargetLike,
+        targets: Iterable[TargetLike] | TargetLike | Heirs,
         *,
+        preset: str | None = None,
         strategy: str | RoutingStrategy = "priority",
         chains: Mapping[str, Chain | Mapping[str, Any]] | None = None,
         complexity: Complexity | None = None,
@@ -119,7 +126,8 @@ class Router:
         route_around_policy: bool = False,
         on_event: Observers | None = None,
         health_check: HealthCheck | Mapping[str, Any] | bool | None = None,
-        ledger: Ledger | None = None,
+        ledger: Ledger | str | os.PathLike[str] | None = None,
+        budgets: Budget | Mapping[str, Any] | Iterable[Budget | Mapping[str, Any]] | None = None,
         cache: CacheLike = None,
         single_flight: bool | None = None,
         default_answer: DefaultAnswer | None = None,
@@ -132,31 +140,24 @@ class Router:
         if unknown:
             name = next(iter(unknown))
             raise UnknownOption(f"Router has no option {name!r}. {nearest(name, router_options())}")
-        if on_stream_break not in get_args(OnStreamBreak):
-            raise ConfigurationError(
-                f"on_stream_break must be one of {', '.join(get_args(OnStreamBreak))}, not {on_stream_break!r}"
-            )
         self._options = MappingProxyType({k: given[k] for k, v in _DEFAULTS.items() if given[k] != v})
         self._clock: Clock = clock or SystemClock()
         self._now = self._clock.monotonic
-        name, order = strategy_named(strategy)
-        patience: RetryPolicy = option("retry", RetryPolicy, retry)
-        rules = Rules(
-            order,
-            name,
-            checked(complexity),
-            option("timeouts", Timeouts, timeouts),
-            option("breaker", BreakerConfig, breaker),
-            FlowPolicy(patience, on_stream_break, continue_prompt, route_around_policy, hedger=hedger_of(hedge)),
-            option("limits", Limits, limits),
-        )
+        before = targets.fleet.line.rules.flow.hedger if isinstance(targets, Heirs) else None
+        rules = _rules(given, before)
         self._events = Dispatcher(on_event)
-        self._books = Books(self._clock, MemoryLedger() if ledger is None else ledger, self._events, metadata=metadata)
+        kept: Ledger = MemoryLedger() if ledger is None else ledger_of(ledger)
+        self._books = Books(self._clock, kept, self._events, metadata=metadata)
+        if budgets is not None or getattr(kept, "durable", False):
+            from shared_core._money import Money, budgets_of
+
+            self._books.money = Money(self._clock, kept, budgets_of(budgets), self._events)
         chance = random.Random(seed).random
         self._prefix = os.urandom(3).hex()
         self._turns = itertools.count()
         self._turn = 0
         self._closed = False
+        self._changing = threading.Lock()
         self._driver = Driver(self._clock, chance, self._books, self._prepare, _load, _aload)
         self._fleet = Fleet(
             targets,
@@ -326,6 +327,12 @@ class Router:
             filters["now"] = self._clock.time()
         return self._books.ledger.costs(**filters)
 
+    def budget_status(self) -> BudgetReport:
+        """How every budget stands: spent, set aside, left, in percent, and when it resets. Prints as a table."""
+        from shared_core.resilience.budget import BudgetReport
+
+        return BudgetReport() if self._books.money is None else self._books.money.status()
+
     @property
     def ledger(self) -> Ledger:
         """Where attempts are written."""
@@ -457,6 +464,76 @@ class Router:
         if pinned is not None:
             self._tell(pinned, "unpinned")
 
+    def reconfigure(self, source: ConfigLike | None = None, /, **changes: Any) -> tuple[str, ...]:
+        """Change options while requests are in flight; what is not named stays as it is.
+
+        Takes effect with the next request; those that have begun end as they began. All of it, or, where something is
+        wrong, nothing. A target that keeps its name keeps its circuit, its health and its costs, and its connections
+        unless its key or an option of its provider is another; another key lifts the account's lock.
+
+        Args:
+            source: a `.toml` or `.json` file, or a mapping of what would stand in one.
+            **changes: keywords of `Router`, and `targets`; go before what the file says.
+
+        Returns:
+            The names of the options that are other than before.
+
+        Raises:
+            ConfigurationError: an option is wrong, or cannot be changed while the router runs; nothing has changed.
+            MissingKey: a variable that is not set.
+        """
+        from shared_core.config import changed_by
+
+        return changed_by(source, changes, self._change)
+
+    update_config = reconfigure
+
+    def _change(self, changes: Mapping[str, Any]) -> tuple[str, ...]:
+        if self._closed:
+            raise ConfigurationError("this router is closed")
+        for name in changes:
+            if name not in ("targets", *_DEFAULTS):
+                raise UnknownOption(f"Router has no option {name!r}. {nearest(name, ('targets', *router_options()))}")
+            if name not in _CHANGEABLE:
+                raise ConfigurationError(
+                    f"{name} cannot be changed while the router runs\nhint: router.updated({name}=…) makes another one"
+                )
+        with self._changing:
+            options = {**_DEFAULTS, **self._options, **changes}
+            told = tuple(
+                name
+                for name, value in changes.items()
+                if name == "targets" or value != self._options.get(name, _DEFAULTS[name])
+            )
+            line = self._fleet.line
+            hedged = "hedge" in told
+            rules = _rules(options, line.rules.flow.hedger if hedged else None)
+            if not hedged:
+                rules = replace(rules, flow=replace(rules.flow, hedger=line.rules.flow.hedger))
+            self._fleet.change(rules, changes.get("targets"), options["chains"], rechained="chains" in changes)
+            kept = {name: options[name] for name, value in _DEFAULTS.items() if options[name] != value}
+            self._options = MappingProxyType(kept)
+            self._books.metadata = options["metadata"]
+        if told:
+            self._events.emit(RouterReconfigured("", self._clock.time(), told))
+        return told
+
+    def updated(self, **changes: Any) -> Self:
+        """Another router with some options changed, and this one as it was.
+
+        Both go on with what is known of their common targets: circuits, health, limits, locks, connections, and the
+        ledger. What they share is closed with the last of them: close both.
+
+        Args:
+            **changes: keywords of `Router`, and `targets`.
+
+        Raises:
+            ConfigurationError: an option is wrong.
+        """
+        options = {**self._options, **changes}
+        heirs = Heirs(self._fleet, options.pop("targets", None))
+        return type(self)(heirs, **{"ledger": self.ledger, **options})
+
     def warm(self) -> None:
         """Do now what first calls would do: load vendor SDKs and prices, start local models. Sends nothing to a vendor.
 
@@ -493,7 +570,8 @@ class Router:
             if self._cached is not None:
                 self._cached.close()
             self._events.close()
-            self._books.ledger.close()
+            if not self._fleet.shared:
+                self._books.ledger.close()
 
     async def aclose(self) -> None:
         """The same, closing async clients on their own event loop."""
@@ -614,11 +692,52 @@ class Router:
         return route.provider.name == self._fleet.routes[0].provider.name
 
 
+def _rules(options: Mapping[str, Any], before: Hedger | None = None) -> Rules:
+    """What steers the requests of a router with these options; with what another one's hedger has measured `before`."""
+    preset = preset_named(options["preset"])
+    if preset is not None:
+        options = preset.under(options)
+        if preset.verbose:
+            from shared_core._verbose import show_log
+
+            show_log()
+    on_break = options["on_stream_break"]
+    if on_break not in get_args(OnStreamBreak):
+        raise ConfigurationError(
+            f"on_stream_break must be one of {', '.join(get_args(OnStreamBreak))}, not {on_break!r}"
+        )
+    name, order = strategy_named(options["strategy"])
+    return Rules(
+        order,
+        name,
+        checked(options["complexity"]),
+        option("timeouts", Timeouts, options["timeouts"]),
+        option("breaker", BreakerConfig, options["breaker"]),
+        FlowPolicy(
+            option("retry", RetryPolicy, options["retry"]),
+            on_break,
+            options["continue_prompt"],
+            options["route_around_policy"],
+            hedger=hedger_of(options["hedge"], before),
+        ),
+        option("limits", Limits, options["limits"]),
+    )
+
+
 _DEFAULTS = {
     name: parameter.default
     for name, parameter in inspect.signature(Router.__init__).parameters.items()
     if parameter.kind is inspect.Parameter.KEYWORD_ONLY
 }
+
+
+_CHANGEABLE = frozenset(
+    """
+    targets preset strategy chains complexity hedge retry timeouts breaker limits on_stream_break continue_prompt
+    route_around_policy metadata
+    """.split()  # noqa: SIM905  # a list of words
+)
+"""What `reconfigure` takes. The rest is built once: stores, caches, clocks, observers."""
 
 
 def router_options() -> tuple[str, ...]:

@@ -11,11 +11,12 @@ across a call, an await or anybody else's code.
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from shared_core.chat.events import Usage
 from shared_core.chat.request import ChatRequest
@@ -46,7 +47,7 @@ class Refusal(NamedTuple):
 class Admission:
     """Leave for one attempt at one target. Settle it once, whatever happens."""
 
-    __slots__ = ("claim", "lease", "permit", "settled", "started")
+    __slots__ = ("claim", "lease", "leave", "permit", "settled", "started")
 
     def __init__(self, permit: Permit, started: float, lease: Lease | None = None, claim: Claim | None = None) -> None:
         self.permit = permit
@@ -56,6 +57,8 @@ class Admission:
         """A slot and a share of the rates; None where there are no limits to keep to."""
         self.claim = claim
         """What else hangs on this attempt; None on most days."""
+        self.leave: Any = None
+        """Leave to spend (`shared_core._money.Leave`), where the router's money is guarded."""
 
 
 class Claim(NamedTuple):
@@ -196,6 +199,29 @@ class Gate:
         """It is parked for a wait that passes; not because, say, it has no such model."""
         self.prefill_rejected = False
         """It has refused an assistant prefill once; it is asked in words from then on."""
+
+    def under(self, account: Account, limiter: Limiter) -> Gate:
+        """The same circuit, record and retry budget under another account or other limits.
+
+        What is in flight is settled with this one, so that an old key's errors lock the old account.
+        """
+        heir = copy.copy(self)
+        heir.account, heir.limiter = account, limiter
+        return heir
+
+    def configure(self, config: BreakerConfig) -> None:
+        """When its circuit opens from now on; its state stays as it is."""
+        with self._lock:
+            self.breaker.configure(config)
+        with self.account.mutex:
+            if self.account.breaker is not None:
+                self.account.breaker.configure(config)
+
+    def lift(self) -> None:
+        """Forget what another key was refused: parking, and locks on the model. The circuit stays."""
+        with self._lock:
+            self.lock = Lock()
+            self.parked_until = 0.0
 
     def _refusal(self, now: float) -> Refusal | None:
         account = self.account

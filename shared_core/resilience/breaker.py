@@ -132,6 +132,10 @@ class CircuitBreaker:
         self.late_results = 0
         """Results that came back after the state had changed, and were ignored."""
 
+    def configure(self, config: BreakerConfig) -> None:
+        """When it opens, and for how long, from now on."""
+        self._config = config
+
     @property
     def state(self) -> CircuitState:
         """Where the circuit is. OPEN is left lazily, by the next `acquire` after `open_until`."""

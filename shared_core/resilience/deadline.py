@@ -53,8 +53,8 @@ class Guard:
     """
 
     __slots__ = (
-        "_clock", "_idle_s", "_suspended", "at", "cuts", "connect_s", "deadline", "learn", "notes", "started", "streaming",
-        "which",
+        "_clock", "_idle_s", "_suspended", "at", "connect_s", "cuts", "deadline", "learn", "notes", "started",
+        "streaming", "which",
     )  # fmt: skip
 
     def __init__(
