@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         InvalidModelFile,
         InvalidOutput,
         InvalidRequest,
+        LedgerError,
         MissingDependency,
         MissingKey,
         ProviderError,
@@ -73,7 +74,9 @@ if TYPE_CHECKING:
         UnknownProvider,
     )
     from shared_core.ledger import CostReport, Ledger, LedgerEntry, MemoryLedger
+    from shared_core.ledger.sqlite import SQLiteLedger
     from shared_core.resilience.breaker import BreakerConfig, CircuitState
+    from shared_core.resilience.budget import Budget, BudgetReport, BudgetStatus
     from shared_core.resilience.deadline import Guard, Timeouts
     from shared_core.resilience.health import HealthChange, HealthStatus, HealthWindow, TargetHealth
     from shared_core.resilience.health_check import HealthCheck
@@ -90,10 +93,14 @@ if TYPE_CHECKING:
     from shared_core.routing.target import Target
     from shared_core.telemetry.events import (
         AttemptFailed,
+        BudgetExhausted,
+        BudgetOvercharged,
+        BudgetWarning,
         CacheHit,
         CircuitChanged,
         Event,
         FellOver,
+        LedgerTrouble,
         RequestFailed,
         RequestStarted,
         RequestSucceeded,
@@ -117,11 +124,14 @@ _HOMES: dict[str, str] = {
             "Text ToolCall ToolResult ToolSpec assistant system tool user"
         ),
         "shared_core.errors": (
-            "AccountError AllTargetsFailed BudgetExceeded ConfigurationError DeadlineExceeded Disposition ErrorKind "
-            "FallbackError InvalidModelFile InvalidOutput InvalidRequest MissingDependency MissingKey ProviderError "
-            "ProviderTimeout ProviderUnavailable RateLimited RequestRejected StreamBroken UnknownOption UnknownProvider"
+            "AccountError AllTargetsFailed BudgetExceeded ConfigurationError DeadlineExceeded Disposition "
+            "ErrorKind FallbackError InvalidModelFile InvalidOutput InvalidRequest LedgerError "
+            "MissingDependency MissingKey ProviderError ProviderTimeout ProviderUnavailable RateLimited "
+            "RequestRejected StreamBroken UnknownOption UnknownProvider"
         ),
         "shared_core.ledger": "CostReport Ledger LedgerEntry MemoryLedger",
+        "shared_core.resilience.budget": "Budget BudgetReport BudgetStatus",
+        "shared_core.ledger.sqlite": "SQLiteLedger",
         "shared_core.resilience.breaker": "BreakerConfig CircuitState",
         "shared_core.resilience.deadline": "Guard Timeouts",
         "shared_core.resilience.health": "HealthChange HealthStatus HealthWindow TargetHealth",
@@ -139,8 +149,9 @@ _HOMES: dict[str, str] = {
         "shared_core.routing.strategies": "RoutingStrategy TargetView",
         "shared_core.routing.target": "Target",
         "shared_core.telemetry.events": (
-            "AttemptFailed CacheHit CircuitChanged Event FellOver RequestFailed RequestStarted RequestSucceeded "
-            "StreamContinued TargetChanged TargetProbed TargetRecovered TargetUnhealthy"
+            "AttemptFailed BudgetExhausted BudgetOvercharged BudgetWarning CacheHit CircuitChanged Event "
+            "FellOver LedgerTrouble RequestFailed RequestStarted RequestSucceeded StreamContinued TargetChanged "
+            "TargetProbed TargetRecovered TargetUnhealthy"
         ),
         "shared_core.telemetry.webhook": "WebhookHook verify_signature",
     }.items()
@@ -161,7 +172,13 @@ __all__ = [
     "AttemptFailed",
     "Audio",
     "BreakerConfig",
+    "Budget",
     "BudgetExceeded",
+    "BudgetExhausted",
+    "BudgetOvercharged",
+    "BudgetReport",
+    "BudgetStatus",
+    "BudgetWarning",
     "CacheHit",
     "CacheStats",
     "Capabilities",
@@ -195,6 +212,8 @@ __all__ = [
     "InvalidRequest",
     "Ledger",
     "LedgerEntry",
+    "LedgerError",
+    "LedgerTrouble",
     "Limits",
     "MemoryLedger",
     "Message",
@@ -222,6 +241,7 @@ __all__ = [
     "RetryPolicy",
     "Router",
     "RoutingStrategy",
+    "SQLiteLedger",
     "Started",
     "StreamBroken",
     "StreamContinued",

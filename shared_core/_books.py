@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from shared_core._clock import Clock
 from shared_core.chat.events import Finished, Usage
 from shared_core.chat.request import ChatRequest
 from shared_core.errors import FallbackError, InvalidOutput, ProviderError, Settlement
 from shared_core.ledger.entry import EntryStatus, Ledger, LedgerEntry, Purpose
+from shared_core.ledger.pricing import price_version
 from shared_core.resilience.admission import SLOW_S, Gate, Outcome, Transition
 from shared_core.resilience.breaker import CircuitState
 from shared_core.routing.execution import Attempt, Execution
@@ -28,6 +30,9 @@ from shared_core.telemetry.events import (
     TargetRecovered,
     TargetUnhealthy,
 )
+
+if TYPE_CHECKING:
+    from shared_core._money import Leave, Money
 
 __all__ = ["Books"]
 
@@ -50,6 +55,8 @@ class Books:
         """Whether answers carry it."""
         self.last: Execution | None = None
         """The request that ended last."""
+        self.money: Money | None = None
+        """Where attempts ask for leave to spend; None when there is neither a budget nor a file to write."""
         self.on_change: Callable[[], None] | None = None
         """Told that a circuit, a lock or a target's health has changed; must not block."""
 
@@ -148,31 +155,49 @@ class Books:
             elif price is not None:
                 most = request.max_tokens or route.capabilities.max_output or _ASSUMED_OUTPUT
                 bound = price.cost_nano(Usage(usage.input_tokens, max(most, usage.output_tokens)), latency)
+        leave: Leave | None = step.admission.leave
+        if leave is not None and status is EntryStatus.UNKNOWN and cost is None:
+            bound = leave.ticket.bound_nano
         attempt.cost_nano = cost
         attempt.bound_nano = bound
-        self.ledger.record(
-            LedgerEntry(
-                execution.id,
-                attempt.number,
-                route.name,
-                route.provider.name,
-                attempt.model,
-                self._clock.time(),
-                attempt.outcome,
-                status,
-                usage,
-                cost,
-                bound,
-                latency,
-                None if error is None else str(error.kind),
-                None,
-                request.user,
-                request.tags,
-                request.chain,
-                route.local,
-                purpose=Purpose.PROBE if execution.probe else Purpose.CALL,
-            )
+        if price is None:
+            version = None
+        elif route.target.price is not None:
+            version = "own"
+        else:
+            version = "free" if price is FREE else price_version()
+        if execution.probe:
+            purpose = Purpose.PROBE
+        else:
+            purpose = Purpose.HEDGE if attempt.hedge else Purpose.CALL
+        entry = LedgerEntry(
+            execution.id,
+            attempt.number,
+            route.name,
+            route.provider.name,
+            attempt.model,
+            self._clock.time(),
+            attempt.outcome,
+            status,
+            usage,
+            cost,
+            bound,
+            latency,
+            None if error is None else str(error.kind),
+            version,
+            request.user,
+            request.tags,
+            request.chain,
+            route.local,
+            outcome.first_token_s,
+            purpose,
+            attempt.response_id,
+            None if error is None else error.request_id,
         )
+        if leave is not None and self.money is not None:
+            self.money.settle(leave, entry)
+        else:
+            self.ledger.record(entry)
 
     def probed(self, id_: str, route: Route, outcome: Outcome) -> None:
         """Enter a health check that cost nothing: the vendor's list of models was read."""
@@ -223,12 +248,16 @@ class Books:
             self.last = execution
             self._tell_failure(execution, type(error).__name__)
 
-    def failed(self, execution: Execution, failure: FallbackError) -> None:
-        """Nobody answered."""
+    def failed(self, execution: Execution, failure: FallbackError) -> FallbackError:
+        """Nobody answered. Returns the error for the caller."""
         execution.outcome = "failed"
+        if self.money is not None:
+            failure = self.money.failure(execution, failure)
+            self.money.forget(execution.id)
         if not (execution.probe or execution.held):  # who holds it tells, if it is a failure in the end
             self.last = execution
             self._tell_failure(execution, str(failure))
+        return failure
 
     def _tell_failure(self, execution: Execution, error: str) -> None:
         if self.events.active or (execution.outcome == "failed" and self.events.alert):

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from shared_core._books import Books
 from shared_core._clock import Clock
@@ -24,7 +24,7 @@ from shared_core.chat.answer_tool import adelivered, delivered
 from shared_core.chat.events import ChatEvent, Finished
 from shared_core.chat.request import ChatRequest
 from shared_core.errors import ErrorKind, FallbackError, ProviderError
-from shared_core.resilience.admission import Admission, Refusal
+from shared_core.resilience.admission import Admission, Outcome, Refusal
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.execution import Execution
 from shared_core.routing.flow import (
@@ -46,6 +46,9 @@ from shared_core.routing.planner import Plan, Route
 from shared_core.routing.policy import FlowPolicy
 from shared_core.routing.provider import Prefill
 from shared_core.routing.relay import Relay
+
+if TYPE_CHECKING:
+    from shared_core._money import Leave
 
 __all__ = ["Driver"]
 
@@ -110,6 +113,8 @@ class Driver:
                 match step:
                     case Admit():
                         report = self._admit(step)
+                        if self._books.money is not None and type(report) is Admission:
+                            report = self._spend(execution, step, report)
                         if step.route.gate.news:
                             self._books.tell_changes(execution.id, step.route.gate)
                     case Call():
@@ -142,8 +147,7 @@ class Driver:
             for heat in heats:
                 heat.drop()
         if failure is not None:
-            self._books.failed(execution, failure)
-            raise failure
+            raise self._books.failed(execution, failure)
         yield self._books.answered(execution, relay)
 
     async def arun(self, execution: Execution, chosen: Plan, relay: Relay) -> AsyncGenerator[ChatEvent, None]:
@@ -160,11 +164,15 @@ class Driver:
                     step = steps.send(report)
                 except StopIteration as stop:
                     failure = stop.value
+                    if failure is not None:  # told before anything else is awaited: a cancel would leave it untold
+                        failure = self._books.failed(execution, failure)
                     break
                 report = None
                 match step:
                     case Admit():
                         report = await self._aadmit(step)
+                        if self._books.money is not None and type(report) is Admission:
+                            report = await self._aspend(execution, step, report)
                         if step.route.gate.news:
                             self._books.tell_changes(execution.id, step.route.gate)
                     case Call() | Resume():
@@ -204,9 +212,12 @@ class Driver:
             for heat in heats:
                 heat.drop()
             if heats:
-                await AsyncHeat.gone(heats)
+                try:
+                    await AsyncHeat.gone(heats)
+                except BaseException as error:  # a caller who leaves now has had no end told yet
+                    self._leave(execution, pending, error)
+                    raise
         if failure is not None:
-            self._books.failed(execution, failure)
             raise failure
         yield self._books.answered(execution, relay)
 
@@ -223,6 +234,40 @@ class Driver:
         if step.wait_s > 0:
             return await atake_turn(gate, step.request, step.wait_s, step.lease_s, self._clock, self._chance)
         return gate.admit(self._now(), step.lease_s, self._chance(), step.request)
+
+    def _spend(self, execution: Execution, step: Admit, admission: Admission) -> Admission | Refusal:
+        """Ask for leave to spend, once everything else has let the attempt start. Its row is written when this returns.
+
+        Last of all, so that nothing stands between the row and the first byte.
+        """
+        assert self._books.money is not None
+        try:
+            leave = self._books.money.reserve(execution, step)
+        except BaseException:
+            self._withdraw(step.route, admission)
+            raise
+        return self._spent(step, admission, leave)
+
+    async def _aspend(self, execution: Execution, step: Admit, admission: Admission) -> Admission | Refusal:
+        """The twin of `_spend`."""
+        assert self._books.money is not None
+        try:
+            leave = await self._books.money.areserve(execution, step)
+        except BaseException:
+            self._withdraw(step.route, admission)
+            raise
+        return self._spent(step, admission, leave)
+
+    def _spent(self, step: Admit, admission: Admission, leave: Leave | Refusal) -> Admission | Refusal:
+        if isinstance(leave, Refusal):
+            self._withdraw(step.route, admission)
+            return leave
+        admission.leave = leave
+        return admission
+
+    def _withdraw(self, route: Route, admission: Admission) -> None:
+        """The attempt does not start after all."""
+        route.gate.settle(admission, Outcome(cancelled=True), self._now(), self._chance())
 
     def _leave(self, execution: Execution, pending: Sequence[Call], error: BaseException) -> None:
         if execution.ended is None:  # an attempt that was interrupted has said so by itself
@@ -298,6 +343,10 @@ class Driver:
     def _request(self, call: Call) -> ChatRequest:
         """The request as its target gets it. Another model than the target's own is another origin."""
         request, attempt = self._prepare(call), call.attempt
+        leave: Leave | None = call.admission.leave
+        if leave is not None and leave.max_tokens is not None:
+            request = request.replace(max_tokens=leave.max_tokens)
+            attempt.capped_at = leave.max_tokens
         if request.model is not None and attempt.origin is not None:
             attempt.origin = replace(attempt.origin, model=request.model)
         return request

@@ -7,12 +7,13 @@ from typing import Any
 
 from shared_core.chat.request import ChatRequest, Message, user
 from shared_core.errors import ConfigurationError, InvalidRequest
+from shared_core.ledger.entry import Ledger
 from shared_core.ledger.pricing import find_price
 from shared_core.routing.price import FREE, Price
 from shared_core.routing.provider import Provider
 from shared_core.routing.target import Target, built
 
-__all__ = ["RequestLike", "TargetLike", "as_request", "as_target", "option", "price_of"]
+__all__ = ["RequestLike", "TargetLike", "as_request", "as_target", "ledger_of", "option", "price_of"]
 
 TargetLike = Target | str | Mapping[str, Any] | Provider
 RequestLike = ChatRequest | str | Message | Sequence[Message]
@@ -62,3 +63,20 @@ def price_of(target: Target, provider: Provider) -> Callable[[], Price | None]:
     if provider.local:
         return lambda: FREE
     return lambda: find_price(target.provider_name, provider.model)
+
+
+def ledger_of(given: Any) -> Ledger:
+    """The ledger of a router: one in the file that is named, or the one that is given.
+
+    Raises:
+        LedgerError: the file cannot be used.
+        ConfigurationError: it is no ledger.
+    """
+    if isinstance(given, str) or hasattr(given, "__fspath__"):
+        from shared_core.ledger.sqlite import SQLiteLedger
+
+        return SQLiteLedger(given)
+    if not all(callable(getattr(given, name, None)) for name in ("record", "entries", "costs", "close")):
+        raise ConfigurationError(f"ledger= takes a path or a Ledger, not {type(given).__name__}")
+    found: Ledger = given
+    return found

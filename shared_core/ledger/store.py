@@ -176,6 +176,6 @@ class LedgerStore(Ledger, Protocol):
         """What meters show; of all that have been used when `keys` is left out."""
         ...
 
-    def flush(self) -> None:
-        """Wait until everything handed in so far is written."""
+    def flush(self) -> bool:
+        """Wait until everything handed in so far is written. False when it cannot be."""
         ...

@@ -2,48 +2,81 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 
 from shared_core.chat.events import Usage
 from shared_core.errors import ConfigurationError
 
-__all__ = ["FREE", "NANO", "Price"]
+__all__ = ["FREE", "NANO", "SPELLINGS", "Dollars", "Price"]
 
 NANO = 1_000_000_000
 """Nano-dollars in a dollar."""
 _PER_TOKEN = Decimal(1000)  # one dollar per million tokens is 1000 nano-dollars per token
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """US dollars per million tokens; `second` and `request` are dollars per second of work and per request.
+Dollars = Decimal | float | int | str
+"""`Decimal`, `int` and text are exact; a float counts as it is written."""
 
-    `cached` and `cache_write` default to the input price. An unknown price is `None` in place of a `Price`, never 0.
+
+@dataclass(frozen=True, slots=True, init=False)
+class Price:
+    """What a model costs, in US dollars per million tokens: ``Price(input_per_mtok=0.25, output_per_mtok=2)``.
+
+    An unknown price is `None` in place of a `Price`, never 0.
+
+    Args:
+        input, output: dollars per million tokens; `input_per_mtok` and `output_per_mtok` are the same.
+        cached: of input that the vendor had in its prompt cache; as `input` when left out.
+        cache_write: of input that the vendor puts into it; as `input` when left out.
+        second: dollars per second of work (`per_second`): a rented machine, electricity.
+        request: dollars per request (`per_request`).
 
     Raises:
-        ConfigurationError: a figure is negative or not a number.
+        ConfigurationError: a figure is negative or not a number, or given under both of its names.
     """
 
-    input: Decimal | float | int | str = 0
-    output: Decimal | float | int | str = 0
-    cached: Decimal | float | int | str | None = None
-    cache_write: Decimal | float | int | str | None = None
-    second: Decimal | float | int | str = 0
-    request: Decimal | float | int | str = 0
+    input: Dollars
+    output: Dollars
+    cached: Dollars | None
+    cache_write: Dollars | None
+    second: Dollars
+    request: Dollars
 
-    def __post_init__(self) -> None:
-        for f in fields(Price):  # not those that a subclass adds
-            value = getattr(self, f.name)
-            if value is None:
-                value = self.input
-            try:
-                number = Decimal(str(value))
-            except ArithmeticError:
-                number = Decimal("NaN")
-            if not number.is_finite() or number < 0:
-                raise ConfigurationError(f"Price.{f.name} must be a number of dollars >= 0, not {value!r}")
-            object.__setattr__(self, f.name, number)
+    def __init__(
+        self,
+        input: Dollars | None = None,  # noqa: A002  # the field's word
+        output: Dollars | None = None,
+        cached: Dollars | None = None,
+        cache_write: Dollars | None = None,
+        second: Dollars | None = None,
+        request: Dollars | None = None,
+        *,
+        input_per_mtok: Dollars | None = None,
+        output_per_mtok: Dollars | None = None,
+        cached_per_mtok: Dollars | None = None,
+        cache_write_per_mtok: Dollars | None = None,
+        per_second: Dollars | None = None,
+        per_request: Dollars | None = None,
+    ) -> None:
+        self._set("input", _one("input", input, "input_per_mtok", input_per_mtok), 0)
+        self._set("output", _one("output", output, "output_per_mtok", output_per_mtok), 0)
+        self._set("cached", _one("cached", cached, "cached_per_mtok", cached_per_mtok), self.input)
+        written = _one("cache_write", cache_write, "cache_write_per_mtok", cache_write_per_mtok)
+        self._set("cache_write", written, self.input)
+        self._set("second", _one("second", second, "per_second", per_second), 0)
+        self._set("request", _one("request", request, "per_request", per_request), 0)
+
+    def _set(self, name: str, value: Dollars | None, default: Dollars) -> None:
+        if value is None:
+            value = default
+        try:
+            number = Decimal("NaN") if isinstance(value, bool) else Decimal(str(value))
+        except ArithmeticError:
+            number = Decimal("NaN")
+        if not number.is_finite() or number < 0:
+            raise ConfigurationError(f"Price.{name} must be a number of dollars >= 0, not {value!r}")
+        object.__setattr__(self, name, number)
 
     def cost_nano(self, usage: Usage, seconds: float = 0.0) -> int:
         """What `usage` costs in nano-dollars, rounded up."""
@@ -54,13 +87,60 @@ class Price:
             + usage.cache_write_tokens * Decimal(self.cache_write or 0)
             + usage.output_tokens * Decimal(self.output)
         ) * _PER_TOKEN
-        rest = (Decimal(str(seconds)) * Decimal(self.second) + Decimal(self.request)) * NANO
-        return int((tokens + rest).to_integral_value(rounding=ROUND_CEILING))
+        return _whole(tokens + self._beside_tokens(seconds))
+
+    def bound_nano(self, input_tokens: int, output_tokens: int, seconds: float = 0.0) -> int:
+        """What an attempt can cost at most in nano-dollars: all of its input at the dearest rate that input has."""
+        tokens = (input_tokens * self.dearest_input + output_tokens * Decimal(self.output)) * _PER_TOKEN
+        return _whole(tokens + self._beside_tokens(seconds))
+
+    def output_within(self, nano: int, input_tokens: int, seconds: float = 0.0) -> int | None:
+        """How many output tokens `bound_nano` lets an attempt have for `nano` nano-dollars; None when they are free."""
+        rate = Decimal(self.output) * _PER_TOKEN
+        return int((nano - self.bound_nano(input_tokens, 0, seconds)) / rate) if rate else None
+
+    def _beside_tokens(self, seconds: float) -> Decimal:
+        second, request = Decimal(self.second), Decimal(self.request)
+        return (Decimal(str(seconds)) * second + request) * NANO if second or request else _NOTHING
+
+    @property
+    def dearest_input(self) -> Decimal:
+        """The dearest rate of input, in dollars per million tokens."""
+        return max(Decimal(self.input), Decimal(self.cached or 0), Decimal(self.cache_write or 0))
 
     @property
     def dearest(self) -> Decimal:
         """The dearest of input and output, in dollars per million tokens."""
-        return max(Decimal(self.input), Decimal(self.output), Decimal(self.cache_write or 0))
+        return max(self.dearest_input, Decimal(self.output))
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing ever costs anything."""
+        return not (self.dearest or self.second or self.request)
+
+
+SPELLINGS = {
+    "input_per_mtok": "input",
+    "output_per_mtok": "output",
+    "cached_per_mtok": "cached",
+    "cache_write_per_mtok": "cache_write",
+    "per_second": "second",
+    "per_request": "request",
+}
+"""Other names of the figures of a `Price`, and the fields they are."""
+
+_NOTHING = Decimal(0)
+
+
+def _one(name: str, value: Dollars | None, other: str, same: Dollars | None) -> Dollars | None:
+    """The one that was given."""
+    if value is not None and same is not None:
+        raise ConfigurationError(f"Price takes {name} or {other}, which are the same; not both")
+    return value if same is None else same
+
+
+def _whole(nano: Decimal) -> int:
+    return int(nano.to_integral_value(rounding=ROUND_CEILING))
 
 
 FREE = Price()

@@ -15,7 +15,7 @@ from shared_core.resilience.deadline import Timeouts
 from shared_core.resilience.rate_limit import Limits
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.capabilities import Capabilities
-from shared_core.routing.price import Price
+from shared_core.routing.price import SPELLINGS, Price
 from shared_core.routing.provider import Provider
 
 __all__ = ["KEYWORDS", "Target", "built"]
@@ -192,7 +192,9 @@ def built(what: str, cls: type[Any], value: Any) -> Any:
         return value
     if not isinstance(value, Mapping):
         raise ConfigurationError(f"{what} must be a {cls.__name__} or a mapping, not {type(value).__name__}")
-    valid = [f.name for f in fields(cls)]
+    valid = [f.name for f in fields(cls) if f.init]
+    if cls is Price:
+        valid += SPELLINGS
     for key in value:
         if key not in valid:
             raise UnknownOption(f"{cls.__name__} has no option {key!r}. {nearest(key, valid)}")
