@@ -145,10 +145,9 @@ class RouteView(TargetView):
     @property
     def pace(self) -> Pace | None:
         """How quick and reliable it has been, and whether it becomes slower."""
-        gate = getattr(self.route, "gate", None)
-        if gate is None or self._scene.clock is None:
-            return super().pace  # recorded
-        pace: Pace = gate.pace
+        if self._scene.clock is None:
+            return None
+        pace: Pace | None = self.route.gate.pace
         return pace
 
 
@@ -298,18 +297,24 @@ def performance(request: ChatRequest, views: Sequence[TargetView], /) -> Sequenc
     """
     if not views:
         return views
-    scores: dict[str, float] = {}
+    scored: list[tuple[float, int, TargetView]] = []
+    unknown: list[TargetView] = []
     uncertain: list[TargetView] = []
-    for view in views:
+    for place, view in enumerate(views):
         pace = view.pace
         score = None if pace is None else _expected_s(request, view, pace)
-        if score is not None:
-            scores[view.name] = score
-        if score is None or (pace is not None and pace.drifting):
+        if score is None:
+            unknown.append(view)
             uncertain.append(view)
-    measured = sorted((view for view in views if view.name in scores), key=lambda view: scores[view.name])
-    unknown = [view for view in views if view.name not in scores]
-    hopeless = sum(score == math.inf for score in scores.values())
+        else:
+            scored.append((score, place, view))  # equals stay as configured
+            if pace is not None and pace.drifting:
+                uncertain.append(view)
+    scored.sort()
+    hopeless = 0
+    while hopeless < len(scored) and scored[-1 - hopeless][0] == math.inf:
+        hopeless += 1
+    measured = [view for _, _, view in scored]
     order = [*measured[: len(measured) - hopeless], *unknown, *measured[len(measured) - hopeless :]]
     turn = views[0].turn
     ahead: TargetView | None = None
