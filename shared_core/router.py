@@ -258,6 +258,8 @@ class Router:
                 notes[route.name] = told.unhealthy
             elif route.wait_s is not None and (wait := route.wait_s(asked)):
                 notes[route.name] = f"busy: a turn is expected in {wait:.1f} s"
+            elif (pace := route.gate.pace).drifting:
+                notes[route.name] = f"becomes slower: its first tokens take {pace.drift:.1f} times as long as usual"
         return replace(chosen, notes=notes)
 
     def health(self) -> HealthReport:
