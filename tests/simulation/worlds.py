@@ -6,10 +6,13 @@ python -m tests.simulation.worlds 1234          run that one again and print wha
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 from shared_core import BreakerConfig, RetryPolicy
+from shared_core.resilience.rate_limit import Limits
+from shared_core.routing.hedge import Hedge
 from shared_core.testing import (
     BrownOut,
     Chaos,
@@ -52,6 +55,7 @@ def world(seed: int, **changes: Any) -> dict[str, Any]:
     scenario: list[Happening | ClockStep] = [_happening(chance, len(targets)) for _ in range(chance.randrange(5))]
     scenario += [ClockStep(uniform(0, 120), pick((-86400.0, -3600.0, 3600.0, 86400.0)))]
     calm = chance.random() < 0.3
+    targets = [_limited(chance, target) for target in targets]
     return {
         "targets": targets,
         "scenario": scenario,
@@ -78,8 +82,23 @@ def world(seed: int, **changes: Any) -> dict[str, Any]:
         "strategy": pick(STRATEGIES),
         "on_stream_break": pick(("continue", "continue", "restart", "raise")),
         "breaker": pick((None, BreakerConfig(consecutive_failures=2, open_s=uniform(0.5, 20)))),
+        "hedge": pick((None, None, Hedge(after=uniform(0.1, 5.0), min_s=0.1, budget=uniform(0.05, 1.0)))),
         "retry": pick((None, None, RetryPolicy(same_target=chance.randrange(3), total=chance.randrange(4)))),
     } | changes
+
+
+def _limited(chance: Random, target: SimTarget) -> SimTarget:
+    """Every second one has limits of our own, some with a line of callers in front of it."""
+    if chance.random() < 0.5:
+        return target
+    limits = Limits(
+        requests_per_minute=chance.choice((None, chance.uniform(5, 120))),
+        output_tokens_per_minute=chance.choice((None, chance.uniform(1000, 30000))),
+        concurrency=chance.choice((None, chance.randrange(1, 6))),
+        burst_s=chance.choice((1.0, 60.0)),
+        queue=chance.choice((0, 3, 1000)),
+    )
+    return replace(target, options={**target.options, "limits": limits})
 
 
 def _happening(chance: Random, targets: int) -> Happening:
