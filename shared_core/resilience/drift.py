@@ -27,8 +27,8 @@ SIGMAS = 3.5
 """By so many standard deviations of the fast average it must be out of the usual."""
 _CUT = 2.5
 """A time counts as no further from the usual than so many standard deviations."""
-_LEAST_SPREAD = 0.1
-"""Noise is taken to be 10 % at least."""
+_LEAST_SPREAD = 0.25
+"""Noise is taken to be 25 % at least."""
 _TO_SIGMA = math.sqrt(math.pi / 2)
 """A normal distribution's standard deviation over its mean distance from the middle."""
 _FAST_NOISE = math.sqrt(FAST / (2 - FAST))

@@ -449,7 +449,7 @@ class HealthRecord:
         """Whether it has just become unhealthy, or recovered: `sick` says which. Once per change."""
         status = self.status(circuit, reason, passes=passes)
         if self.sick:
-            if status is HealthStatus.HEALTHY and circuit in (CircuitState.CLOSED, CircuitState.DISABLED):
+            if status in (HealthStatus.HEALTHY, HealthStatus.UNKNOWN):
                 self.sick = False
                 return True
         elif status is HealthStatus.UNHEALTHY:
