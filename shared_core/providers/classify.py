@@ -134,7 +134,7 @@ def classify_body(
         hint = False  # its own advice is to stream; asking again would wait as long again
     wait = None if kind in NO_WAIT else retry_after_s(head, body, message=said.message, now=now, resets=kind in LIMITS)
     text = said.message.strip() or (f"HTTP status {shown}" if shown else "the provider reported an error")
-    return ProviderError.of(
+    error = ProviderError.of(
         kind,
         text[:_MESSAGE_CHARS],
         status=shown,
@@ -144,6 +144,8 @@ def classify_body(
         response=response,
         retryable_hint=hint,
     )
+    error.in_stream = status is None or status < 300 or getattr(response, "status_code", None) == 200
+    return error
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:
@@ -372,7 +374,6 @@ def _from_status(
         request_id=getattr(exc, "request_id", None),
         now=now,
     )
-    error.in_stream = status is None or getattr(getattr(exc, "response", None), "status_code", None) == 200
     vague = error.kind in (K.BAD_REQUEST, K.TRANSIENT) and error.code != PREFILL_REJECTED
     if vague and any(name == "ContextOverflowError" for name, _ in _names(exc)):
         # A framework that already recognised the overflow knows text that we do not.

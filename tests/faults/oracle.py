@@ -115,8 +115,8 @@ class Line:
     books: EntryStatus | None = None
     """Column $ where it is not that of the kind (of an answer: posted)."""
     window: bool = False
-    """Its headers tell of a window that is empty for longer than it asks to wait: as long as another target is free, it
-    gets no second packet."""
+    """Its headers tell of a window that is empty for longer than it asks to wait: as long as that lasts and another
+    target is free, it gets no second packet."""
     pause_s: float = 0.0
     """`wait="short"`: the wait that the server names, at least."""
 
@@ -216,7 +216,7 @@ ORACLE: Mapping[str, Line] = {
     "ramp": _both(K.RAMP, wait="long"),
     "quota-day": _both(K.QUOTA_DAY),
     "quota-zero": _both(K.NO_ENTITLEMENT),
-    "tpm-too-large": _both(K.TOO_LARGE),  # "Request too large: too_large, R no, F yes"
+    "tpm-too-large": _both(K.TOO_LARGE, window=True),  # "Request too large: too_large, R no, F yes"
     # ── "200 HTML / truncated JSON / empty choices: malformed, R 1, F yes, B yes" ─────────────────────────────────
     "html-200": _both(K.MALFORMED),
     "truncated-json": Line(whole=K.MALFORMED, streamed=K.STREAM_CUT, or_else=K.MALFORMED, words=3),

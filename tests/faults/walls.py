@@ -18,6 +18,8 @@ TALKS = "talks-on"
 """Not silent at all: words keep coming, and only the deadline ends them."""
 WAITS = "asks-to-wait"
 """Each answer asks to wait a little, and the waits together are longer than the deadline."""
+A_DAY = "asks-for-a-day"
+"""`Retry-After: 86400`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Wall:
 def walls(vendors: Sequence[str] = (*matrix.MAIN, "google-legacy")) -> list[Wall]:
     """Every silent fault, and the two that are not, in every colour and shape."""
     found = []
-    for what in [*sorted(oracle.SILENT), TALKS, WAITS]:
+    for what in [*sorted(oracle.SILENT), TALKS, WAITS, A_DAY]:
         row = FAULTS.get(what)
         for vendor in vendors:
             for colour in ("sync", "async"):
@@ -59,26 +61,30 @@ def overshoot(wall: Wall, bench: matrix.Bench) -> float:
     vendor = matrix.VENDORS[wall.vendor]
     patient = Timeouts(connect=30, first_token=30, reasoning_first_token=30, idle=30, attempt=30, total=total_s)
     own: FaultServer | None = None
-    if wall.what in (TALKS, WAITS):
+    if wall.what in (TALKS, WAITS, A_DAY):
         provider = bench.provider(vendor, vendor.model)
         bench.server.script(vendor.model, Answer("word " * 200, every_s=0.01))
         if wall.what == WAITS:
             bench.server.script(vendor.model, replace(oracle.step_of("rate-limit"), retry_after=DEADLINE_S / 2))
+        elif wall.what == A_DAY:
+            bench.server.script(vendor.model, replace(oracle.step_of("rate-limit"), retry_after=86_400))
     elif (place := FAULTS[wall.what].place) == "request":
         provider = bench.provider(vendor, vendor.model)
         bench.server.script(vendor.model, oracle.step_of(wall.what))
     else:
-        own = FaultServer().start()
+        own = FaultServer(tls=FAULTS[wall.what].tls).start()
         if place == "accept":
             own.script_accept(oracle.step_of(wall.what), loop_last=True)
-        url = own.url_for(vendor.wire) if place == "accept" else own.black_hole_url(vendor.wire)
+            url = own.url_for(vendor.wire)
+        else:
+            url = getattr(own, f"{wall.what.replace('-', '_')}_url")(vendor.wire)
         provider = bench.fresh(vendor, vendor.model, url)
     try:
         capabilities = replace(provider.capabilities, context_window=None)
         targets = [Target(provider=provider, name="first", capabilities=capabilities, timeouts=patient)]
         router = matrix.router_of(targets, total_s)
         got = bench.call(router, matrix.request_of(cell), wall.colour, wall.shape)
-        assert isinstance(got.error, (DeadlineExceeded, StreamBroken)) or wall.what == WAITS, got
+        assert isinstance(got.error, (DeadlineExceeded, StreamBroken)) or wall.what in (WAITS, A_DAY), got
         assert got.error is not None, got
         return got.took_s - total_s
     finally:
