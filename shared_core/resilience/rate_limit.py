@@ -396,6 +396,7 @@ class Limiter:
                 self._spread_s = max(0.05, 0.1 * (until - now))
                 self._chance = self._chance if chance is None else chance
                 self._gap_s = None  # known when the line is: at the first turn after the wait
+                self.active = True
             wakes = self._pump(now) if self._line else []
         _call(wakes)
 

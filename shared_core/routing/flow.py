@@ -154,6 +154,8 @@ class _Turn:
     rejected: InvalidOutput | None = None
     """Its answer that did not pass: from now on it is asked with that and what is wrong with it."""
     reasks: int = 0
+    paid: bool = False
+    """Its next try has been taken from the retries that are left."""
     free: int = 0
     """Tries that count for nothing, because no byte of the request had left."""
 
@@ -192,17 +194,16 @@ def flow(
 
     while True:
         now = clock()
-        taken = 0  # of the retries that are left
         if queue:
             turn = queue.popleft()
         elif (turn_or_none := _soonest(parked, deadline)) is not None:
             turn = turn_or_none
             parked.remove(turn)
-            if turn.tries:
+            if turn.tries and not turn.paid:
                 if retries_left <= 0:
                     continue
-                taken = 1
                 retries_left -= 1
+                turn.paid = True
             if turn.not_before > now and not turn.queues:
                 execution.waited_s += turn.not_before - now
                 yield Wait(turn.not_before - now, turn.route)
@@ -229,11 +230,12 @@ def flow(
             now, left = now + waited, left - waited
         if isinstance(granted, Refusal):
             execution.skip(route.name, granted.reason, granted.retry_at)
-            retries_left += taken
             if granted.waits and (granted.line or granted.retry_at is not None):
                 turn.not_before = now if granted.retry_at is None else granted.retry_at
                 turn.queues = granted.line
                 parked.append(turn)
+            else:
+                retries_left += turn.paid
             continue
         assert isinstance(granted, Admission)
 
@@ -259,6 +261,7 @@ def flow(
         attempt.origin = route.provider.origin
         relay.begin(attempt, seam=mode, restart=relay.committed and mode is None)
         turn.tries += 1
+        turn.paid = False
         standby = _standby(route, queue) if policy.prefill else None
         call = Call(route, sent, attempt, granted, first_s, idle_s, route.timeouts.connect, deadline, standby)
         if hedger is not None and mode is None and queue:
@@ -339,6 +342,7 @@ def flow(
             parked.append(turn)
             continue
         retries_left -= 1
+        turn.paid = True
         if wait_s > 0:
             execution.waited_s += wait_s
             yield Wait(wait_s, route)
