@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tools.evidence import record, tables
 from tools.evidence.sections import SECTIONS, MissingSection
+from tools.simulation import charts
 
 __all__ = ["main"]
 
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"written: {record.save(name, facts, options.out)}")
     if not options.quick and options.out == record.FOLDER:
         tables.main([])
+        if "simulation" in asked and "simulation" not in missed:
+            charts.main([])
     return 1 if missed else 0
 
 

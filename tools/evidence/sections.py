@@ -74,6 +74,10 @@ SECTIONS: Mapping[str, Section] = {
             "tools.evidence.bench:figures", ("langchain-core", "genai-prices"),
         ),
         Section(
+            "simulation", "every strategy and the peers' policies through the same simulated troubles; random worlds",
+            "tools.evidence.simulation:figures", (),
+        ),
+        Section(
             "mutants", "small changes to the core, and whether its tests notice",
             "tools.evidence.mutants:figures", ("mutmut", "pytest", "hypothesis"),
         ),

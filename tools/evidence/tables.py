@@ -342,6 +342,42 @@ def _mutants(facts: Mapping[str, Any]) -> str:
     return f"{_table(('what', 'count'), rows)}\n\n{_measured(facts)}"
 
 
+def _simulation(facts: Mapping[str, Any]) -> str:
+    """One table per trouble."""
+    head = ("who asks", "answered", "packets to the troubled one, per call", "p50", "p95", "p99", "per 1,000 answers")
+    parts = []
+    for trouble in facts["troubles"]:
+        rows = [
+            (
+                f"**{row['who']}**" if row["ours"] else row["who"],
+                f"{row['availability']:.2%}",
+                row["packets_per_call"],
+                *(_unit(row[share], "s") for share in ("p50_s", "p95_s", "p99_s")),
+                f"${row['usd_per_1000']:.2f}",
+            )
+            for row in trouble["rows"]
+        ]
+        parts.append(f"Ten minutes of {trouble['scenario']}:\n\n{_table(head, rows)}")
+    return "\n\n".join([*parts, _measured(facts)])
+
+
+def _simulation_worlds(facts: Mapping[str, Any]) -> str:
+    worlds, speed = facts["worlds"], facts["speed"]
+    rows = [
+        ("random worlds, one per seed", worlds["seeds"]),
+        ("requests in them", worlds["requests"]),
+        ("packets", worlds["packets"]),
+        ("**worlds in which a promise was broken**", worlds["broken"]),
+        ("requests simulated per minute on one core, all well", int(speed["healthy_requests_per_minute"])),
+        ("the same, through an outage", int(speed["outage_requests_per_minute"])),
+        *(
+            (f"packets per call to a dead target over ten minutes ({dead['kind']})", f"{dead['packets_per_call']:.3f}")
+            for dead in facts["dead_target"]
+        ),
+    ]
+    return _table(("what", "count"), rows)
+
+
 def _readme(load: Load) -> str:
     """The claims a reader meets first: what was counted, measured and compared, each in a line."""
     rows: list[tuple[Any, ...]] = []
@@ -406,6 +442,8 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "local-bad-files": ("local", _local_bad_files),
     "local-soak": ("local", _local_soak),
     "bench": ("bench", _bench),
+    "simulation": ("simulation", _simulation),
+    "simulation-worlds": ("simulation", _simulation_worlds),
     "mutants": ("mutants", _mutants),
 }
 """Name of a table: the section it is written from, and what writes it. `readme` is written from all of them."""
