@@ -11,10 +11,10 @@ import itertools
 import os
 import random
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, Unpack, cast, get_args
 
 from shared_core._books import Books
 from shared_core._clock import Clock, SystemClock
@@ -36,7 +36,7 @@ from shared_core.resilience.rate_limit import Limits
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.capabilities import Capabilities, best, shared, unusual
 from shared_core.routing.chains import Chain
-from shared_core.routing.complexity import Complexity, checked, judged
+from shared_core.routing.complexity import Complexity, Judgement, checked, judged
 from shared_core.routing.execution import Execution
 from shared_core.routing.flow import Call
 from shared_core.routing.hedge import Hedge, Hedger, hedger_of
@@ -46,7 +46,7 @@ from shared_core.routing.presets import preset_named
 from shared_core.routing.provider import Provider
 from shared_core.routing.relay import Relay
 from shared_core.routing.seam import CONTINUE_PROMPT
-from shared_core.routing.strategies import RoutingStrategy, strategy_named
+from shared_core.routing.strategies import STRATEGIES, RoutingStrategy, TargetView, strategy_named
 from shared_core.routing.target import Target
 from shared_core.telemetry.dispatch import Dispatcher, EventKind, Observer, Observers
 from shared_core.telemetry.events import RouterReconfigured, TargetChange, TargetChanged
@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from shared_core.chat.request import CacheUse
     from shared_core.config import ConfigLike
     from shared_core.resilience.budget import Budget, BudgetReport
+    from shared_core.routing.replay import Seen
 
 __all__ = ["AnswerStream", "AsyncAnswerStream", "HealthReport", "Router", "TargetLike", "router_options"]
 
@@ -245,11 +246,43 @@ class Router:
 
     def explain(self, request: RequestLike = "", *, strategy: str | RoutingStrategy | None = None) -> Plan:
         """Who would be asked for `request`, in which order, and who not and why. No call is made, no turn is taken."""
-        asked = as_request(request or "Hello", streaming=False)
+        from shared_core.routing.replay import Seen, recorded, scored  # only people ask
+
+        asked = as_request(request or "Hello", streaming=isinstance(request, ChatRequest) and request.streaming)
         now = self._now()
-        chosen = self._plan(self._fleet.line, asked, strategy, self._turn)
+        decision = self._decision(self._fleet.line, asked, strategy, self._turn)
+        seen = [Seen(route, asked, now) for route in decision.routes]
+        answered: list[str] = []
+
+        def watched(about: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:
+            ordered = decision.strategy(about, views)
+            answered.extend(view.name for view in ordered)
+            return ordered
+
+        watch = decision._replace(routes=cast("Sequence[Route]", seen))
+        own = STRATEGIES.get(decision.name) is not decision.strategy
+        chosen = (watch._replace(strategy=watched) if own else watch).plan(asked)
+        notes = self._notes(chosen.routes, asked, now)
+        record = recorded(
+            asked,
+            seen,
+            chosen,
+            strategy=decision.strategy,
+            turn=decision.turn,
+            first=decision.first,
+            primary=decision.primary,
+            at=self._clock.time(),
+            notes=notes,
+            ordered=answered,
+        )
+        routes = tuple(cast("Seen", one).route for one in chosen.routes)
+        explained = chosen.explained(notes=notes, scores=scored(asked, seen, chosen, decision.turn), record=record)
+        return replace(explained, routes=routes)
+
+    def _notes(self, routes: Sequence[Route], asked: ChatRequest, now: float) -> dict[str, str]:
+        """What would stop a target right now, or speaks against it."""
         notes = {}
-        for route in chosen.routes:
+        for route in (cast("Seen", one).route for one in routes):
             refusal = route.gate.peek(now)
             if refusal is not None:
                 again = "" if refusal.retry_at is None else f", for {refusal.retry_at - now:.1f} s more"
@@ -260,7 +293,7 @@ class Router:
                 notes[route.name] = f"busy: a turn is expected in {wait:.1f} s"
             elif (pace := route.gate.pace).drifting:
                 notes[route.name] = f"becomes slower: its first tokens take {pace.drift:.1f} times as long as usual"
-        return replace(chosen, notes=notes)
+        return notes
 
     def health(self) -> HealthReport:
         """How every target has been doing lately."""
@@ -606,28 +639,22 @@ class Router:
 
     # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _plan(self, line: Line, request: ChatRequest, strategy: str | RoutingStrategy | None, turn: int) -> Plan:
+    def _decision(
+        self, line: Line, request: ChatRequest, strategy: str | RoutingStrategy | None, turn: int
+    ) -> _Decision:
         terms, routes = line.way(request.chain)
         rules = line.rules
         asked = strategy or request.strategy or (None if terms is None else terms.strategy)
         name, by = (rules.strategy_name, rules.strategy) if asked is None else strategy_named(asked)
         level = request.complexity or (None if terms is None else terms.complexity) or rules.complexity
-        first = line.pinned
-        if request.model is not None:
-            # A model named per call is asked first where it is one of ours; otherwise it replaces the primary's.
-            first = request.model
-        return plan(
-            request,
-            routes,
-            by,
-            strategy_name=name,
-            turn=turn,
-            clock=self._now,
-            terms=terms,
-            first=first,
-            complexity=None if level is None else judged(level, request),
-            policy=rules.flow,
-        )
+        # A model named per call is asked first where it is one of ours; otherwise it replaces the primary's.
+        first = line.pinned if request.model is None else request.model
+        judgement = None if level is None else judged(level, request)
+        primary = line.routes[0].provider.name
+        return _Decision(routes, by, name, turn, self._now, terms, first, primary, judgement, rules.flow)
+
+    def _plan(self, line: Line, request: ChatRequest, strategy: str | RoutingStrategy | None, turn: int) -> Plan:
+        return self._decision(line, request, strategy, turn).plan(request)
 
     def _open(
         self, request: ChatRequest, strategy: str | RoutingStrategy | None, cache: CacheUse = None
@@ -692,6 +719,38 @@ class Router:
         if any(model in (r.name, r.target.model) for r in self._fleet.routes):
             return False  # it names a target of ours, which the plan has put first
         return route.provider.name == self._fleet.routes[0].provider.name
+
+
+class _Decision(NamedTuple):
+    """What the planner is asked beside the request."""
+
+    routes: Sequence[Route]
+    strategy: RoutingStrategy
+    name: str
+    turn: int
+    clock: Callable[[], float]
+    terms: Chain | None
+    first: str | None
+    primary: str
+    complexity: Judgement | None
+    policy: FlowPolicy
+
+    def plan(self, request: ChatRequest) -> Plan:
+        """The decision."""
+        routes, strategy, name, turn, clock, terms, first, primary, complexity, policy = self
+        return plan(
+            request,
+            routes,
+            strategy,
+            strategy_name=name,
+            turn=turn,
+            clock=clock,
+            terms=terms,
+            first=first,
+            primary=primary,
+            complexity=complexity,
+            policy=policy,
+        )
 
 
 def _rules(options: Mapping[str, Any], before: Hedger | None = None) -> Rules:

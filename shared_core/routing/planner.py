@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from shared_core.chat.request import ANYONE, ChatRequest, Constraints
@@ -21,7 +22,7 @@ from shared_core.routing.provider import Provider
 from shared_core.routing.strategies import RouteView, RoutingStrategy, Scene, dearness, priority
 from shared_core.routing.target import Target
 
-__all__ = ["Plan", "Route", "plan"]
+__all__ = ["Plan", "Route", "TargetScore", "plan"]
 
 CHARS_PER_TOKEN = 6
 """Deliberately generous: a target is only excluded for its window when the request cannot possibly fit."""
@@ -65,6 +66,58 @@ class Route:
         return self.provider.local
 
 
+@dataclass(frozen=True, slots=True)
+class TargetScore:
+    """What speaks for and against one target. None is unknown or unmeasured."""
+
+    target: str
+    place: int | None
+    """In the order, from 1; None of one that is left out."""
+    score: float | None
+    """What the strategy went by, in `unit`: less is better, but for weights."""
+    unit: str
+    excluded: str | None = None
+    """Why it is left out."""
+    tier: str | None = None
+    weight: float = 1.0
+    local: bool = False
+    price_usd_per_mtok: tuple[float, float] | None = None
+    """US dollars per million tokens of input and of output."""
+    expected_cost_usd: float | None = None
+    """Of this request."""
+    expected_s: float | None = None
+    """Until the answer, or in a stream its first token, failures and its queue included."""
+    latency_p50_s: float | None = None
+    first_token_p50_s: float | None = None
+    success_rate: float | None = None
+    calls: int = 0
+    drift: float | None = None
+    """Its first tokens of late over its usual ones."""
+    circuit: str = "closed"
+    wait_s: float | None = None
+    unavailable: str | None = None
+    """Why it would be passed over at this moment: circuit, lock, rate limit."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain data."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+def _cell(value: Any) -> str:
+    """A figure as a table shows it."""
+    match value:
+        case None | False:
+            return ""
+        case True:
+            return "yes"
+        case float():
+            return f"{value:.4g}"
+        case tuple():
+            return " / ".join(_cell(one) for one in value)
+        case _:
+            return str(value)
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """The ordered targets, and every excluded one with its reason."""
@@ -84,6 +137,10 @@ class Plan:
     """How complex the request was taken to be, and why; None where nobody asked."""
     policy: FlowPolicy | None = None
     """What the flow may do: the router's, as it was when the request began."""
+    scores: tuple[TargetScore, ...] = ()
+    """What speaks for and against each target. Filled by `explain`."""
+    snapshot: Mapping[str, Any] | None = None
+    """All that the decision read, as plain data. Filled by `explain`."""
 
     @property
     def title(self) -> str:
@@ -105,6 +162,37 @@ class Plan:
             "targets": [{"target": n, "note": self.notes.get(n)} for n in self.targets],
             "excluded": [{"target": t, "reason": r} for t, r in self.excluded],
         }
+
+    def explained(
+        self, *, notes: Mapping[str, str], scores: tuple[TargetScore, ...], record: Mapping[str, Any]
+    ) -> Plan:
+        """The same plan, with why it is as it is."""
+        return replace(self, notes=notes, scores=scores, snapshot=record)
+
+    def record(self) -> dict[str, Any]:
+        """The snapshot as data of its own, for `json.dump`: figures and names, no key and nothing of what was asked.
+
+        Raises:
+            ConfigurationError: this plan was not made by `explain`.
+        """
+        if self.snapshot is None:
+            raise ConfigurationError("only a plan of router.explain(request) has a record")
+        return deepcopy(dict(self.snapshot))
+
+    @staticmethod
+    def replay(record: Mapping[str, Any]) -> Plan:
+        """The decision again from what it read, without targets, SDKs and network.
+
+        Raises:
+            ConfigurationError: it is no record, or of a form that this version does not know.
+        """
+        from shared_core.routing.replay import replay
+
+        return replay(record)
+
+    def table(self) -> list[dict[str, Any]]:
+        """The scores as plain data, one row per target: the order first, then who is left out."""
+        return [score.as_dict() for score in self.scores]
 
     def __repr__(self) -> str:
         left = f"; left out: {', '.join(name for name, _ in self.excluded)}" if self.excluded else ""
@@ -132,7 +220,20 @@ class Plan:
         )
         rows += "".join(f"<tr><td>–</td><td>{escape(n)}</td><td>{escape(r)}</td></tr>" for n, r in self.excluded)
         head = "<tr><th></th><th>target</th><th>why</th></tr>"
-        return f"<table><caption>plan ({escape(self.title)})</caption>{head}{rows}</table>"
+        return f"<table><caption>plan ({escape(self.title)})</caption>{head}{rows}</table>{self._scores_html()}"
+
+    def _scores_html(self) -> str:
+        from html import escape
+
+        if not self.scores:
+            return ""
+        shown = [{column: _cell(value) for column, value in row.items()} for row in self.table()]
+        columns = [column for column in shown[0] if any(row[column] for row in shown)]
+        head = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in columns)
+        rows = "".join(
+            "<tr>" + "".join(f"<td>{escape(row[column])}</td>" for column in columns) + "</tr>" for row in shown
+        )
+        return f"<table><caption>why this order</caption><tr>{head}</tr>{rows}</table>"
 
 
 def plan(
@@ -145,6 +246,7 @@ def plan(
     clock: Callable[[], float] | None = None,
     terms: Chain | None = None,
     first: str | None = None,
+    primary: str | None = None,
     complexity: Judgement | None = None,
     policy: FlowPolicy | None = None,
 ) -> Plan:
@@ -159,6 +261,7 @@ def plan(
         clock: monotonic seconds.
         terms: the retries and timeouts of its chain.
         first: the name or model of who goes first whatever the strategy says: the operator's pin, the call's `model`.
+        primary: the provider of the router's first target, whose model a call may replace; None of any.
         complexity: how hard the request is; orders the targets by their tiers.
         policy: what the flow may do.
     """
@@ -167,13 +270,16 @@ def plan(
     too_small: set[str] = set()
     bound = request.constraints is not ANYONE and request.constraints != ANYONE
     demanding = not is_plain(request)
+    model = request.model
+    if not bound or any(model in (route.name, route.target.model) for route in routes):
+        model = None  # it names a target
     least = sum(len(m.text) for m in request.messages) // CHARS_PER_TOKEN
     for route in routes:
         if not route.target.enabled:
             excluded.append((route.name, "disabled"))
             continue
         if bound or demanding:
-            reason = _exclusion(request, route, bound=bound, demanding=demanding)
+            reason = _exclusion(request, route, bound=bound, demanding=demanding, model=_other(model, route, primary))
             if reason is not None:
                 excluded.append((route.name, reason))
                 continue
@@ -228,12 +334,13 @@ def _by_tier(request: ChatRequest, eligible: list[Route], complexity: Judgement,
     return list(tiered(complexity.level, eligible, [route.target.tier for route in eligible], costs))
 
 
-def _exclusion(request: ChatRequest, route: Route, *, bound: bool, demanding: bool) -> str | None:
+def _exclusion(request: ChatRequest, route: Route, *, bound: bool, demanding: bool, model: str | None) -> str | None:
     """Why the target cannot or must not serve the request, however long it is; None when it may.
 
-    `bound` and `demanding` say whether it comes with constraints, and asks for more than text.
+    `bound` and `demanding` say whether it comes with constraints, and asks for more than text; `model` is another one
+    that it may be asked for.
     """
-    if bound and (reason := _forbidden(request.constraints, route)):
+    if bound and (reason := _forbidden(request.constraints, route, model)):
         return reason
     if demanding:
         for reason in missing(request, route.capabilities):
@@ -241,9 +348,18 @@ def _exclusion(request: ChatRequest, route: Route, *, bound: bool, demanding: bo
     return None
 
 
-def _forbidden(constraints: Constraints, route: Route) -> str | None:
+def _other(model: str | None, route: Route, primary: str | None) -> str | None:
+    """The model that the target would be asked for in place of its own."""
+    return model if primary is None or route.provider.name == primary else None
+
+
+def _forbidden(constraints: Constraints, route: Route, model: str | None) -> str | None:
     """Why hard constraints keep the target out. Unknown means no."""
     names = {route.name, route.target.spec, route.target.provider_name, route.provider.name}
+    if model is not None:
+        other = {model, f"{route.target.provider_name}:{model}", f"{route.provider.name}:{model}"}
+        if other & constraints.deny:
+            return "constraint: denied"
     if constraints.local_only and not route.local:
         return "constraint: local only"
     if names & constraints.deny:
@@ -252,10 +368,14 @@ def _forbidden(constraints: Constraints, route: Route) -> str | None:
         return "constraint: not on the allow list"
     if constraints.max_price is not None:
         price = route.price()
+        if model is not None:
+            return f"constraint: the price of {model!r} is unknown and a maximum is set"
         if price is None:
             return "constraint: its price is unknown and a maximum is set"
         if float(price.dearest) > constraints.max_price:
             return f"constraint: costs ${price.dearest} per million tokens, the maximum is ${constraints.max_price:g}"
+        if price.second or price.request:
+            return "constraint: it is not paid by the token alone, and a maximum per token is set"
     for need in constraints.require:
         if need not in FLAGS:
             raise ConfigurationError(f"unknown capability {need!r} in constraints. Valid: {', '.join(sorted(FLAGS))}.")

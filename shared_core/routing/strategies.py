@@ -24,6 +24,7 @@ __all__ = [
     "Scene",
     "TargetView",
     "dearness",
+    "expected_s",
     "priority",
     "strategy_named",
 ]
@@ -326,6 +327,12 @@ def performance(request: ChatRequest, views: Sequence[TargetView], /) -> Sequenc
         order.remove(ahead)
         order.insert(0, ahead)
     return order
+
+
+def expected_s(request: ChatRequest, view: TargetView) -> float | None:
+    """Seconds until `request` may expect an answer, or in a stream its first token; None while that is not measured."""
+    pace = view.pace
+    return None if pace is None else _expected_s(request, view, pace)
 
 
 def _expected_s(request: ChatRequest, view: TargetView, pace: Pace) -> float | None:
