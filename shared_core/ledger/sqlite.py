@@ -620,12 +620,14 @@ class SQLiteLedger:
         if ticket.status is EntryStatus.RESERVED:
             ticket.status = EntryStatus.DISPATCHED
 
-    @staticmethod
-    def _abandon(connection: sqlite3.Connection, op: _Op) -> None:
+    def _abandon(self, connection: sqlite3.Connection, op: _Op) -> None:
         ticket = op.result
         if op.kind == _RESERVE and isinstance(ticket, Ticket) and ticket.id is not None:
             ticket.status = EntryStatus.VOIDED
-            connection.execute("UPDATE entries SET state = 3, cost = 0 WHERE id = ? AND state < 2", (ticket.id,))
+            connection.execute(
+                "UPDATE entries SET state = 3, cost = 0, outcome = ? WHERE id = ? AND state < 2",
+                (self._name(connection, Kind.OUTCOME, "never sent"), ticket.id),
+            )
 
     def _settle(self, connection: sqlite3.Connection, ticket: Ticket, entry: LedgerEntry) -> None:
         if ticket.id is None:

@@ -36,10 +36,10 @@ def check_books(connection: sqlite3.Connection) -> list[str]:
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'entries'").fetchone():
         return wrong
     half = (
-        "SELECT id FROM entries WHERE (state >= 2 AND outcome IS NULL) OR (state < 2 AND (cost IS NOT NULL OR outcome "
-        "IS NOT NULL)) OR (state IN (2, 3) AND cost IS NULL AND bound IS NOT NULL AND estimated = 0)"
+        "SELECT id, state, cost, bound, purpose, execution FROM entries "
+        "WHERE (state >= 2 AND outcome IS NULL) OR (state < 2 AND (cost IS NOT NULL OR outcome IS NOT NULL))"
     )
-    wrong += [f"half a row: {number}" for (number,) in connection.execute(half)]
+    wrong += [f"half a row: {row}" for row in connection.execute(half)]
     for table, where in DAILY.items():
         joined = " JOIN tag_of ON tag_of.tags = NEW.tags" if table == "daily_tag" else ""
         rows = connection.execute(
