@@ -194,7 +194,7 @@ class LangChainProvider:
         """Answer, sync."""
         try:
             changes: list[Change] = []
-            call = self._call(self._quiet.in_thread(), request, changes)
+            call = self._call(request, changes)
             if changes:
                 guard.notes.extend(summary(changes))
             inner, messages, kwargs = call.inner, call.messages, call.kwargs
@@ -221,7 +221,7 @@ class LangChainProvider:
         """Answer, async."""
         try:
             changes: list[Change] = []
-            call = self._call(self._quiet.on_loop(), request, changes)
+            call = self._call(request, changes, self._quiet.on_loop())
             if changes:
                 guard.notes.extend(summary(changes))
             inner, messages, kwargs = call.inner, call.messages, call.kwargs
@@ -247,10 +247,16 @@ class LangChainProvider:
                 raise
             raise problem from error
 
-    def _call(self, inner: BaseChatModel, request: ChatRequest, changes: list[Change] | None = None) -> _Call:
-        """One request to `inner`, in the model's own dialect. What did not travel as it was: see `changes`."""
+    def _call(
+        self, request: ChatRequest, changes: list[Change] | None = None, inner: BaseChatModel | None = None
+    ) -> _Call:
+        """One request in the model's own dialect, to `inner` or, left out, the copy for threads.
+
+        What of the conversation did not travel as it was is noted in `changes`.
+        """
         from langchain_fallback._convert.dialect import spoken
 
+        inner = inner or self._quiet.in_thread()
         native = request.native if request.native is not None and request.native.framework == FRAMEWORK else None
         options: Mapping[str, Any] = {} if native is None else native.options
         own: Mapping[str, Any] = request.extra.get(self.name) or {}
