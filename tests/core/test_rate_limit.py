@@ -1,0 +1,1237 @@
+"""Rates, slots and the line before them: what may be asked of a target, and who goes when."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+import threading
+from collections import deque
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from shared_core import (
+    AllTargetsFailed,
+    ChatRequest,
+    CircuitState,
+    ConfigurationError,
+    ErrorKind,
+    Finished,
+    Limits,
+    ProviderError,
+    RetryPolicy,
+    Router,
+    Target,
+    TextDelta,
+    Timeouts,
+    Usage,
+    user,
+)
+from shared_core.providers.waits import windows
+from shared_core.resilience.admission import Account, Admission, Gate, Gates, Outcome, Refusal
+from shared_core.resilience.rate_limit import Lease, Limiter, Ticket, Verdict, Want, Window, gcra
+from shared_core.testing import ScriptedProvider
+
+K = ErrorKind
+ONE = Want()
+WALK = settings(max_examples=60, stateful_step_count=50, deadline=None)
+
+
+def throttle(wait: float | None = None, kind: ErrorKind = K.THROTTLED) -> ProviderError:
+    return ProviderError.of(kind, "slow down", retry_after_s=wait)
+
+
+def granted(limiter: Limiter, now: float = 0.0, want: Want = ONE) -> Lease:
+    lease = limiter.take(now, want)
+    assert isinstance(lease, Lease), lease
+    return lease
+
+
+def refused(limiter: Limiter, now: float = 0.0, want: Want = ONE) -> Verdict:
+    verdict = limiter.take(now, want)
+    assert isinstance(verdict, Verdict), verdict
+    return verdict
+
+
+def lined_up(limiter: Limiter, now: float = 0.0, want: Want = ONE, holder: object = None) -> Ticket:
+    ticket = limiter.queue(now, want, lambda: None, holder)
+    assert isinstance(ticket, Ticket), ticket
+    return ticket
+
+
+# ── settings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"requests_per_minute": 0},
+        {"requests_per_minute": math.inf},
+        {"input_tokens_per_minute": -1},
+        {"output_tokens_per_minute": math.nan},
+        {"tokens_per_minute": "many"},
+        {"concurrency": 0},
+        {"concurrency": 1.5},
+        {"concurrency": True},
+        {"burst_s": 0},
+        {"queue": -1},
+        {"queue": 2.5},
+        {"adaptive": 1},
+        {"learn": "yes"},
+        {"pool": ""},
+        {"pool": 3},
+    ],
+)
+def test_impossible_limits_are_refused_where_they_are_built(wrong):
+    with pytest.raises(ConfigurationError, match=f"Limits.{next(iter(wrong))}"):
+        Limits(**wrong)
+
+
+def test_limits_show_what_was_given_and_know_whether_there_is_a_figure():
+    assert repr(Limits(requests_per_minute=60, queue=5)) == "Limits(requests_per_minute=60, queue=5)"
+    assert repr(Limits()) == "Limits()"
+    assert not Limits(pool="x").any
+    assert Limits(concurrency=1).any
+    assert Limits(tokens_per_minute=1).any
+
+
+def test_a_target_takes_limits_as_a_mapping_and_names_the_nearest_option():
+    assert Target("openai:m", limits={"concurrency": 2}).limits == Limits(concurrency=2)
+    with pytest.raises(ConfigurationError, match="requests_per_minute"):
+        Target("openai:m", limits={"request_per_minute": 2})
+
+
+# ── one rate ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("spoken_for", "cost", "burst", "at"),
+    [
+        (-math.inf, 1.0, 1.0, 100.0),  # never used
+        (100.0, 1.0, 1.0, 100.0),
+        (101.0, 1.0, 1.0, 101.0),  # no burst left: after the one before
+        (101.0, 1.0, 2.0, 100.0),  # one ahead of the rate
+        (101.5, 1.0, 2.0, 100.5),
+        (100.0, 9.0, 2.0, 100.0),  # larger than all there ever is: when all of it is free
+        (100.5, 9.0, 2.0, 100.5),
+        (90.0, 1.0, 1.0, 100.0),  # what was not used in time is gone
+    ],
+)
+def test_gcra(spoken_for, cost, burst, at):
+    assert gcra(100.0, spoken_for, cost, burst) == at
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), max_size=60),
+    st.integers(1, 20),
+)
+def test_gcra_grants_what_a_leaking_bucket_of_its_size_would(calls, capacity):
+    """Differential: one time per limit, and a bucket of tokens that fills by one a second, agree on every call."""
+    now, spoken_for, level = 0, -math.inf, float(capacity)
+    for pause, cost in calls:
+        now += pause
+        level = min(float(capacity), level + pause)
+        may = gcra(now, spoken_for, float(cost), float(capacity)) <= now
+        assert may is (level >= min(cost, capacity))
+        if may:
+            spoken_for = max(spoken_for, now) + cost
+            level -= cost
+
+
+@pytest.mark.parametrize("per_minute", [1, 3, 5, 7, 11, 60, 997])
+@pytest.mark.parametrize("now", [0.0, 5.1, 123_456.789])
+def test_a_minutes_worth_may_start_at_once_and_then_one_in_each_interval(per_minute, now):
+    limiter = Limiter("t", Limits(requests_per_minute=per_minute))
+    for _ in range(per_minute):
+        granted(limiter, now)
+    assert refused(limiter, now).at == pytest.approx(now + 60 / per_minute)
+    granted(limiter, now + 60 / per_minute + 1e-4)
+    refused(limiter, now + 60 / per_minute + 1e-4)
+
+
+def test_a_short_burst_keeps_an_even_pace():
+    limiter = Limiter("t", Limits(requests_per_minute=60, burst_s=1))
+    granted(limiter, 10.0)
+    verdict = refused(limiter, 10.0)
+    assert verdict.at == 11.0
+    assert verdict.reason == "rate limit: 60 requests a minute"
+
+
+@pytest.mark.parametrize(
+    ("field", "want"),
+    [
+        ("input_tokens_per_minute", Want(60, 0)),
+        ("output_tokens_per_minute", Want(0, 60)),
+        ("tokens_per_minute", Want(40, 20)),
+    ],
+)
+def test_tokens_are_estimated_before_and_corrected_after(field, want):
+    limiter = Limiter("t", Limits(**{field: 60}))
+    lease = granted(limiter, 0.0, want)
+    assert refused(limiter, 0.0, want).at == 60.0
+    limiter.release(lease, 0.0, Want(want.input // 2, want.output // 2))
+    assert refused(limiter, 0.0, want).at == 30.0, "half of it came back"
+    again = granted(limiter, 30.0, want)
+    limiter.release(again, 30.0, Want(want.input * 2, want.output * 2))
+    assert refused(limiter, 30.0, want).at == pytest.approx(150.0), "it took twice what was thought"
+
+
+def test_a_request_larger_than_a_whole_minute_starts_when_all_of_it_is_free():
+    limiter = Limiter("t", Limits(input_tokens_per_minute=100))
+    granted(limiter, 0.0, Want(10, 0))
+    assert refused(limiter, 0.0, Want(5_000, 0)).at == pytest.approx(6.0)
+    granted(limiter, 6.0, Want(5_000, 0))
+
+
+def test_a_request_is_four_characters_a_token_and_the_output_it_allows_or_that_is_usual():
+    limiter = Limiter("t", Limits(concurrency=1))
+    assert limiter.want(ChatRequest((user("x" * 41),), max_tokens=7)) == Want(11, 7)
+    assert limiter.want(ChatRequest((user("x"),))) == Want(1, 1_000)
+    for _ in range(60):
+        limiter.release(granted(limiter), 0.0, Want(1, 50), answered=True)
+    assert limiter.want(ChatRequest((user("x"),))).output == pytest.approx(50, abs=2)
+    assert limiter.want(None) == Want()
+
+
+# ── slots and the line ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_slots_are_leases():
+    limiter = Limiter("t", Limits(concurrency=2))
+    one, _ = granted(limiter), granted(limiter)
+    verdict = refused(limiter)
+    assert (verdict.at, verdict.guess, verdict.reason) == (math.inf, None, "all 2 slots are taken")
+    limiter.release(one, 1.0)
+    granted(limiter, 1.0)
+    assert limiter.in_flight == 2
+
+
+def test_a_refusal_says_how_long_the_wait_would_be():
+    limiter = Limiter("t", Limits(concurrency=1))
+    limiter.release(granted(limiter, 0.0), 4.0, answered=True)
+    granted(limiter, 10.0)
+    verdict = refused(limiter, 10.0)
+    assert (verdict.guess, verdict.reason) == (14.0, "its one slot is taken: about 4.0 s")
+    lined_up(limiter, 10.0)
+    assert refused(limiter, 10.0).guess == 18.0
+
+
+def test_the_line_is_first_come_first_served_and_nobody_overtakes_it():
+    limiter = Limiter("t", Limits(concurrency=1))
+    lease = granted(limiter)
+    tickets = [lined_up(limiter) for _ in range(4)]
+    assert [t.waiting for t in tickets] == [True] * 4
+    assert limiter.waiting == 4
+    for ticket in tickets:
+        limiter.release(lease, 1.0)
+        refused(limiter, 1.0)  # a newcomer, at the very moment a slot is free
+        assert ticket.lease is not None
+        lease = ticket.lease
+    assert limiter.waiting == 0
+
+
+def test_whoever_leaves_the_line_leaves_no_trace():
+    limiter = Limiter("t", Limits(concurrency=1, requests_per_minute=3))
+    lease = granted(limiter)
+    first, second, third = (lined_up(limiter) for _ in range(3))
+    limiter.leave(second, 0.0)
+    limiter.release(lease, 0.0)
+    assert first.lease is not None
+    limiter.leave(first, 0.0)  # it had been given its turn in the same instant
+    assert third.lease is not None
+    assert (limiter.in_flight, limiter.waiting) == (1, 0)
+    limiter.release(third.lease, 0.0)
+    last = granted(limiter)  # only two requests of three have been made
+    limiter.release(last, 0.0)
+    assert refused(limiter).at == pytest.approx(20.0), "and now all three"
+
+
+def test_a_full_line_refuses_at_once():
+    limiter = Limiter("t", Limits(concurrency=1, queue=2))
+    granted(limiter)
+    lined_up(limiter), lined_up(limiter)
+    verdict = limiter.queue(0.0, ONE, lambda: None)
+    assert isinstance(verdict, Verdict)
+    assert verdict.reason == "2 callers wait for a turn already"
+
+
+def test_the_head_of_the_line_knows_when_to_look_and_the_others_are_woken():
+    limiter = Limiter("t", Limits(requests_per_minute=60, burst_s=1))
+    granted(limiter, 0.0)
+    woken: list[str] = []
+    first = limiter.queue(0.0, ONE, lambda: woken.append("first"))
+    second = limiter.queue(0.0, ONE, lambda: woken.append("second"))
+    assert isinstance(first, Ticket)
+    assert isinstance(second, Ticket)
+    assert (first.wake_at, second.wake_at, woken) == (1.0, math.inf, ["first"])
+    limiter.due(0.5)
+    assert first.waiting
+    limiter.due(1.0)
+    assert (first.lease is not None, second.wake_at) == (True, 2.0)
+    assert woken == ["first", "first", "second"]
+
+
+def test_those_who_wait_for_a_target_that_will_not_take_them_are_sent_away():
+    limiter = Limiter("t", Limits(concurrency=1))
+    granted(limiter)
+    mine, other = lined_up(limiter, holder="mine"), lined_up(limiter, holder="other")
+    limiter.send_away("mine")
+    assert (mine.away, mine.waiting, mine.lease) == (True, False, None)
+    assert other.waiting
+    assert limiter.waiting == 1
+
+
+def test_after_a_wait_the_server_asked_for_everybody_has_a_turn_of_its_own():
+    limiter = Limiter("t")
+    limiter.hold(0.0, 10.0, 0.5)
+    tickets = [lined_up(limiter, 1.0) for _ in range(10)]
+    at = []
+    for ticket in tickets:
+        assert ticket.waiting
+        now = ticket.wake_at
+        if now == 10.0:  # the wait is over; the head is told a time of its own then
+            limiter.due(now)
+            now = ticket.wake_at
+        limiter.due(now)
+        assert ticket.lease is not None
+        at.append(now)
+    assert at == pytest.approx([10.05 + i * 0.1 for i in range(10)]), "spread over a tenth of the wait"
+
+
+def test_a_hold_is_never_shortened_and_does_not_slow_later_callers():
+    limiter = Limiter("t", Limits(concurrency=5))
+    limiter.hold(0.0, 10.0, 0.0)
+    limiter.hold(0.0, 3.0, 0.0)
+    assert refused(limiter, 9.0).at == 10.0
+    granted(limiter, 10.0)
+    granted(limiter, 10.0)
+
+
+# ── adapting ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_throttle_lowers_slots_and_rates_once_for_all_that_were_in_flight():
+    limiter = Limiter("t", Limits(concurrency=10, requests_per_minute=60))
+    assert limiter.throttled(5.0, started=4.0)
+    assert (limiter.slots, limiter.pace) == (7, 0.7)
+    assert not limiter.throttled(5.0, started=4.5), "it tells of the same event"
+    assert (limiter.slots, limiter.pace) == (7, 0.7)
+    assert limiter.throttled(6.0, started=5.5)
+    assert (limiter.slots, limiter.pace) == (4, pytest.approx(0.49))
+    assert limiter.throttled(8.0, started=7.0, ramp=True)
+    assert (limiter.slots, limiter.pace) == (2, pytest.approx(0.245))
+
+
+def test_a_lowered_pace_lets_fewer_start_at_once_and_later():
+    limiter = Limiter("t", Limits(requests_per_minute=60))
+    limiter.throttled(0.0, started=0.0, ramp=True)
+    for _ in range(30):
+        granted(limiter)
+    assert refused(limiter).at == pytest.approx(2.0)
+
+
+def test_slots_never_fall_below_one_nor_the_pace_below_a_tenth():
+    limiter = Limiter("t", Limits(concurrency=3, requests_per_minute=60))
+    for i in range(30):
+        limiter.throttled(float(i), started=float(i))
+    assert (limiter.slots, limiter.pace) == (1, 0.1)
+    granted(limiter, 100.0)
+
+
+def test_successes_raise_them_again_while_slots_are_used():
+    limiter = Limiter("t", Limits(concurrency=8, requests_per_minute=6_000))
+    limiter.throttled(0.0, started=0.0)
+    assert limiter.slots == 5
+    for _ in range(50):  # one call at a time does not show that there is room for more
+        limiter.release(granted(limiter, 1.0), 1.0, answered=True)
+    assert limiter.slots == 5
+    leases: deque[Lease] = deque()
+    for _ in range(60):
+        while len(leases) < (limiter.slots or 0):
+            leases.append(granted(limiter, 1.0))
+        limiter.release(leases.popleft(), 1.0, answered=True)
+    assert limiter.slots == 8
+    before = limiter.pace
+    limiter.release(leases.popleft(), 2.0, answered=True)
+    assert 0.7 < before < limiter.pace <= 1.0
+
+
+def test_a_throttle_long_ago_is_forgotten():
+    limiter = Limiter("t", Limits(concurrency=8, requests_per_minute=60))
+    limiter.throttled(0.0, started=0.0)
+    limiter.release(granted(limiter, 601.0), 601.0, answered=True)
+    assert (limiter.slots, limiter.pace) == (8, 1.0)
+
+
+def test_without_figures_of_ours_or_when_told_so_nothing_is_lowered():
+    assert not Limiter("t").throttled(1.0, started=0.0)
+    steady = Limiter("t", Limits(concurrency=8, adaptive=False))
+    assert not steady.throttled(1.0, started=0.0)
+    assert steady.slots == 8
+
+
+# ── learning ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        (
+            {
+                "x-ratelimit-limit-requests": "60",
+                "X-RateLimit-Remaining-Requests": "0",
+                "x-ratelimit-reset-requests": "6m0s",
+            },
+            [Window("requests", 0, 60, 360)],
+        ),
+        (
+            {"x-ratelimit-remaining-tokens": "3", "x-ratelimit-reset-tokens": "1ms"},
+            [Window("tokens", 3, None, 0.001)],
+        ),
+        (
+            {
+                "date": DATE,
+                "anthropic-ratelimit-input-tokens-limit": "1000",
+                "anthropic-ratelimit-input-tokens-remaining": "0",
+                "anthropic-ratelimit-input-tokens-reset": "2026-01-01T00:00:30Z",
+            },
+            [Window("input-tokens", 0, 1000, 30)],
+        ),
+        ({"x-ratelimit-remaining": "5", "x-ratelimit-limit": "50"}, [Window("requests", 5, 50)]),
+        (
+            {"x-ratelimit-remaining-tokens-minute": "5", "x-ratelimit-reset-tokens-minute": "12.5"},
+            [Window("tokens", 5, None, 12.5)],
+        ),
+        ({"x-ratelimit-remaining-requests-day": "0"}, [Window("requests-day", 0)]),
+        ({"ratelimit-remaining": "1", "ratelimit-limit": "0"}, [Window("requests", 1)]),
+        ({"x-ratelimit-remaining-requests": "nan"}, []),
+        ({"x-ratelimit-remaining-requests": "-1"}, []),
+        ({"x-ratelimit-remaining-requests": "inf"}, []),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "-5s"}, [Window("requests", 0)]),
+        ({"x-ratelimit-remaining-requests": "0", "x-ratelimit-reset-requests": "9d"}, [Window("requests", 0)]),
+        ({"content-type": "text/html"}, []),
+    ],
+)
+def test_windows_are_read_from_headers_in_every_vendors_form(headers, expected):
+    assert list(windows(headers)) == expected
+
+
+def test_an_empty_window_is_closed_until_it_is_full_again():
+    limiter = Limiter("t")
+    limiter.learn([Window("requests", 0, 60, 30.0)], 100.0)
+    verdict = refused(limiter, 129.9)
+    assert (verdict.at, verdict.reason) == (130.0, "rate limit: the vendor has no requests left")
+    granted(limiter, 130.0)
+
+
+def test_a_window_without_a_limit_or_of_an_unknown_kind_counts_only_when_empty():
+    limiter = Limiter("t")
+    limiter.learn([Window("images", 3, None, 30.0), Window("images", 3, 10, 30.0)], 0.0)
+    assert not limiter.active
+    limiter.learn([Window("images", 0, None, 30.0)], 0.0)
+    assert refused(limiter).at == 30.0
+    limiter = Limiter("t")
+    limiter.learn([Window("requests", 0)], 0.0)
+    assert not limiter.active, "nobody knows when it ends"
+
+
+def test_what_is_left_is_shared_out_among_calls_that_start_before_the_next_headers():
+    limiter = Limiter("t")
+    limiter.learn([Window("requests", 2, 60, 58.0)], 0.0)
+    granted(limiter), granted(limiter)
+    assert refused(limiter).at == pytest.approx(1.0)
+    limiter = Limiter("t")
+    limiter.learn([Window("input-tokens", 100, 60_000)], 0.0)
+    granted(limiter, 0.0, Want(80, 5_000))
+    assert refused(limiter, 0.0, Want(80, 0)).at == pytest.approx(0.06)
+
+
+def test_ample_windows_are_not_kept_in_mind():
+    limiter = Limiter("t")
+    limiter.learn([Window("requests", 499, 500, 0.12), Window("tokens", 199_000, 200_000, 360.0)], 0.0)
+    assert not limiter.active
+
+
+def test_a_late_ample_reading_does_not_open_a_window_that_is_known_to_be_empty():
+    limiter = Limiter("t")
+    limiter.learn([Window("requests", 0, 60, 30.0)], 0.0)
+    limiter.learn([Window("requests", 40, 60, 20.0)], 0.1)
+    assert refused(limiter, 1.0).at == 30.0
+
+
+def test_a_days_window_has_room_for_one_long_before_it_is_full():
+    limiter = Limiter("t")
+    limiter.learn([Window("requests", 0, 200, 86_400.0)], 0.0)
+    assert refused(limiter).at == pytest.approx(432.0)
+
+
+def test_learning_can_be_switched_off():
+    limiter = Limiter("t", Limits(learn=False))
+    limiter.learn([Window("requests", 0, 60, 30.0)], 0.0)
+    assert not limiter.active
+
+
+def test_a_limiter_rests_when_there_is_nothing_to_keep_to():
+    limiter = Limiter("t")
+    assert limiter.peek(0.0) is None
+    limiter.learn([Window("requests", 0, 60, 30.0)], 0.0)
+    assert limiter.active
+    lease = granted(limiter, 31.0)
+    limiter.release(lease, 31.2)
+    assert limiter.active, "the one request it granted is still in the window"
+    limiter.release(granted(limiter, 90.0), 95.0)
+    assert not limiter.active
+
+
+def test_reset_forgets_all_of_it_and_has_the_head_of_the_line_look_again():
+    limiter = Limiter("t", Limits(concurrency=8))
+    limiter.learn([Window("requests", 0, 60, 30.0)], 0.0)
+    limiter.throttled(0.0, started=0.0)
+    limiter.hold(0.0, 50.0, 0.0)
+    woken: list[int] = []
+    ticket = limiter.queue(0.0, ONE, lambda: woken.append(1))
+    assert isinstance(ticket, Ticket)
+    limiter.reset()
+    assert ticket.wake_at == -math.inf
+    assert len(woken) == 2
+    limiter.due(0.0)
+    assert ticket.lease is not None
+    assert limiter.slots == 8
+
+
+# ── walks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class LimiterMachine(RuleBasedStateMachine):
+    """Newcomers, a line, leavers, throttles and headers beside a model that keeps plain lists."""
+
+    @initialize(slots=st.integers(1, 4), per_minute=st.integers(1, 40), burst=st.sampled_from([1.0, 7.0, 60.0]))
+    def begin(self, slots: int, per_minute: int, burst: float) -> None:
+        self.now = 50.0
+        self.most, self.per_minute, self.burst = slots, per_minute, burst
+        self.limiter = Limiter("t", Limits(concurrency=slots, requests_per_minute=per_minute, burst_s=burst, queue=5))
+        self.out: list[Lease] = []
+        self.line: list[Ticket] = []
+        self.starts: list[float] = []
+
+    def _settle_line(self) -> None:
+        """Whoever has a turn has it in order: no one behind a waiting ticket has a lease."""
+        while self.line and self.line[0].lease is not None:
+            ticket = self.line.pop(0)
+            assert ticket.lease is not None
+            self.out.append(ticket.lease)
+            self.starts.append(ticket.lease.started)
+        assert all(ticket.waiting for ticket in self.line)
+
+    @rule()
+    def newcomer(self) -> None:
+        got = self.limiter.take(self.now, ONE)
+        if isinstance(got, Lease):
+            assert not self.line, "nobody overtakes"
+            self.out.append(got)
+            self.starts.append(self.now)
+        else:
+            assert got.at > self.now
+            assert self.limiter.peek(self.now) == got
+
+    @rule()
+    def line_up(self) -> None:
+        got = self.limiter.queue(self.now, ONE, lambda: None)
+        if isinstance(got, Verdict):
+            assert len(self.line) == 5
+        else:
+            self.line.append(got)
+        self._settle_line()
+
+    @precondition(lambda self: self.out)
+    @rule(which=st.randoms(use_true_random=False), answered=st.booleans())
+    def release(self, which: random.Random, answered: bool) -> None:
+        lease = self.out.pop(which.randrange(len(self.out)))
+        self.limiter.release(lease, self.now, answered=answered)
+        self._settle_line()
+
+    @precondition(lambda self: self.line)
+    @rule(which=st.randoms(use_true_random=False))
+    def leave(self, which: random.Random) -> None:
+        self.limiter.leave(self.line.pop(which.randrange(len(self.line))), self.now)
+        self._settle_line()
+
+    @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 7.0, 61.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.limiter.due(self.now)
+        self._settle_line()
+
+    @precondition(lambda self: self.line)
+    @rule()
+    def head_waits_as_told(self) -> None:
+        at = self.line[0].wake_at
+        if at < math.inf:
+            self.now = max(self.now, at)
+            head = self.line[0]
+            self.limiter.due(self.now)
+            if head.waiting:
+                assert head.wake_at > self.now, "it is told another time, or a slot is what it lacks"
+            self._settle_line()
+
+    @rule(ramp=st.booleans())
+    def throttled(self, ramp: bool) -> None:
+        self.limiter.throttled(self.now, self.now, ramp=ramp)
+
+    @rule(remaining=st.integers(0, 50), reset=st.sampled_from([0.5, 5.0, 30.0]))
+    def headers(self, remaining: int, reset: float) -> None:
+        self.limiter.learn([Window("requests", remaining, 50, reset)], self.now)
+        self._settle_line()
+
+    @rule(seconds=st.sampled_from([1.0, 20.0]), chance=st.floats(0, 0.99))
+    def hold(self, seconds: float, chance: float) -> None:
+        self.limiter.hold(self.now, self.now + seconds, chance)
+
+    @invariant()
+    def promises(self) -> None:
+        if not hasattr(self, "limiter"):
+            return
+        limiter = self.limiter
+        assert limiter.in_flight == len(self.out)
+        assert limiter.waiting == len(self.line) <= 5
+        assert 1 <= (limiter.slots or 0) <= self.most
+        assert 0.1 <= limiter.pace <= 1.0
+        # In no span of time did more start than the burst and the rate allow.
+        room = self.per_minute * self.burst / 60
+        for i, since in enumerate(self.starts):
+            started = len(self.starts) - i
+            assert started <= max(1.0, room) + (self.starts[-1] - since) * self.per_minute / 60 + 1e-3
+
+    def teardown(self) -> None:
+        """Time and free slots let everybody go in the end: nobody is forgotten."""
+        if not hasattr(self, "limiter"):
+            return
+        for _ in range(200):
+            if not self.line:
+                break
+            for lease in self.out:
+                self.limiter.release(lease, self.now)
+            self.out.clear()
+            self.now += 31.0
+            self.limiter.due(self.now)
+            self._settle_line()
+        assert not self.line
+
+
+LimiterMachine.TestCase.settings = WALK
+TestLimiterWalk = LimiterMachine.TestCase
+
+
+# ── at the gate ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def admitted(gate: Gate, now: float = 0.0) -> Admission:
+    admission = gate.admit(now, 30.0)
+    assert isinstance(admission, Admission), admission
+    return admission
+
+
+def refusal(gate: Gate, now: float = 0.0) -> Refusal:
+    got = gate.admit(now, 30.0)
+    assert isinstance(got, Refusal), got
+    assert gate.peek(now) == got
+    return got
+
+
+def fail(gate: Gate, error: ProviderError, now: float = 0.0):
+    return gate.settle(admitted(gate, now), Outcome(error), now, 0.0)
+
+
+def test_a_gate_refuses_for_now_what_its_limits_have_no_room_for():
+    gate = Gate("t", limiter=Limiter("t", Limits(concurrency=1)))
+    admission = admitted(gate)
+    assert refusal(gate) == Refusal("its one slot is taken", None, waits=True, line=True)
+    gate.settle(admission, Outcome(), 1.0, usage=Usage(10, 20))
+    admitted(gate, 1.0)
+
+
+def test_without_a_line_nothing_is_worth_waiting_for_but_a_park():
+    gate = Gate("t", limiter=Limiter("t", Limits(concurrency=1, queue=0)))
+    admission = admitted(gate)
+    assert refusal(gate) == Refusal("its one slot is taken", None)
+    gate.settle(admission, Outcome(throttle(5.0)), 1.0)
+    assert refusal(gate, 2.0) == Refusal("parked: throttled: slow down", 6.0, waits=True)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "usage", "left"),
+    [
+        (Outcome(), Usage(10, 10), 80),
+        (Outcome(), Usage(10, 10, estimated=True), 0),  # nobody reported it: the estimate stands
+        (Outcome(throttle()), None, 100),  # refused before a token was read
+        (Outcome(ProviderError.of(K.TIMEOUT, "")), None, 0),  # may have been used up all the same
+        (Outcome(cancelled=True), None, 0),
+    ],
+)
+def test_what_an_attempt_took_of_the_rates_is_known_when_it_ends(outcome, usage, left):
+    gate = Gate("t", limiter=Limiter("t", Limits(tokens_per_minute=100, adaptive=False)))
+    admission = gate.admit(0.0, 30.0, request=ChatRequest((user("x" * 200),), max_tokens=50))
+    assert isinstance(admission, Admission)
+    gate.settle(admission, outcome, 0.0, usage=usage)
+    assert gate.limiter.facts(0.0)["tokens_left"] == left
+
+
+def test_a_throttle_is_told_as_slowed_and_shows_in_health():
+    gate = Gate("t", limiter=Limiter("t", Limits(concurrency=10, requests_per_minute=60)))
+    changes = fail(gate, throttle(5.0))
+    assert [(c.state, c.until) for c in changes] == [("parked", 5.0), ("slowed", None)]
+    assert changes[1].reason == "throttled: 70% of its rates, 7 slots"
+    told = gate.read(6.0, full=True).facts["limits"]
+    assert (told["slots"], told["in_flight"], told["pace"]) == (7, 0, 0.7)
+    assert gate.read(6.0).available
+
+
+def test_an_overload_lowers_limits_and_counts_for_the_circuit():
+    gate = Gate("t", limiter=Limiter("t", Limits(concurrency=10)))
+    for i in range(5):
+        fail(gate, ProviderError.of(K.OVERLOADED, "full", status=529), float(i))
+    assert gate.limiter.slots == 1
+    assert gate.state is CircuitState.OPEN
+
+
+def test_a_target_that_is_only_busy_is_not_unhealthy():
+    gate = Gate("t", limiter=Limiter("t", Limits(concurrency=1)))
+    gate.settle(admitted(gate), Outcome(latency_s=1.0), 1.0)
+    admitted(gate, 2.0)
+    health = gate.read(2.0)
+    assert (str(health.status), health.available) == ("HEALTHY", False)
+    assert health.unavailable_reason == "its one slot is taken: about 1.0 s"
+    assert health.retry_in_s == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("kind", [K.TRANSIENT, K.AUTH, K.NOT_FOUND])
+def test_those_in_line_are_sent_away_when_a_circuit_opens_or_a_lock_falls(kind):
+    gate = Gate("t", limiter=Limiter("t", Limits(concurrency=6)))
+    out = [admitted(gate) for _ in range(6)]
+    ticket = gate.line_up(0.0, None, lambda: None)
+    assert isinstance(ticket, Ticket)
+    for admission in out[:1] if kind is not K.TRANSIENT else out:
+        # Its slot goes to the one in line, who finds the door shut and hands it on.
+        gate.settle(admission, Outcome(ProviderError.of(kind, "no")), 1.0, 0.0)
+    entered = gate.enter(ticket, 1.0, 30.0)
+    assert isinstance(entered, Refusal)
+    assert not entered.waits
+    assert gate.limiter.in_flight == (5 if kind is not K.TRANSIENT else 0)
+
+
+def test_a_place_in_line_is_refused_where_waiting_is_no_use():
+    gate = Gate("t", limiter=Limiter("t", Limits(concurrency=1)))
+    gate.force_open()
+    assert gate.line_up(0.0, None, lambda: None) == Refusal("circuit forced open", None)
+    gate.reset()
+    fail(gate, ProviderError.of(K.NOT_FOUND, "no such model"))
+    got = gate.line_up(0.0, None, lambda: None)
+    assert isinstance(got, Refusal)
+    assert got.reason.startswith("locked: not_found")
+
+
+def test_whoever_waits_too_long_is_told_so_and_gives_nothing_back_twice():
+    gate = Gate("t", limiter=Limiter("t", Limits(concurrency=1)))
+    admitted(gate)
+    ticket = gate.line_up(0.0, None, lambda: None)
+    assert isinstance(ticket, Ticket)
+    assert gate.enter(ticket, 9.0, 30.0) == Refusal("no turn came in time", None)
+    gate.limiter.leave(ticket, 9.0)
+    assert (gate.limiter.in_flight, gate.limiter.waiting) == (1, 0)
+
+
+# ── locks and accounts ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("kind", "after", "what"), [(K.AUTH, 900.0, "account unlocked"), (K.NOT_FOUND, 600.0, "unlocked")]
+)
+def test_when_a_locks_time_is_over_one_attempt_checks_it_again(kind, after, what):
+    gate = Gate("t")
+    fail(gate, ProviderError.of(kind, "no"))
+    check = admitted(gate, after)
+    second = refusal(gate, after)
+    assert second.reason.endswith("(being checked again)")
+    assert second.retry_at == after + 30.0
+    changes = gate.settle(check, Outcome(), after + 1)
+    assert [c.state for c in changes] == [what]
+    admitted(gate, after + 1), admitted(gate, after + 1)
+
+
+def test_a_re_check_that_fails_locks_again_and_one_that_says_nothing_leaves_the_next_one_to_check():
+    gate = Gate("t")
+    fail(gate, ProviderError.of(K.BILLING, "unpaid"))
+    check = admitted(gate, 900.0)
+    gate.settle(check, Outcome(cancelled=True), 901.0)
+    check = admitted(gate, 901.0)
+    refusal(gate, 901.0)
+    gate.settle(check, Outcome(ProviderError.of(K.TRANSIENT, "down")), 902.0)
+    check = admitted(gate, 902.0)
+    changes = gate.settle(check, Outcome(ProviderError.of(K.BILLING, "still unpaid")), 903.0)
+    assert [(c.state, c.until) for c in changes] == [("account locked", 1803.0)]
+    assert refusal(gate, 1802.0).reason == "account locked: billing: still unpaid"
+
+
+def test_a_re_check_that_is_lost_frees_the_lock_when_its_lease_is_over():
+    gate = Gate("t")
+    fail(gate, ProviderError.of(K.AUTH, "no"))
+    admitted(gate, 900.0)
+    refusal(gate, 929.9)
+    admitted(gate, 930.0)
+
+
+def test_a_new_key_is_another_account_and_the_same_key_put_in_again_is_checked_at_once():
+    gates = Gates()
+    one = gates.gate("one", "openai#a", "m")
+    two = gates.gate("two", "openai#a", "n")
+    fail(one, ProviderError.of(K.AUTH, "bad key"), 0.5)
+    assert refusal(two, 1.0).reason.startswith("account locked")
+    other = gates.gate("one", "openai#b", "m")
+    admitted(other, 1.0), admitted(other, 1.0)
+    again = gates.gate("one", "openai#a", "m")
+    check = admitted(again, 2.0)
+    assert refusal(two, 2.0).reason.endswith("(being checked again)")
+    again.settle(check, Outcome(), 3.0)
+    admitted(two, 3.0)
+
+
+def unreachable(gate: Gate, now: float):
+    return fail(gate, ProviderError.of(K.CONNECT, "refused"), now)
+
+
+def test_what_cannot_be_reached_is_the_accounts_failure_where_several_targets_stand_behind_it():
+    account = Account("acme")
+    one, two = Gate("one", account=account), Gate("two", account=account)
+    for i in range(3):
+        unreachable(one, float(i))
+    for i in range(2):
+        changes = unreachable(two, 3.0 + i)
+    assert [(c.scope, c.state) for c in changes] == [("acme", "circuit open")]
+    for gate in (one, two):
+        got = refusal(gate, 5.0)
+        assert got.reason == "account's circuit open"
+        assert not got.waits
+        assert gate.state is CircuitState.OPEN
+        assert gate.read(5.0).circuit is CircuitState.OPEN
+    assert one.breaker.state is CircuitState.CLOSED
+    # One probe for the whole account; two successes close it for everybody.
+    until = account.breaker.open_until
+    probe = admitted(one, until)
+    assert refusal(two, until).reason == "account's circuit half-open, a probe is under way"
+    one.settle(probe, Outcome(), until)
+    probe = admitted(two, until)
+    assert [c.state for c in two.settle(probe, Outcome(), until)] == ["circuit closed"]
+    admitted(one, until), admitted(two, until)
+
+
+def test_one_model_that_fails_is_no_failure_of_its_account():
+    account = Account("acme")
+    one, two = Gate("one", account=account), Gate("two", account=account)
+    for i in range(5):
+        fail(one, ProviderError.of(K.TRANSIENT, "500", status=500), float(i))
+    assert one.state is CircuitState.OPEN
+    admitted(two, 5.0)
+
+
+def test_an_answer_of_any_kind_shows_that_the_account_can_be_reached():
+    account = Account("acme")
+    one, two = Gate("one", account=account), Gate("two", account=account)
+    for i in range(12):
+        unreachable(one, float(i)) if i % 3 else fail(two, ProviderError.of(K.BAD_REQUEST, "", status=400), float(i))
+        if account.breaker.state is not CircuitState.CLOSED:
+            break
+    # Never five in a row; but two of three in a minute are more than half of at least five.
+    assert i == 4
+    account.breaker.reset()
+    for i in range(40):
+        fail(two, ProviderError.of(K.BAD_REQUEST, "", status=400), 100.0 + i)
+        if i % 2:
+            unreachable(one, 100.0 + i)
+    assert account.breaker.state is CircuitState.CLOSED
+
+
+def test_a_target_alone_behind_its_account_has_one_circuit():
+    gate = Gate("t")
+    for i in range(5):
+        unreachable(gate, float(i))
+    assert gate.account.breaker is None
+    assert gate.breaker.state is CircuitState.OPEN
+
+
+def test_reset_opens_locks_and_circuits_of_the_account_too():
+    account = Account("acme")
+    one, two = Gate("one", account=account), Gate("two", account=account)
+    for i in range(5):
+        unreachable(one, float(i))
+    fail_at = account.breaker.open_until
+    assert fail_at is not None
+    two.reset(6.0)
+    fail(one, ProviderError.of(K.FORBIDDEN, "no"), 6.0)
+    fail(two, ProviderError.of(K.AUTH, "no"), 6.0)
+    one.reset(7.0)
+    admitted(one, 7.0), admitted(two, 7.0)
+
+
+def test_targets_of_one_pool_share_limits_and_must_agree_on_them():
+    gates = Gates()
+    pool = Limits(concurrency=1, pool="shared")
+    one, two = gates.gate("one", "a", "m", limits=pool), gates.gate("two", "b", "n", limits=pool)
+    admitted(one)
+    refusal(two)
+    with pytest.raises(ConfigurationError, match="pool 'shared'"):
+        gates.gate("three", "c", "o", limits=Limits(concurrency=2, pool="shared"))
+
+
+def test_one_model_of_one_account_is_one_bucket_and_another_model_is_not():
+    gates = Gates()
+    limits = Limits(requests_per_minute=1)
+    one, twin = gates.gate("one", "a", "m", limits=limits), gates.gate("twin", "a", "m", limits=limits)
+    other, stranger = gates.gate("other", "a", "n", limits=limits), gates.gate("stranger", "b", "m", limits=limits)
+    admitted(one)
+    refusal(twin)
+    admitted(other), admitted(stranger)
+
+
+# ── through the router ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_target_that_is_used_up_is_passed_over_without_a_packet(bench, face):
+    b = bench("a", "b", targets=[{"limits": {"requests_per_minute": 3}}, {}])
+    served = [face(b.router).finished.target for _ in range(5)]
+    assert served == ["a", "a", "a", "b", "b"]
+    assert b.calls == [3, 2]
+    skips = b.router.last.skips
+    assert [(s.target, s.reason) for s in skips] == [("a", "rate limit: 3 requests a minute")]
+    assert b.router.explain("Hello").notes["a"].startswith("rate limit: 3 requests a minute, for 20.0 s more")
+    b.clock.advance(20.1)
+    assert face(b.router).finished.target == "a"
+
+
+def test_when_nobody_else_is_free_the_caller_waits_its_turn(bench, face):
+    b = bench("a", limits=Limits(requests_per_minute=2))
+    for _ in range(2):
+        face(b.router)
+    begun = b.clock.monotonic()
+    got = face(b.router)
+    assert got.error is None
+    assert b.clock.monotonic() - begun == pytest.approx(30.0)
+    assert got.fallback["waited_s"] == pytest.approx(30.0)
+    assert b.calls == [3]
+
+
+def test_a_wait_that_the_deadline_does_not_allow_is_refused_at_once_and_says_how_long(bench, face):
+    b = bench("a", limits=Limits(requests_per_minute=1), timeouts=Timeouts(total=10))
+    face(b.router)
+    begun = b.clock.monotonic()
+    got = face(b.router)
+    assert isinstance(got.error, AllTargetsFailed)
+    assert got.error.retry_after_s == pytest.approx(60.0)
+    assert "rate limit: 1 requests a minute" in str(got.error)
+    assert (b.clock.monotonic(), b.calls) == (begun, [1])
+
+
+def test_without_a_line_nobody_waits(bench, face):
+    b = bench("a", limits=Limits(requests_per_minute=1, queue=0))
+    face(b.router)
+    assert isinstance(face(b.router).error, AllTargetsFailed)
+    assert b.clock.sleeps == []
+
+
+def test_of_two_used_up_targets_the_one_that_is_free_sooner_is_waited_for(bench, face):
+    b = bench("a", "b", targets=[{"limits": {"requests_per_minute": 1}}, {"limits": {"requests_per_minute": 2}}])
+    assert [face(b.router).finished.target for _ in range(4)] == ["a", "b", "b", "b"]
+    assert b.clock.sleeps == [pytest.approx(30.0)]
+
+
+def test_tokens_count_as_they_are_reported(bench, face):
+    b = bench("word " * 9 + "word", "b", targets=[{"limits": {"output_tokens_per_minute": 1_000}}, {}])
+    served = [face(b.router).finished.target for _ in range(5)]
+    assert served == ["a"] * 5, "each was thought to take all of it, and took ten tokens"
+
+
+def test_a_throttled_targets_callers_do_not_come_back_as_one_herd(bench):
+    """Twenty callers wait for the end of the same 429; each of them has a moment of its own, in the order they came."""
+    b = bench(throttle(20.0), "b")
+    b.router.invoke("Hello")
+    gate = b.router._fleet.routes[0].gate
+    now = b.clock.monotonic()
+    tickets = [gate.line_up(now, None, lambda: None) for _ in range(20)]
+    at = []
+    for ticket in tickets:
+        while ticket.waiting:
+            now = ticket.wake_at
+            gate.limiter.due(now)
+        at.append(now)
+    assert at == sorted(at)
+    assert len(set(at)) == 20
+    assert at[0] >= b.clock.monotonic() + 20.0
+    assert at[-1] <= b.clock.monotonic() + 22.0
+
+
+def test_a_retry_is_not_lost_while_its_target_has_no_room(bench, face):
+    """The first try took all there is in a minute: the retry comes after it, not never."""
+    b = bench((throttle(), "answer"), limits=Limits(requests_per_minute=1))
+    got = face(b.router)
+    assert (got.error, b.calls) == (None, [2])
+    assert got.fallback["waited_s"] == pytest.approx(60.0, rel=0.05)
+
+
+# ── threads and tasks ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Busy:
+    """A provider whose calls last until they are let go, and that knows how many ran at once, and in which order."""
+
+    local = False
+    interruptible = True
+    name = model = "busy"
+
+    def __init__(self) -> None:
+        self._inner = ScriptedProvider("ok", name="busy")
+        self.capabilities, self.origin = self._inner.capabilities, self._inner.origin
+        self._lock = threading.Lock()
+        self.running = self.most = 0
+        self.order: list[str] = []
+
+    def _enter(self, request: ChatRequest) -> None:
+        with self._lock:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            self.order.append(request.messages[-1].text)
+
+    def _exit(self) -> None:
+        with self._lock:
+            self.running -= 1
+
+    def stream(self, request, guard):
+        self._enter(request)
+        try:
+            threading.Event().wait(0.001)
+            yield TextDelta("ok")
+            yield Finished(usage=Usage(1, 1))
+        finally:
+            self._exit()
+
+    async def astream(self, request, guard):
+        self._enter(request)
+        try:
+            await asyncio.sleep(0.001)
+            yield TextDelta("ok")
+            yield Finished(usage=Usage(1, 1))
+        finally:
+            self._exit()
+
+    def close(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+def test_a_hundred_threads_and_a_hundred_tasks_go_through_four_slots_and_some_are_cancelled():
+    """One line for both; never more than four at once; whoever is cancelled leaves nothing behind."""
+    provider = Busy()
+    router = Router(Target(provider=provider, name="busy", limits=Limits(concurrency=4)))
+    limiter = router._fleet.routes[0].gate.limiter
+    done: list[str] = []
+    failed: list[BaseException] = []
+
+    def sync(i: int) -> None:
+        try:
+            done.append(router.invoke(f"thread {i}").text)
+        except BaseException as error:
+            failed.append(error)
+
+    async def tasks() -> None:
+        chance = random.Random(3)
+        running = [asyncio.create_task(router.ainvoke(f"task {i}")) for i in range(100)]
+        await asyncio.sleep(0.005)
+        cancelled = chance.sample(running, 30)
+        for task in cancelled:
+            task.cancel()
+            if chance.random() < 0.5:
+                await asyncio.sleep(0)
+        for result in await asyncio.gather(*running, return_exceptions=True):
+            if isinstance(result, BaseException):
+                assert isinstance(result, asyncio.CancelledError)
+            else:
+                done.append(result.text)
+
+    threads = [threading.Thread(target=sync, args=(i,)) for i in range(100)]
+    for thread in threads:
+        thread.start()
+    asyncio.run(tasks())
+    for thread in threads:
+        thread.join(30)
+    assert failed == []
+    assert 170 <= len(done) <= 200
+    assert provider.most <= 4
+    assert (limiter.in_flight, limiter.waiting, provider.running) == (0, 0, 0)
+    assert router.health()["busy"].in_flight == 0
+    assert router.invoke("and again").text == "ok"
+
+
+def test_threads_and_tasks_are_served_in_the_order_they_lined_up():
+    provider = Busy()
+    router = Router(Target(provider=provider, name="busy", limits=Limits(concurrency=1)))
+    gate = router._fleet.routes[0].gate
+    held = gate.admit(router._now(), 60.0)
+    expected: list[str] = []
+
+    async def main() -> None:
+        waiting: list[threading.Thread | asyncio.Task] = []
+        for i in range(12):
+            name = f"{'thread' if i % 3 else 'task'} {i}"
+            expected.append(name)
+            if i % 3:
+                thread = threading.Thread(target=router.invoke, args=(name,))
+                thread.start()
+                waiting.append(thread)
+            else:
+                waiting.append(asyncio.create_task(router.ainvoke(name)))
+            while gate.limiter.waiting <= i:  # noqa: ASYNC110  # threads, too, are waited for
+                await asyncio.sleep(0)
+        gate.settle(held, Outcome(), router._now())
+        for one in waiting:
+            await (asyncio.to_thread(one.join) if isinstance(one, threading.Thread) else one)
+
+    asyncio.run(main())
+    assert provider.order == expected
+
+
+def test_a_waiting_tasks_loop_that_is_closed_does_not_keep_the_turn():
+    """Its task is gone without a word; the turn goes to the next in line."""
+    provider = Busy()
+    router = Router(Target(provider=provider, name="busy", limits=Limits(concurrency=1)))
+    gate = router._fleet.routes[0].gate
+    held = gate.admit(router._now(), 60.0)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(router.ainvoke("lost"))
+    while not gate.limiter.waiting:
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    thread = threading.Thread(target=router.invoke, args=("next",))
+    thread.start()
+    while gate.limiter.waiting < 2:
+        threading.Event().wait(0.001)
+    gate.settle(held, Outcome(), router._now())
+    thread.join(10)
+    assert provider.order == ["next"]
+    assert gate.limiter.in_flight == 0
+    task._log_destroy_pending = False  # asyncio would say what this test is about
+
+
+def test_a_caller_waits_for_a_slot_no_longer_than_its_deadline():
+    router = Router(Target(provider=Busy(), name="busy", limits=Limits(concurrency=1)), timeouts=Timeouts(total=0.05))
+    gate = router._fleet.routes[0].gate
+    gate.admit(router._now(), 60.0)
+    for call in (router.invoke, lambda text: asyncio.run(router.ainvoke(text))):
+        with pytest.raises(AllTargetsFailed, match="its one slot is taken"):
+            call("Hello")
+    assert gate.limiter.waiting == 0
+
+
+# ── at the wire ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+BODIES = {
+    "openai": {
+        "id": "x",
+        "object": "chat.completion",
+        "created": 1,
+        "model": "m",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "yes"}}],
+        "usage": {"prompt_tokens": 3, "completion_tokens": 1, "total_tokens": 4},
+    },
+    "anthropic": {
+        "id": "x",
+        "type": "message",
+        "role": "assistant",
+        "model": "m",
+        "content": [{"type": "text", "text": "yes"}],
+        "stop_reason": "end_turn",
+        "usage": {"input_tokens": 3, "output_tokens": 1},
+    },
+}
+
+
+def headers_of(wire: str, remaining: int, seconds: int) -> dict[str, str]:
+    if wire == "openai":
+        return {
+            "x-ratelimit-limit-requests": "60",
+            "x-ratelimit-remaining-requests": str(remaining),
+            "x-ratelimit-reset-requests": f"{seconds}s",
+        }
+    return {
+        "date": "Thu, 01 Jan 2026 00:00:00 GMT",
+        "anthropic-ratelimit-requests-limit": "60",
+        "anthropic-ratelimit-requests-remaining": str(remaining),
+        "anthropic-ratelimit-requests-reset": f"2026-01-01T00:00:{seconds:02}Z",
+    }
+
+
+@pytest.mark.parametrize("face", ["invoke", "ainvoke"])
+@pytest.mark.parametrize("status", [200, 500])
+@pytest.mark.parametrize("wire", list(BODIES))
+def test_a_window_that_headers_say_is_empty_gets_no_packet(wire, status, face):
+    """Learned from a good answer and from a failed one; over real sockets, with the vendors' own SDKs."""
+    from shared_core.testing import Fault, FaultServer
+
+    body = BODIES[wire] if status == 200 else {"error": {"type": "api_error", "message": "oops"}}
+    with FaultServer() as server:
+        step = Fault("status", status=status, headers=headers_of(wire, 0, 40), body=body)
+        server.script("first", [step])
+        server.script("second", ["ok"])
+        base = {"openai": server.openai_url, "anthropic": server.anthropic_url, "google": server.google_url}
+        targets = [
+            Target(f"{wire}:first", base_url=base[wire], api_key="k-123456"),
+            Target("google:second", base_url=base["google"], api_key="k-123456"),
+        ]
+        router = Router(targets, retry=RetryPolicy(same_target=0))
+
+        async def main() -> None:
+            async with router:
+                for i in range(4):
+                    answer = await router.ainvoke("Hi") if face == "ainvoke" else router.invoke("Hi")
+                    assert (answer.target == "google:second") is (i > 0 or status == 500)
+                    assert server.count("first") == 1, "not a packet while the window is empty"
+
+        asyncio.run(main())
+        assert router.last is not None
+        skip = router.last.skips[0]
+        assert skip.reason == "rate limit: the vendor has no requests left"
+        assert 30 < skip.retry_at - router._now() <= 41
+
+
+def test_a_storm_of_429_lowers_slots_until_it_is_over_and_then_they_come_back():
+    from shared_core.testing import Fault, FaultServer
+
+    with FaultServer() as server:
+        server.script("m", [*[Fault("status", status=429)] * 12, "ok"])
+        target = Target(
+            "openai:m", base_url=server.openai_url, api_key="k-123456", limits=Limits(concurrency=8), name="t"
+        )
+        with Router(target, retry=RetryPolicy(base_s=0.001, overloaded_base_s=0.001)) as router:
+            limiter = router._fleet.routes[0].gate.limiter
+            lowest = 8
+
+            def ask() -> None:
+                nonlocal lowest
+                for _ in range(6):
+                    try:
+                        router.invoke("Hi")
+                    except AllTargetsFailed:
+                        pass
+                    lowest = min(lowest, limiter.slots or 0)
+
+            threads = [threading.Thread(target=ask) for _ in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join(60)
+            assert lowest < 8
+            assert limiter.slots > lowest
+            assert (limiter.in_flight, limiter.waiting) == (0, 0)
