@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from html import escape
-from typing import Any
+from typing import Any, get_args
 
 from shared_core._books import Books
 from shared_core._clock import Clock
@@ -270,6 +270,8 @@ class Probes:
 
     def _way(self, route: Route, how: How) -> str:
         """How to check: by the target's own report, its vendor's list, or a call."""
+        if how not in get_args(How):
+            raise ConfigurationError(f"how must be one of {', '.join(get_args(How))}, not {how!r}")
         if how != "auto":
             return how
         if not clear(route):
@@ -353,6 +355,8 @@ class Probes:
     def _listed(self, route: Route, timeout: float) -> _Found | None:
         """Read the vendor's list; None if it has none."""
         provider: Any = route.provider
+        if not hasattr(provider, "ping"):
+            return None
         _loaded(provider)
         granted = self._admitted(route, timeout)
         if isinstance(granted, _Found):
