@@ -551,7 +551,7 @@ def _classified(error: Exception, call: Call, guard: Guard) -> ProviderError:
         raise error
     if found is not error and found.__cause__ is None:
         found.__cause__ = error
-    if (headers := getattr(found.response, "headers", None)) is not None:
+    if found.retry_after_s is None and (headers := getattr(found.response, "headers", None)) is not None:
         from shared_core.providers.waits import windows
 
         guard.heard(windows(headers))
