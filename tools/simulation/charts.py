@@ -36,7 +36,7 @@ class _Panel:
 _PANELS = (
     _Panel("not answered", lambda row: 1.0 - row["availability"], lambda row: f"{1.0 - row['availability']:.2%}"),
     _Panel(
-        "packets to the troubled one, per call",
+        "packets to it, per call",
         lambda row: row["packets_per_call"],
         lambda row: f"{row['packets_per_call']:.3g}",
     ),
