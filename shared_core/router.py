@@ -57,6 +57,8 @@ if TYPE_CHECKING:
     from shared_core.cache.response_cache import CacheLike, ResponseCache
     from shared_core.chat.request import CacheUse
     from shared_core.config import ConfigLike
+    from shared_core.ledger.exports import ExportLike
+    from shared_core.ledger.reconcile import Reconcilable, Reconciliation
     from shared_core.resilience.budget import Budget, BudgetReport
     from shared_core.routing.replay import Seen
 
@@ -361,6 +363,46 @@ class Router:
         if "now" not in filters:
             filters["now"] = self._clock.time()
         return self._books.ledger.costs(**filters)
+
+    def reconcile(
+        self,
+        source: ExportLike,
+        vendor: str,
+        *,
+        provider: str | None = None,
+        dry_run: bool = False,
+        adopt: bool = False,
+    ) -> Reconciliation:
+        """Compare a vendor's usage export with the ledger, and post the differences as corrections.
+
+        Args:
+            source: the export: a path to a .json, .jsonl, .csv or .tsv file, a parsed page, or rows.
+            vendor: whose it is: 'openai', 'anthropic', or the name of any provider.
+            provider: whose rows are compared, if not `vendor`'s.
+            dry_run: tell what would be posted, and post nothing.
+            adopt: post what was billed for models that the ledger has no rows of, too.
+
+        Raises:
+            InvalidExport: it cannot be read; names file, line and column.
+            ConfigurationError: the ledger takes no corrections.
+        """
+        from shared_core.ledger.reconcile import reconcile
+
+        own = {
+            route.provider.model: route.target.price
+            for route in self._fleet.routes
+            if route.provider.name == (provider or vendor) and route.target.price is not None
+        }
+        return reconcile(
+            cast("Reconcilable", self._books.ledger),
+            source,
+            vendor,
+            now=self._clock.time(),
+            provider=provider,
+            prices=own,
+            dry_run=dry_run,
+            adopt=adopt,
+        )
 
     def budget_status(self) -> BudgetReport:
         """How every budget stands: spent, set aside, left, in percent, and when it resets. Prints as a table."""

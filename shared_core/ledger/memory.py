@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Unpack
+from typing import TYPE_CHECKING, Any, Unpack
 
 from shared_core.chat.events import Usage
 from shared_core.ledger.analytics import CostFilters, CostQuery, CostReport, Sums, cost_query, cost_report
@@ -16,6 +16,10 @@ from shared_core.ledger.meters import Meters
 from shared_core.ledger.store import Draft, Notice, Overcharged, Ticket
 from shared_core.ledger.tally import Tally
 from shared_core.resilience.budget import Denial, MeterKey, Reading
+
+if TYPE_CHECKING:
+    from shared_core.ledger.exports import ExportLike
+    from shared_core.ledger.reconcile import Reconciliation
 
 __all__ = ["MemoryLedger"]
 
@@ -120,6 +124,14 @@ class MemoryLedger:
                 self._add(found)
                 self._meters.correct(number, found)
             return found
+
+    def reconcile(self, source: ExportLike, vendor: str, *, now: float | None = None, **options: Any) -> Reconciliation:
+        """Compare a vendor's usage export with these rows, and post the differences; `options` as in
+        `shared_core.ledger.reconcile.reconcile`.
+        """
+        from shared_core.ledger.reconcile import reconcile
+
+        return reconcile(self, source, vendor, now=time.time() if now is None else now, **options)
 
     def meters(self, keys: Sequence[MeterKey] | None = None) -> Mapping[MeterKey, Reading]:
         """What meters show; of all that have been used when `keys` is left out."""

@@ -7,7 +7,7 @@ model. Nothing is ever changed or deleted, and importing the same bill again fin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from html import escape
@@ -173,7 +173,7 @@ def reconcile(
     *,
     now: float,
     provider: str | None = None,
-    price: PriceOf | None = None,
+    prices: Mapping[str, Price] | None = None,
     dry_run: bool = False,
     adopt: bool = False,
 ) -> Reconciliation:
@@ -185,7 +185,8 @@ def reconcile(
         vendor: whose it is: 'openai', 'anthropic', or the name of any provider.
         now: seconds since the epoch. A day that is not over is told and left alone: its bill is not whole.
         provider: whose rows are compared, if not `vendor`'s: 'azure-openai', say.
-        price: what tokens cost, for an export without money; the price table when left out.
+        prices: of models by their names, for an export that tells tokens and no money; what is not among them is looked
+            up in the price table.
         dry_run: tell what would be posted, and post nothing.
         adopt: post what was billed for models that the ledger has no rows of on that day too: set this where the
             account serves nobody else.
@@ -208,7 +209,7 @@ def reconcile(
         rows = groups.get((bill.day, model_key(bill.model)), [])
         if not bill.model:
             rows = [row for (day, _), found in groups.items() if day == bill.day for row in found]
-        lines.append(_line(ledger, bill, rows, whose, vendor, today, price or _listed(whose), dry_run, adopt))
+        lines.append(_line(ledger, bill, rows, whose, vendor, today, _listed(whose, prices or {}), dry_run, adopt))
     for (day, key), rows in sorted(groups.items(), key=lambda item: item[0]):
         told = {model_key(bill.model) for bill in bills if bill.day == day}
         if key not in told and "" not in told:
@@ -271,8 +272,13 @@ def _groups(entries: Iterable[LedgerEntry], provider: str, days: set[date]) -> _
     return groups
 
 
-def _listed(provider: str) -> PriceOf:
+def _listed(provider: str, own: Mapping[str, Price]) -> PriceOf:
+    known = {model_key(name): found for name, found in own.items()}
+
     def price(model: str, day: date) -> Price | None:
+        found = known.get(model_key(model))
+        if found is not None:
+            return found
         from shared_core.ledger.pricing import find_price
 
         return find_price(provider, model, now=datetime(day.year, day.month, day.day, tzinfo=UTC))

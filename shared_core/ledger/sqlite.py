@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 from shared_core._sqlite import Process, connect, guard_fork, migrate, reason_of, refusal, this_process
 from shared_core.chat.events import Usage
@@ -31,6 +31,10 @@ from shared_core.ledger.entry import EntryStatus, LedgerEntry, Purpose
 from shared_core.ledger.schema import DISPATCHED, MIGRATIONS, PURPOSES, RESERVED, STATES, UNKNOWN, VOIDED, Kind
 from shared_core.ledger.store import Crossed, Draft, Exhausted, Notice, Overcharged, Ticket, Trouble
 from shared_core.resilience.budget import EXHAUSTED, Claim, Denial, MeterKey, Reading, decide, due, hard_limit
+
+if TYPE_CHECKING:
+    from shared_core.ledger.exports import ExportLike
+    from shared_core.ledger.reconcile import Reconciliation
 
 __all__ = ["SQLiteLedger"]
 
@@ -310,6 +314,14 @@ class SQLiteLedger:
             _Op(_CALL, lambda connection: self._correct(connection, number, cost_nano, reason, usage, moment))
         )
         return found
+
+    def reconcile(self, source: ExportLike, vendor: str, *, now: float | None = None, **options: Any) -> Reconciliation:
+        """Compare a vendor's usage export with these rows, and post the differences; `options` as in
+        `shared_core.ledger.reconcile.reconcile`.
+        """
+        from shared_core.ledger.reconcile import reconcile
+
+        return reconcile(self, source, vendor, now=time.time() if now is None else now, **options)
 
     def meters(self, keys: Sequence[MeterKey] | None = None) -> Mapping[MeterKey, Reading]:
         """What meters show; of all there are when `keys` is left out."""

@@ -134,12 +134,10 @@ def bill(*, calls: int = 10_000, seed: int = 1, together: int = 24) -> dict[str,
 async def _bill(calls: int, seed: int, together: int) -> dict[str, Any]:
     chance = random.Random(f"bill/{seed}")
     models = [f"{vendor}-{size}" for vendor in VENDORS for size in ("small", "large")]
-    rates = {
-        model: _Rates(
-            *(f"{chance.uniform(0.01, high):.4f}" for high in (5, 25, 0.5, 6.25)), f"{chance.choice([0, 0.0001])}"
-        )
-        for model in models
-    }
+    rates = {}
+    for model in models:
+        fresh, out, cached, written = (f"{chance.uniform(0.01, most):.4f}" for most in (5, 25, 0.5, 6.25))
+        rates[model] = _Rates(fresh, out, cached, written, f"{chance.choice([0, 0.0001])}")
     server = _Server(rates, random.Random(f"bill-server/{seed}"))
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="money-bill-") as place, FaultServer() as faults:

@@ -12,11 +12,12 @@ import os
 import random
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from shared_core.chat.events import Usage
 from shared_core.errors import LedgerError
-from shared_core.ledger.entry import EntryStatus
+from shared_core.ledger.entry import EntryStatus, LedgerEntry
 from shared_core.ledger.sqlite import SQLiteLedger
 from shared_core.ledger.store import Draft, Ticket
 from shared_core.resilience.budget import Ask, Budget, Budgets
@@ -96,9 +97,8 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _ended(entry, cost, usage):  # type: ignore[no-untyped-def]  # a row and what became of it
-    from dataclasses import replace
-
+def _ended(entry: LedgerEntry, cost: int | None, usage: Usage) -> LedgerEntry:
+    """The row with what became of its attempt."""
     outcome = "answered" if entry.status is EntryStatus.POSTED else "failed"
     return replace(entry, attempt=1, outcome=outcome, cost_nano=cost, usage=usage, latency_s=0.25)
 
