@@ -31,6 +31,8 @@ from shared_core.providers.error_table import (
     TEXTS,
     TRANSPORT,
     TRANSPORT_MODULES,
+    TURNED_AWAY,
+    TURNED_AWAY_BY,
     VENDOR_CODE,
     WEAK,
     Family,
@@ -272,7 +274,7 @@ def _is_vendor_error(exc: BaseException) -> bool:
 def _transport_kind(exc: BaseException) -> ErrorKind | None:
     for name, module in _names(exc):
         if name in TRANSPORT and TRANSPORT_MODULES.match(module):
-            return TRANSPORT[name]
+            return K.CONNECT if name in TURNED_AWAY_BY and TURNED_AWAY.search(str(exc)) else TRANSPORT[name]
     if type(exc).__name__ in ("gaierror", "SSLError", "SSLCertVerificationError", "SSLZeroReturnError"):
         return K.CONNECT
     return next((kind for cls, kind in OS_ERRORS if isinstance(exc, cls)), None)

@@ -29,6 +29,8 @@ __all__ = [
     "TEXTS",
     "TRANSPORT",
     "TRANSPORT_MODULES",
+    "TURNED_AWAY",
+    "TURNED_AWAY_BY",
     "VENDOR_CODE",
     "WEAK",
     "Family",
@@ -395,6 +397,12 @@ TRANSPORT: Mapping[str, ErrorKind] = {
 TRANSPORT_MODULES = re.compile(
     r"^(?:httpx2?|httpcore2?|h11|h2|requests|urllib3|aiohttp|anyio|openai|anthropic|google|json|simplejson|builtins|langchain_\w+)\b"
 )
+
+TURNED_AWAY_BY = frozenset({"RemoteProtocolError", "StreamReset", "ConnectionTerminated"})
+TURNED_AWAY = re.compile(
+    r"REFUSED_STREAM|StreamReset\b.*error_code:\s*7\b|ConnectionTerminated\b.*last_stream_id:\s*0\b"
+)
+"""HTTP/2: the server has not looked at the request (REFUSED_STREAM; GOAWAY before the first stream): nothing was sent."""
 
 WEAK: Mapping[str, ErrorKind] = {
     # Wrappers whose cause usually says more.

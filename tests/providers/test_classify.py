@@ -483,6 +483,25 @@ def test_the_cause_of_a_wrapper_is_what_counts(outer: Exception, cause: Exceptio
     assert error.kind is kind
 
 
+@pytest.mark.parametrize(
+    ("text", "unsent"),
+    [
+        ("<StreamReset stream_id:1, error_code:7, remote_reset:True>", True),
+        ("<StreamReset stream_id:1, error_code:8, remote_reset:True>", False),
+        ("ErrorCodes.REFUSED_STREAM", True),
+        ("<ConnectionTerminated error_code:0, last_stream_id:0, additional_data:None>", True),
+        ("<ConnectionTerminated error_code:0, last_stream_id:3, additional_data:None>", False),
+        ("Server disconnected without sending a response.", False),
+    ],
+)
+def test_a_request_that_http2_turned_away_has_not_been_sent(text: str, unsent: bool) -> None:
+    exc = type("RemoteProtocolError", (Exception,), {"__module__": "httpx"})(text)
+    found = classify_error(exc, provider="openai")
+    assert found is not None
+    assert found.unsent is unsent
+    assert found.kind is (ErrorKind.CONNECT if unsent else ErrorKind.TRANSIENT)
+
+
 def test_a_provider_error_inside_is_handed_out_as_it_is() -> None:
     inside = ProviderError.of(K.BILLING, "out of money")
     assert classify_error(inside, provider="openai") is inside
