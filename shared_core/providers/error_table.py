@@ -402,7 +402,7 @@ TURNED_AWAY_BY = frozenset({"RemoteProtocolError", "StreamReset", "ConnectionTer
 TURNED_AWAY = re.compile(
     r"REFUSED_STREAM|StreamReset\b.*error_code:\s*7\b|ConnectionTerminated\b.*last_stream_id:\s*0\b"
 )
-"""HTTP/2: the server has not looked at the request (REFUSED_STREAM; GOAWAY before the first stream): nothing was sent."""
+"""HTTP/2: the server has not looked at the request (REFUSED_STREAM, GOAWAY before the first): as good as not sent."""
 
 WEAK: Mapping[str, ErrorKind] = {
     # Wrappers whose cause usually says more.
