@@ -269,7 +269,7 @@ class Cached:
     def _last_resorts(self, asked: _Asked, failure: FallbackError) -> Generator[Step, Report, FallbackError | None]:
         """A kept answer of anybody in the plan, past its time if that is allowed; then the user's own answer."""
         execution = asked.execution
-        if asked.keeps and may_rescue(failure) and (yield from self._look(asked, asked.plan.routes, stale=True)):
+        if asked.reads and may_rescue(failure) and (yield from self._look(asked, asked.plan.routes, stale=True)):
             return None
         if self._default is not None and may_use_default(failure):
             answer = yield Default(failure)
@@ -405,15 +405,15 @@ class Cached:
         step: Step | None,
     ) -> Generator[ChatEvent, None, None]:
         report: Report = None
+        failure: FallbackError | None = None
         try:
             while True:
                 if step is None:
                     try:
                         step = steps.send(report)
                     except StopIteration as stop:
-                        if stop.value is not None:
-                            raise stop.value from None
-                        return
+                        failure = stop.value
+                        break
                 match step:
                     case Learn():
                         self._learn(step)
@@ -435,6 +435,8 @@ class Cached:
                 step = None
         finally:
             steps.close()
+        if failure is not None:
+            raise failure
 
     def _ask(self, asked: _Asked, flight: Flight | None) -> Generator[ChatEvent, None, BaseException | None]:
         source = self._tapped(asked)
@@ -556,15 +558,15 @@ class Cached:
         step: Step | None,
     ) -> AsyncGenerator[ChatEvent, None]:
         report: Report = None
+        failure: FallbackError | None = None
         try:
             while True:
                 if step is None:
                     try:
                         step = steps.send(report)
                     except StopIteration as stop:
-                        if stop.value is not None:
-                            raise stop.value from None
-                        return
+                        failure = stop.value
+                        break
                 match step:
                     case Learn():
                         await asyncio.to_thread(self._learn, step)
@@ -594,6 +596,8 @@ class Cached:
                 step = None
         finally:
             steps.close()
+        if failure is not None:
+            raise failure
 
     async def _aask(self, asked: _Asked, flight: Flight | None, ended: _Ended) -> AsyncGenerator[ChatEvent, None]:
         source = self._atapped(asked)

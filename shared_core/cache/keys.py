@@ -262,7 +262,7 @@ def request_form(request: ChatRequest) -> Any:
         Unkeyable: something in it cannot be told by value.
     """
     output = request.output
-    extra = request.extra
+    extra = request.extra and {name: told for name, told in request.extra.items() if told}
     return (
         VERSION,
         tuple([_message(message) for message in request.messages]),
@@ -276,7 +276,7 @@ def request_form(request: ChatRequest) -> Any:
         tuple(request.stop) if request.stop else None,
         request.seed,
         request.model,
-        _mapping({name: told for name, told in extra.items() if told}, "extra") if extra else None,
+        _mapping(extra, "extra") if extra else None,
         request.continues,
         request.check is not None,
     )

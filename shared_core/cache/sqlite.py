@@ -199,7 +199,7 @@ class SQLiteStore:
         self._do(
             lambda connection: (
                 connection.execute(
-                    "DELETE FROM entries WHERE key = ?1 AND (?2 IS NULL OR body = ?2)", (key, body)
+                    "DELETE FROM entries WHERE key = ?1 AND (?2 IS NULL OR CAST(body AS BLOB) = ?2)", (key, body)
                 ).rowcount
             ),
             0,
