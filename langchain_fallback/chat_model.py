@@ -22,7 +22,7 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.language_models.model_profile import ModelProfile
-from langchain_core.messages import LC_ID_PREFIX, AIMessage, BaseMessage
+from langchain_core.messages import LC_ID_PREFIX, AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
 from langchain_core.runnables import Runnable, RunnableConfig, ensure_config
@@ -42,6 +42,7 @@ from langchain_fallback._convert import (
 from langchain_fallback._engine import Engine, ModelLike, ProfileOf, built, keyed, profile, recipe, shown, split
 from langchain_fallback._names import target_named
 from langchain_fallback._runs import OpenRuns
+from langchain_fallback._whose import tags_in_config, whose
 from langchain_fallback._written import dumped, plain
 from langchain_fallback.errors import as_langchain
 from langchain_fallback.structured import Method, Shape, spared
@@ -68,6 +69,13 @@ def _version() -> str:
 
 _WATCHED = frozenset({"stream", "ls_structured_output_format", "structured_output_format"})
 """Keywords that mean something to LangChain's own `generate`."""
+
+
+def _of_run(
+    kwargs: Mapping[str, Any], run: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None
+) -> Mapping[str, Any]:
+    """`kwargs` with what a run's tags and metadata say of whose call it is."""
+    return kwargs if run is None else whose(kwargs, run.tags, run.metadata)
 
 
 def _mended(result: ChatResult) -> ChatResult:
@@ -297,10 +305,12 @@ class FallbackChatModel(BaseChatModel):
     ) -> AIMessage:
         """The whole answer. Goes round the bookkeeping for callbacks, caches and limiters when there are none."""
         config = ensure_config(config)
+        if "tags" in kwargs:
+            config = tags_in_config(config, kwargs)
         messages = self._unwatched(CallbackManager, input, config, kwargs)
         if messages is None:
             return super().invoke(input, config, stop=stop, **kwargs)
-        engine, request = self._request(messages, stop, kwargs, streaming=False)
+        engine, request = self._request(messages, stop, self._told(kwargs, config), streaming=False)
         try:
             answer = engine.router.invoke(request)
         except FallbackError as error:
@@ -317,15 +327,50 @@ class FallbackChatModel(BaseChatModel):
     ) -> AIMessage:
         """The whole answer, async; the twin of `invoke`."""
         config = ensure_config(config)
+        if "tags" in kwargs:
+            config = tags_in_config(config, kwargs)
         messages = self._unwatched(AsyncCallbackManager, input, config, kwargs)
         if messages is None:
             return await super().ainvoke(input, config, stop=stop, **kwargs)
-        engine, request = self._request(messages, stop, kwargs, streaming=False)
+        engine, request = self._request(messages, stop, self._told(kwargs, config), streaming=False)
         try:
             answer = await engine.router.ainvoke(request)
         except FallbackError as error:
             answer = spared(error, request)
         return _identified(message_of(answer, engine.facts.origin_of))
+
+    def stream(
+        self,
+        input: LanguageModelInput,  # noqa: A002  # LangChain's name for it
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> Iterator[AIMessageChunk]:
+        """The answer as it comes. LangChain tells `_stream` nothing of the config; what that says of the call goes along."""
+        config = ensure_config(config)
+        return super().stream(input, config, stop=stop, **self._told(kwargs, config))
+
+    def astream(
+        self,
+        input: LanguageModelInput,  # noqa: A002  # LangChain's name for it
+        config: RunnableConfig | None = None,
+        *,
+        stop: list[str] | None = None,
+        **kwargs: Any,
+    ) -> AsyncIterator[AIMessageChunk]:
+        """The answer as it comes, async; the twin of `stream`."""
+        config = ensure_config(config)
+        return super().astream(input, config, stop=stop, **self._told(kwargs, config))
+
+    def _told(self, kwargs: Mapping[str, Any], config: RunnableConfig) -> Mapping[str, Any]:
+        """`kwargs` with what the config, and the model's own tags and metadata, say of whose call it is."""
+        tags, metadata = config.get("tags"), config.get("metadata")
+        if self.tags:
+            tags = [*(tags or ()), *self.tags]
+        if isinstance(self.metadata, Mapping) and self.metadata:
+            metadata = {**self.metadata, **(metadata or {})}
+        return whose(kwargs, tags, metadata)
 
     def _unwatched(
         self,
@@ -437,7 +482,7 @@ class FallbackChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        engine, request = self._request(messages, stop, kwargs, streaming=False)
+        engine, request = self._request(messages, stop, _of_run(kwargs, run_manager), streaming=False)
         try:
             answer = engine.router.invoke(request)
         except FallbackError as error:
@@ -451,7 +496,7 @@ class FallbackChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        engine, request = self._request(messages, stop, kwargs, streaming=False)
+        engine, request = self._request(messages, stop, _of_run(kwargs, run_manager), streaming=False)
         try:
             answer = await engine.router.ainvoke(request)
         except FallbackError as error:
@@ -465,7 +510,7 @@ class FallbackChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        engine, request = self._request(messages, stop, kwargs, streaming=True)
+        engine, request = self._request(messages, stop, _of_run(kwargs, run_manager), streaming=True)
         answering = engine.router.stream(request)
         chunks = engine.facts.chunks(answering.execution, run_manager, self.output_version)
         try:
@@ -491,7 +536,7 @@ class FallbackChatModel(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        engine, request = self._request(messages, stop, kwargs, streaming=True)
+        engine, request = self._request(messages, stop, _of_run(kwargs, run_manager), streaming=True)
         answering = engine.router.astream(request)
         chunks = engine.facts.chunks(answering.execution, run_manager, self.output_version)
         try:

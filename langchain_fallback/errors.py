@@ -14,7 +14,7 @@
     DeadlineExceeded  ModelDeadlineExceeded         also ModelTimeoutError
     StreamBroken      ModelStreamBroken             also ModelConnectionError
     InvalidRequest    InvalidModelRequest           also ModelInvalidRequestError
-    BudgetExceeded    ModelBudgetExceeded           also ModelError
+    BudgetExceeded    ModelBudgetExceeded           also ModelError; an AllTargetsFailed, too
 
 Each stays what it was: `except AllTargetsFailed` and `except* RateLimited` work as on a `Router`. `is_retryable`
 says whether the same call may succeed soon, `response` is the SDK's, `errors` holds every attempt's error.
@@ -143,7 +143,9 @@ class InvalidModelRequest(InvalidRequest, ModelInvalidRequestError):
 
 
 class ModelBudgetExceeded(BudgetExceeded, ModelError):
-    """A hard budget refuses the call."""
+    """A hard budget kept out a target that might have answered, and nobody else did."""
+
+    is_retryable = BudgetExceeded.is_retryable
 
 
 _K = ErrorKind
@@ -183,6 +185,9 @@ def as_langchain(error: FallbackError) -> FallbackError:
             return error
         case DeadlineExceeded():
             twin = _group(ModelDeadlineExceeded, error)
+        case BudgetExceeded():
+            twin = _group(ModelBudgetExceeded, error)
+            twin.__dict__.update(error.__dict__)
         case AllTargetsFailed():
             twin = _group(_class_of(error), error)
         case StreamBroken():
@@ -191,9 +196,6 @@ def as_langchain(error: FallbackError) -> FallbackError:
                 twin.__cause__ = as_langchain(cause)
         case InvalidRequest():
             twin = InvalidModelRequest(*error.args)
-        case BudgetExceeded():
-            twin = ModelBudgetExceeded(*error.args)
-            twin.__dict__.update(error.__dict__)
         case _:
             return error
     if twin.__cause__ is None:

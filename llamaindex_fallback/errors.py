@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from shared_core.errors import AllTargetsFailed, DeadlineExceeded, InvalidOutput
+from shared_core.errors import AllTargetsFailed, BudgetExceeded, DeadlineExceeded, InvalidOutput
 
 __all__ = ["StructuredOutputFailed", "as_llamaindex"]
 
@@ -17,7 +17,7 @@ class StructuredOutputFailed(AllTargetsFailed, ValueError):
 
 def as_llamaindex(error: AllTargetsFailed) -> AllTargetsFailed:
     """`error`, as a `StructuredOutputFailed` where answers that were no use are the best explanation of it."""
-    if not isinstance(error.__cause__, InvalidOutput) or isinstance(error, DeadlineExceeded):
+    if not isinstance(error.__cause__, InvalidOutput) or isinstance(error, (BudgetExceeded, DeadlineExceeded)):
         return error
     failed = StructuredOutputFailed(
         error.message, error.exceptions, fallback=error.fallback, retry_after_s=error.retry_after_s

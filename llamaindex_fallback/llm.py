@@ -24,6 +24,7 @@ from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.types import PydanticProgramMode
 from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.dispatcher import active_instrument_tags
 
 from llamaindex_fallback import _mould as mould
 from llamaindex_fallback._answer import Chunks, chat_response, completion_response
@@ -32,6 +33,7 @@ from llamaindex_fallback._faces import chat_face, completion_face, straight
 from llamaindex_fallback._models import dump_target, load_model, pickled, targets_of
 from llamaindex_fallback._request import CheckedTools, openai_tool, to_request, tool_choice
 from llamaindex_fallback._state import plain_options
+from llamaindex_fallback._whose import whose
 from llamaindex_fallback.errors import as_llamaindex
 from llamaindex_fallback.structured import CalledCheck, Shape, way_for
 from shared_core.chat.events import Answer
@@ -281,6 +283,8 @@ class FallbackLLM(FunctionCallingLLM):
             options["timeout"] = self.timeout
         if kwargs:
             options |= {key: value for key, value in kwargs.items() if value is not None}
+        if around := active_instrument_tags.get():
+            whose(options, around)
         return to_request(messages, streaming=streaming, **options)
 
     def _asked(self, messages: Sequence[ChatMessage], kwargs: Mapping[str, Any]) -> Answer:

@@ -544,6 +544,26 @@ class BudgetExceeded(AllTargetsFailed):
         errors: of the attempts that were made all the same, at targets within budget.
     """
 
+    def __new__(
+        cls,
+        message: str,
+        errors: Sequence[Exception] = (),
+        *,
+        fallback: Mapping[str, Any] | None = None,
+        retry_after_s: float | None = None,
+    ) -> Self:
+        return super().__new__(cls, message, errors, fallback=fallback, retry_after_s=retry_after_s)
+
+    def __init__(
+        self,
+        message: str,
+        errors: Sequence[Exception] = (),
+        *,
+        fallback: Mapping[str, Any] | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, errors, fallback=fallback, retry_after_s=retry_after_s)
+
     budget: Any = None
     of: str | None = None
     spent: float = 0.0

@@ -177,7 +177,7 @@ def to_request(
         constraints=constraints,
         timeout_s=defaults.get("timeout") if timeout is None else timeout,
         user=get("user"),
-        tags=tuple(get("tags") or ()),
+        tags=(tags,) if isinstance(tags := get("tags"), str) else tuple(tags or ()),
         extra=extra,
         cache=get("cache"),
         native=Native(FRAMEWORK, messages, kwargs, form=native_form) if wrapped else None,
