@@ -9,13 +9,23 @@ A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; whatever a hand wro
 from __future__ import annotations
 
 import argparse
+import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from shared_core import BreakerConfig, Disposition, ErrorKind, RetryPolicy, Timeouts
+from shared_core import (
+    BreakerConfig,
+    Disposition,
+    ErrorKind,
+    HealthCheck,
+    Limits,
+    RetryPolicy,
+    Timeouts,
+    WebhookHook,
+)
 from shared_core.errors import RULES, Rule, Scope
 from shared_core.providers import compatible, registry
 from shared_core.providers.llama_cpp.options import Options
@@ -23,7 +33,13 @@ from shared_core.providers.llama_cpp.options import Options
 __all__ = ["TABLES", "main", "rendered"]
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "local-model.md")
+PAGES = (
+    ROOT / "README.md",
+    *(
+        ROOT / "docs" / f"{page}.md"
+        for page in ("circuit-breaker", "events", "health", "local-model", "rate-limits", "retries-and-deadlines")
+    ),
+)
 
 # ── the tables ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -73,7 +89,9 @@ def failures() -> str:
     if missing:
         raise SystemExit(f"say in SEEN_AS how these show themselves: {', '.join(sorted(missing))}")
     rules = [(seen, kind, RULES[kind]) for kind, seen in SEEN_AS.items()]
-    rows = [(seen, f"`{kind}`", _then(rule), "yes" if rule.trips_breaker else "") for seen, kind, rule in rules]
+    then = {kind: _then(rule) for _, kind, rule in rules}
+    then[ErrorKind.CONNECT] = "one more try at once, which counts for nothing; then the next target"
+    rows = [(seen, f"`{kind}`", then[kind], "yes" if rule.trips_breaker else "") for seen, kind, rule in rules]
     return _table(("what happens", "kind", "what follows", "counts for the circuit"), rows)
 
 
@@ -110,17 +128,34 @@ def providers() -> str:
     return _table(("target", "runs", "key", "extra"), rows)
 
 
-def local_options() -> str:
-    """Every option of a local model, with its default and its docstring's words."""
+def options_of(group: type) -> str:
+    """Every option of one group, with its default and its docstring's words."""
     rows = [
-        (f"`{field.name}`", "–" if field.default is None else f"`{field.default!r}`", _meaning(Options, field.name))
-        for field in fields(Options)
+        (f"`{field.name}`", "–" if field.default is None else f"`{field.default!r}`", _meaning(group, field.name))
+        for field in fields(group)
+    ]
+    return _table(("option", "default", "meaning"), rows)
+
+
+def webhook() -> str:
+    """Every option of a webhook."""
+    parameters = [one for name, one in inspect.signature(WebhookHook.__init__).parameters.items() if name != "self"]
+    rows = [
+        (
+            f"`{one.name}`",
+            "" if one.default is one.empty else "–" if one.default is None else f"`{one.default!r}`",
+            _meaning(WebhookHook, one.name),
+        )
+        for one in parameters
     ]
     return _table(("option", "default", "meaning"), rows)
 
 
 TABLES: Mapping[str, Callable[[], str]] = {
-    "defaults": defaults, "failures": failures, "providers": providers, "local-options": local_options,
+    "health-check": lambda: options_of(HealthCheck), "webhook": webhook,
+    "defaults": defaults, "failures": failures, "providers": providers, "local-options": lambda: options_of(Options),
+    "breaker-options": lambda: options_of(BreakerConfig), "limits-options": lambda: options_of(Limits),
+    "retry-options": lambda: options_of(RetryPolicy), "timeouts-options": lambda: options_of(Timeouts),
 }  # fmt: skip
 """What may stand between markers, by name."""
 

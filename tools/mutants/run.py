@@ -22,7 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / ".build" / "mutants"
 
 FILES = (
+    "shared_core/resilience/admission.py",
     "shared_core/resilience/breaker.py",
+    "shared_core/resilience/locks.py",
+    "shared_core/resilience/rate_limit.py",
     "shared_core/resilience/retry.py",
     "shared_core/routing/chains.py",
     "shared_core/routing/flow.py",
@@ -40,6 +43,7 @@ TESTS = tuple(
         "breaker",
         "retry",
         "admission",
+        "rate_limit",
         "flow",
         "flow_decisions",
         "flow_steps",
