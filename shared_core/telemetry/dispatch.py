@@ -65,12 +65,14 @@ def _pairs(observers: Observers | None) -> list[tuple[Observer, tuple[type[Event
     if observers is None:
         return []
     if isinstance(observers, Mapping):
-        return [
-            (_callable(one), kinds_of([kind]))
-            for kind, given in observers.items()
-            for one in ([given] if callable(given) else given)
-        ]
-    return [(_callable(one), _wanted(one)) for one in ([observers] if callable(observers) else observers)]
+        return [(one, kinds_of([kind])) for kind, given in observers.items() for one in _several(given)]
+    return [(one, _wanted(one)) for one in _several(observers)]
+
+
+def _several(observers: Any) -> list[Observer]:
+    if callable(observers) or not isinstance(observers, Iterable):
+        observers = [observers]
+    return [_callable(one) for one in observers]
 
 
 def _wanted(observer: Observer) -> tuple[type[Event], ...]:

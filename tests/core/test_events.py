@@ -1,0 +1,268 @@
+"""Who is told what: filters, hooks that raise or hang, event loops, forks, and the page that lists every event."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared_core import AttemptFailed, ConfigurationError, FellOver, Router, Target, telemetry
+from shared_core.errors import ErrorKind as K
+from shared_core.telemetry import events
+from shared_core.telemetry.dispatch import Dispatcher, kinds_of
+from shared_core.telemetry.events import (
+    CircuitChanged,
+    Event,
+    RequestFailed,
+    RequestStarted,
+    RequestSucceeded,
+    TargetRecovered,
+    TargetUnhealthy,
+    event_name,
+)
+from shared_core.testing import ScriptedProvider, VirtualClock
+
+ROOT = Path(__file__).parents[2]
+KINDS: list[type[Event]] = [getattr(events, name) for name in events.__all__ if name != "Event"]
+
+
+def unhealthy(n: int = 0) -> TargetUnhealthy:
+    return TargetUnhealthy("", float(n), f"t{n}", None)
+
+
+# ── whom ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_observer_hears_of_everything_a_mapping_of_what_it_names():
+    every: list[Event] = []
+    fell: list[Event] = []
+    both: list[Event] = []
+    with Router([ScriptedProvider(K.MALFORMED, name="a"), ScriptedProvider(name="b")], on_event=every.append) as router:
+        router.invoke("Hi")
+        router.flush_events()
+    with Router(
+        [ScriptedProvider(K.MALFORMED, name="a"), ScriptedProvider(name="b")],
+        on_event={FellOver: [fell.append, both.append], "attempt_failed": both.append},
+        clock=VirtualClock(),
+    ) as router:
+        router.invoke("Hi")
+        router.flush_events()
+    assert {type(event) for event in every} >= {RequestStarted, AttemptFailed, FellOver, RequestSucceeded}
+    assert [type(event) for event in fell] == [FellOver]
+    assert {type(event) for event in both} == {FellOver, AttemptFailed}
+
+
+def test_an_observer_may_say_itself_what_it_wants_to_hear():
+    class Pager:
+        events = ("target_unhealthy", TargetRecovered)
+
+        def __init__(self) -> None:
+            self.told: list[Event] = []
+
+        def __call__(self, event: Event) -> None:
+            self.told.append(event)
+
+    pager = Pager()
+    dispatcher = Dispatcher([pager])
+    for event in (unhealthy(), CircuitChanged("", 1.0, "a", "parked", None, None), TargetRecovered("", 2.0, "a")):
+        dispatcher.emit(event)
+    assert dispatcher.flush()
+    dispatcher.close()
+    assert [type(event) for event in pager.told] == [TargetUnhealthy, TargetRecovered]
+
+
+def test_observers_come_and_go_while_a_router_runs():
+    late: list[Event] = []
+    with Router([ScriptedProvider()]) as router:
+        router.invoke("Hi")
+        remove = router.on(late.append, "request_succeeded", RequestFailed)
+        router.invoke("Hi")
+        router.flush_events()
+        remove()
+        remove()
+        router.invoke("Hi")
+        router.flush_events()
+    assert [type(event) for event in late] == [RequestSucceeded]
+
+
+def test_the_same_observer_may_be_added_twice_and_leaves_once():
+    heard: list[Event] = []
+    dispatcher = Dispatcher()
+    first = dispatcher.add(heard.append)
+    dispatcher.add(heard.append)
+    first()
+    dispatcher.emit(unhealthy())
+    assert dispatcher.flush()
+    dispatcher.close()
+    assert len(heard) == 1
+
+
+@pytest.mark.parametrize("bad", [5, [5], {"nothing": print}, {5: print}, {RequestFailed: 5}, {"request_faild": print}])
+def test_what_cannot_be_told_is_refused_when_it_is_given(bad):
+    with pytest.raises(ConfigurationError) as caught:
+        Router([ScriptedProvider()], on_event=bad)
+    assert "faild" not in str(bad) or "request_failed" in str(caught.value), "the nearest is named"
+    with Router([ScriptedProvider()]) as router, pytest.raises(ConfigurationError):
+        router.on(print, "nothing")
+
+
+def test_the_base_class_stands_for_every_kind():
+    assert kinds_of([Event, "circuit_changed"]) == (Event, CircuitChanged)
+
+
+def test_nobody_to_tell_starts_no_thread():
+    before = threading.active_count()
+    dispatcher = Dispatcher({"target_recovered": print})
+    dispatcher.emit(unhealthy())
+    assert threading.active_count() == before
+    dispatcher.close()
+
+
+# ── never in the way ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_hook_that_hangs_costs_events_and_nothing_else():
+    hold = threading.Event()
+    dispatcher = Dispatcher([lambda _: hold.wait(10)], capacity=10)
+    begun = time.monotonic()
+    for n in range(1_000):
+        dispatcher.emit(unhealthy(n))
+    assert time.monotonic() - begun < 1
+    assert dispatcher.dropped >= 988
+    assert not dispatcher.flush(0.05)
+    hold.set()
+    assert dispatcher.flush(10)
+    dispatcher.close()
+
+
+def test_a_hook_that_raises_is_logged_and_the_next_one_is_told(caplog):
+    def broken(_: Event) -> None:
+        raise RuntimeError("broken hook")
+
+    async def abroken(_: Event) -> None:
+        raise RuntimeError("broken async hook")
+
+    told: list[Event] = []
+    dispatcher = Dispatcher([broken, abroken, told.append])
+    dispatcher.emit(unhealthy())
+    assert dispatcher.flush()
+    dispatcher.close()
+    assert len(told) == 1
+    assert caplog.text.count("the request is not affected") == 2
+
+
+def test_async_hooks_run_one_after_another_on_one_loop_of_their_own():
+    loops: list[asyncio.AbstractEventLoop] = []
+    running = [0, 0]
+
+    async def hook(_: Event) -> None:
+        loops.append(asyncio.get_running_loop())
+        running[0] += 1
+        running[1] = max(running)
+        await asyncio.sleep(0)
+        running[0] -= 1
+
+    async def program() -> None:
+        async with Router([ScriptedProvider()], on_event=hook) as router:
+            for _ in range(3):
+                await router.ainvoke("Hi")
+            await asyncio.to_thread(router.flush_events)
+            assert asyncio.get_running_loop() not in loops, "the program's own loop is not held up"
+
+    asyncio.run(program())
+    assert len(loops) == 6
+    assert len(set(loops)) == 1
+    assert running[1] == 1
+
+
+PROGRAM = """
+    import os
+    from shared_core.telemetry.dispatch import Dispatcher
+    from shared_core.telemetry.events import TargetRecovered
+    told = []
+    dispatcher = Dispatcher([told.append])
+    dispatcher.emit(TargetRecovered("", 1.0, "parent"))
+    assert dispatcher.flush()
+    if os.fork() == 0:
+        dispatcher.emit(TargetRecovered("", 1.0, "child"))
+        os._exit(0 if dispatcher.flush() and [e.target for e in told] == ["parent", "child"] else 1)
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+    dispatcher.emit(TargetRecovered("", 1.0, "parent"))
+    assert dispatcher.flush() and len(told) == 2
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_observers_of_a_forked_child_are_told_too():
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(PROGRAM)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+# ── events as values ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_event_is_a_frozen_value_with_a_name_and_a_level(kind):
+    example: Any = kind(*[f"{one.name}" for one in fields(kind)])
+    with pytest.raises(FrozenInstanceError):
+        example.at = 5.0
+    assert example.name == event_name(kind)
+    assert example.as_dict()["event"] == event_name(kind)
+    assert set(example.as_dict()) == {"event", *(one.name for one in fields(kind))}
+    assert example.level in (logging.DEBUG, logging.INFO, logging.WARNING, logging.ERROR)
+    assert kind.quoted <= {one.name for one in fields(kind)}
+    assert kind.__doc__
+    assert not hasattr(example, "__dict__"), "events are many and small"
+
+
+def test_every_event_is_public_by_its_name():
+    assert sorted(telemetry.__all__) == sorted(events.__all__)
+    for kind in KINDS:
+        assert getattr(telemetry, kind.__name__) is kind
+
+
+def test_the_log_says_who_needs_to_look(caplog):
+    with caplog.at_level(logging.DEBUG, "llm_fallback"):
+        clock = VirtualClock()
+        down = ScriptedProvider(K.TRANSIENT, name="a")
+        with Router([Target(provider=down, name="a"), ScriptedProvider(name="b")], clock=clock) as router:
+            for _ in range(5):
+                router.invoke("Hi")
+    level = {r.getMessage().split(" ")[0]: r.levelname for r in caplog.records}
+    assert level["request_started"] == "DEBUG"
+    assert level["attempt_failed"] == "INFO"
+    assert level["circuit_changed"] == "INFO"
+    assert level["target_unhealthy"] == "INFO"
+    warned = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert all("request_succeeded" in r.getMessage() for r in warned)
+
+
+# ── the page ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def rows() -> dict[str, str]:
+    page = (ROOT / "docs" / "events.md").read_text(encoding="utf-8")
+    table = page.partition("## Every event")[2].partition("\n## ")[0]
+    return dict(re.findall(r"^\| `(\w+)` \| ([^|]*) \|", table, re.MULTILINE))
+
+
+def test_the_page_lists_every_event_there_is_and_no_other():
+    assert sorted(rows()) == sorted(event_name(kind) for kind in KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_the_page_names_every_field_of_an_event(kind):
+    told = re.findall(r"`(\w+)`", rows()[event_name(kind)])
+    assert told == [one.name for one in fields(kind) if one.name not in ("execution", "at")]
