@@ -86,7 +86,8 @@ if TYPE_CHECKING:
     from shared_core.routing.capabilities import Capabilities
     from shared_core.routing.chains import Chain
     from shared_core.routing.execution import Attempt, Execution
-    from shared_core.routing.planner import Plan
+    from shared_core.routing.hedge import Hedge
+    from shared_core.routing.planner import Plan, TargetScore
     from shared_core.routing.price import Price
     from shared_core.routing.provider import Provider
     from shared_core.routing.strategies import RoutingStrategy, TargetView
@@ -102,8 +103,10 @@ if TYPE_CHECKING:
         FellOver,
         LedgerTrouble,
         RequestFailed,
+        RequestHedged,
         RequestStarted,
         RequestSucceeded,
+        RouterReconfigured,
         StreamContinued,
         TargetChanged,
         TargetProbed,
@@ -143,15 +146,16 @@ _HOMES: dict[str, str] = {
         "shared_core.routing.capabilities": "Capabilities",
         "shared_core.routing.chains": "Chain",
         "shared_core.routing.execution": "Attempt Execution",
-        "shared_core.routing.planner": "Plan",
+        "shared_core.routing.hedge": "Hedge",
+        "shared_core.routing.planner": "Plan TargetScore",
         "shared_core.routing.price": "Price",
         "shared_core.routing.provider": "Provider",
         "shared_core.routing.strategies": "RoutingStrategy TargetView",
         "shared_core.routing.target": "Target",
         "shared_core.telemetry.events": (
             "AttemptFailed BudgetExhausted BudgetOvercharged BudgetWarning CacheHit CircuitChanged Event "
-            "FellOver LedgerTrouble RequestFailed RequestStarted RequestSucceeded StreamContinued TargetChanged "
-            "TargetProbed TargetRecovered TargetUnhealthy"
+            "FellOver LedgerTrouble RequestFailed RequestHedged RequestStarted RequestSucceeded RouterReconfigured "
+            "StreamContinued TargetChanged TargetProbed TargetRecovered TargetUnhealthy"
         ),
         "shared_core.telemetry.webhook": "WebhookHook verify_signature",
     }.items()
@@ -206,6 +210,7 @@ __all__ = [
     "HealthReport",
     "HealthStatus",
     "HealthWindow",
+    "Hedge",
     "Image",
     "InvalidModelFile",
     "InvalidOutput",
@@ -233,6 +238,7 @@ __all__ = [
     "Reasoning",
     "ReasoningDelta",
     "RequestFailed",
+    "RequestHedged",
     "RequestRejected",
     "RequestStarted",
     "RequestSucceeded",
@@ -240,6 +246,7 @@ __all__ = [
     "Restarted",
     "RetryPolicy",
     "Router",
+    "RouterReconfigured",
     "RoutingStrategy",
     "SQLiteLedger",
     "Started",
@@ -250,6 +257,7 @@ __all__ = [
     "TargetHealth",
     "TargetProbed",
     "TargetRecovered",
+    "TargetScore",
     "TargetTest",
     "TargetTests",
     "TargetUnhealthy",

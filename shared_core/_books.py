@@ -24,6 +24,7 @@ from shared_core.telemetry.events import (
     CircuitChanged,
     FellOver,
     RequestFailed,
+    RequestHedged,
     RequestStarted,
     RequestSucceeded,
     StreamContinued,
@@ -68,6 +69,12 @@ class Books:
                     execution.id, self._clock.time(), chosen.targets, chosen.strategy, execution.request.streaming
                 )
             )
+
+    def hedged(self, execution: Execution) -> None:
+        """A second target is asked beside a slow one."""
+        found = execution.hedged
+        if found is not None and self.events.active:
+            self.events.emit(RequestHedged(execution.id, self._clock.time(), found.beside, found.target, found.after_s))
 
     def finished(self, call: Call, event: Finished, fault: ProviderError | None = None) -> None:
         """An attempt reached its terminal event: note what it used and who answered, also when it was no use."""

@@ -127,6 +127,7 @@ class Driver:
                             report = yield from self._call(step, relay, ahead, _of(step, heats))
                     case Race():
                         pending.append(step.second)
+                        self._books.hedged(execution)
                         report = self._race(step, heats)
                     case Resume():
                         report = yield from self._call(step.call, relay, ahead, _of(step.call, heats))
@@ -194,6 +195,7 @@ class Driver:
                             report = ended.error
                     case Race():
                         pending.append(step.second)
+                        self._books.hedged(execution)
                         report = await self._arace(step, heats)
                     case Settle():
                         pending = [call for call in pending if call.admission is not step.admission]

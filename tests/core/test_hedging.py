@@ -735,7 +735,7 @@ def served(server: FaultServer, **options: Any) -> Router:
             Target(f"openai:{model}", base_url=server.openai_url, api_key="sk-test-not-a-real-key-000", name=model)
             for model in ("gpt-slow", "gpt-quick")
         ],
-        **{"hedge": Hedge(after=0.05, min_s=0.0, budget=1.0, burst=100), **options},
+        **{"hedge": Hedge(after=0.2, min_s=0.0, budget=1.0, burst=100), **options},
     )
 
 
