@@ -13,7 +13,7 @@ import hashlib
 import inspect
 import logging
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -71,7 +71,7 @@ CacheStatus = Literal["hit", "joined", "stale", "default"]
 class Look(NamedTuple):
     """Is there an answer under one of these keys? Report: `Found`, or None."""
 
-    keys: Sequence[bytes]
+    keys: Iterable[bytes]
     stale: bool
 
 
@@ -248,16 +248,22 @@ class Cached:
         """Show what is kept of the targets that would be asked now, if there is anything; with `stale`, of any of them
         and also past its time. Those who have joined `flight` meanwhile are sent to look for themselves.
         """
-        now = self.now()
-        allowed = routes if stale else servable(routes, lambda route: route.gate.peek(now) is not None)
-        keyed = [(route, key) for route in allowed if (key := self._key(asked, route)) is not None]
-        if not keyed:
-            return False
-        found = yield Look([key for _, key in keyed], stale)
+        looked: list[Route] = []
+
+        def keys() -> Iterator[bytes]:
+            # Whether a target refuses is asked only once it turns out that nothing is kept of it.
+            now = self.now()
+            for route in routes if stale else servable(routes, lambda route: route.gate.peek(now) is not None):
+                key = self._key(asked, route)
+                if key is not None:
+                    looked.append(route)
+                    yield key
+
+        found = yield Look(keys(), stale)
         if found is None:
             return False
         assert isinstance(found, Found)
-        route = keyed[found.at][0]
+        route = looked[-1]
         check = asked.execution.request.check
         if check is not None and check(found.kept.answer(route.name, {})) is not None:
             return False  # it passed somebody else's check

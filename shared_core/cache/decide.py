@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from shared_core.chat.events import Finished
@@ -13,7 +13,7 @@ __all__ = ["may_keep", "may_rescue", "may_use_default", "servable"]
 R = TypeVar("R")
 
 
-def servable(planned: Iterable[R], refuses: Callable[[R], bool]) -> list[R]:
+def servable(planned: Iterable[R], refuses: Callable[[R], bool]) -> Iterator[R]:
     """The targets whose kept answers may be served now, in the order of the plan.
 
     A target's kept answer is as good as asking it, no better: it is served when the request would go to that target
@@ -21,12 +21,10 @@ def servable(planned: Iterable[R], refuses: Callable[[R], bool]) -> list[R]:
     account, a wait). So an answer that a stand-in gave during an outage is served while the outage lasts, and not when
     the one it stood in for can be asked again.
     """
-    out: list[R] = []
     for one in planned:
-        out.append(one)
+        yield one
         if not refuses(one):
-            break
-    return out
+            return
 
 
 def may_keep(finished: Finished, *, calls: int, seams: int, said: bool, tool_calls: bool) -> bool:

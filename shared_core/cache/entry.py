@@ -239,7 +239,7 @@ def read(key: bytes, written: bytes) -> Kept:
     if written[: len(_MAGIC)] != _MAGIC or _sum(key, body) != written[len(_MAGIC) : _HEAD - 1]:
         raise Poisoned("it is not what was written under this key")
     try:
-        told = json.loads(zlib.decompress(body[1:]) if body[:1] == b"z" else body[1:])
+        told = json.loads((zlib.decompress(body[1:]) if body[:1] == b"z" else body[1:]).decode("ascii"))
         text, pieces, reasoning, calls, reason, raw, usage, response, model, provider, extra, origin, cost = told
         return Kept(
             text,

@@ -25,10 +25,14 @@ Counted = Literal[
 ]
 
 
-class Found(NamedTuple):
-    """A kept answer: under which of the keys that were asked for, and how old it is in seconds."""
+_SMALL = 2_048
+_FEW = 256
+"""How many small answers are at hand as they were read last, beside the store: the very bytes, checked once."""
 
-    at: int
+
+class Found(NamedTuple):
+    """A kept answer, how old it is in seconds, and whether that is past its time."""
+
     kept: Kept
     age_s: float
     stale: bool
@@ -183,6 +187,7 @@ class ResponseCache:
         self._counts: dict[str, int] = {}
         self._days: dict[str, list[int]] = {}
         self._saved = [0, 0]
+        self._known: dict[bytes, tuple[bytes, Kept]] = {}
 
     @classmethod
     def of(cls, given: Any) -> Self | None:
@@ -230,6 +235,7 @@ class ResponseCache:
 
     def clear(self) -> int:
         """Forget every answer; returns how many there were. What is in flight is kept when it ends."""
+        self._known.clear()
         return self.store.clear()
 
     def close(self) -> None:
@@ -239,8 +245,9 @@ class ResponseCache:
     # ── for the router ───────────────────────────────────────────────────────────────────────────────────────────────
 
     def find(self, keys: Iterable[bytes], now: float, *, stale: bool = False) -> Found | None:
-        """The first answer that is kept under one of `keys`, within its time or, with `stale`, a while past it."""
-        for index, key in enumerate(keys):
+        """The first answer that is kept under one of `keys`, within its time or, with `stale`, a while past it. No
+        further key is asked for than the one it was found under."""
+        for key in keys:
             entry = self.store.get(key, now)
             if entry is None:
                 continue
@@ -250,11 +257,21 @@ class ResponseCache:
             old = now >= entry.expires or age >= self.ttl_s
             if old and not (stale and age < self.ttl_s + self.stale_if_error_s):
                 continue
+            known = self._known.get(key)
+            if known is not None and known[0] is entry.body:
+                return Found(known[1], age, old)
             try:
-                return Found(index, read(key, entry.body), age, old)
+                kept = read(key, entry.body)
             except Poisoned:
                 self.count("poisoned")
                 self.store.discard(key, entry.body)
+                continue
+            if len(entry.body) <= _SMALL and not (kept.extra or kept.reasoning or kept.tool_calls):
+                # Nothing in it can be changed by who gets it, and the next one need not read it again.
+                if len(self._known) >= _FEW:
+                    self._known.clear()
+                self._known[key] = entry.body, kept
+            return Found(kept, age, old)
         return None
 
     def keep(self, key: bytes, kept: Kept, now: float) -> bool:

@@ -19,7 +19,7 @@ class TestDecision:
     @given(st.lists(st.booleans(), max_size=6))
     def test_a_target_is_served_from_what_is_kept_if_all_before_it_refuse(self, refusing):
         """And only then; the order is that of the plan."""
-        allowed = servable(range(len(refusing)), lambda i: refusing[i])
+        allowed = list(servable(range(len(refusing)), lambda i: refusing[i]))
         assert allowed == [i for i in range(len(refusing)) if all(refusing[:i])]
 
 

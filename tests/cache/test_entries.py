@@ -326,11 +326,11 @@ def _work(path: str, number: int, count: int, out) -> None:
     cache = ResponseCache(path=path, max_items=40)
     found = 0
     for step in range(count):
-        key = bytes([step % 60]) * 32
-        kept = Kept(f"answer {step % 60} " * 60, cost_nano=step % 60)
+        key = bytes([step * step % 60]) * 32
+        kept = Kept(f"answer {step * step % 60} " * 60, cost_nano=step)
         got = cache.find([key], float(step))
         if got is not None:
-            assert got.kept == kept
+            assert got.kept.text == kept.text
             found += 1
         cache.keep(key, kept, float(step))
     out.put((number, found, cache.stats().errors, cache.stats().poisoned))
