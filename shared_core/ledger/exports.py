@@ -85,7 +85,7 @@ class _Place:
 
     def wrong(self, column: str, said: str) -> InvalidExport:
         """The error that names the place."""
-        path = (*self.path, *(column.split(".") if self.text is not None or self.path else ()))
+        path = (*self.path, *(column.split(".") if column and (self.text is not None or self.path) else ()))
         line = self.line
         if line is None and self.text is not None:
             line = _line_of(self.text, path)

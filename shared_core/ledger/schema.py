@@ -169,7 +169,7 @@ END;
 
 _REPORTED = "NEW.state = 2 AND NEW.estimated = 0"
 _HIT = "NEW.purpose = 3"
-_CORRECTION = "NEW.corrects IS NOT NULL"
+_CORRECTION = "NEW.purpose = 4"
 _GUESSED = "(NEW.state = 4 OR NEW.estimated = 1)"
 
 SUMS: Mapping[str, str] = {

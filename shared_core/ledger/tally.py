@@ -37,7 +37,7 @@ def add_entry(into: list[int], entry: LedgerEntry) -> None:
     """
     usage, cost, status = entry.usage, entry.cost_nano, entry.status
     purpose = entry.purpose
-    if entry.corrects is not None:
+    if purpose is Purpose.CORRECTION:
         if entry.bound_nano:
             into[_BOUND] += entry.bound_nano
             into[_UNKNOWN] -= entry.bound_nano < 0

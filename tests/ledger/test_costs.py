@@ -92,7 +92,7 @@ def same(a: CostReport, b: CostReport) -> None:
     assert a.month == b.month
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(entries(), max_size=25), st.lists(filters, min_size=1, max_size=4))
 def test_memory_and_sqlite_add_up_to_the_same(tmp_path_factory, rows, asked):
     """Whatever the rows, the filters and the time zone; and both to what a loop over the rows says."""

@@ -154,7 +154,7 @@ def run(*, seed: object = 1, processes: int = 32, kills: int = 5) -> dict[str, A
             faults = [f"a caller ended with {code}" for code in odd]
             faults += [f"{len(hung)} callers hang" for hung in [_wait(live, begun)] if hung]
             time.sleep(0.05)
-        faults += _books(path, plan, bill)
+        faults += _books(path, bill)
         if bill.kinds["WITHOUT A LIMIT"]:
             faults.append(f"{bill.kinds['WITHOUT A LIMIT']} requests had no limit on their output")
         held, limit = _held(path), round(float(plan.limit_usd) * 1e9)
@@ -207,7 +207,7 @@ def _wait(live: list[BaseProcess], begun: float) -> list[BaseProcess]:
     return hung
 
 
-def _books(path: Path, plan: Plan, bill: _Bill) -> list[str]:
+def _books(path: Path, bill: _Bill) -> list[str]:
     """What is wrong in the file, and which requests have no row."""
     with SQLiteLedger(path) as ledger:  # closes what the killed ones have left
         left = [row for row in ledger.entries() if row.status.open]
@@ -227,7 +227,6 @@ def _books(path: Path, plan: Plan, bill: _Bill) -> list[str]:
                 found.append(f"{seen - rows[key]} requests of call {key[0]} to {key[1]} have no row")
     finally:
         connection.close()
-    _ = plan
     return found
 
 
