@@ -347,7 +347,7 @@ class FallbackChatModel(BaseChatModel):
         stop: list[str] | None = None,
         **kwargs: Any,
     ) -> Iterator[AIMessageChunk]:
-        """The answer as it comes. LangChain tells `_stream` nothing of the config; what that says of the call goes along."""
+        """The answer as it comes. LangChain tells `_stream` nothing of the config, so what it says goes along."""
         config = ensure_config(config)
         return super().stream(input, config, stop=stop, **self._told(kwargs, config))
 

@@ -276,7 +276,7 @@ def decide(ask: Ask | None, claims: Sequence[Claim], read: Mapping[MeterKey, Rea
             return Denial(claim, reading.spent, reading.pending, None)
         left = claim.budget.limit_nano - reading.held
         if left < granted:
-            if left < ask.least:
+            if left < ask.least and ask.least > 0:
                 return Denial(claim, reading.spent, reading.pending, ask.least)
             granted = max(left, 0)
     return Grant(granted)
