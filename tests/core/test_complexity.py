@@ -1,0 +1,334 @@
+"""How hard a request is: what the estimate goes by, and that it orders targets and never leaves one out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared_core import (
+    Chain,
+    ChatRequest,
+    ConfigurationError,
+    Constraints,
+    File,
+    Image,
+    InvalidRequest,
+    OutputSchema,
+    Price,
+    Router,
+    Target,
+    Text,
+    ToolSpec,
+    UnknownOption,
+    assistant,
+    system,
+    tool,
+    user,
+)
+from shared_core.routing.complexity import COMPLEX, MEDIUM, Features, estimate, features_of, judged
+from shared_core.testing import ScriptedProvider
+
+HI = ChatRequest((user("Hello"),))
+
+JUDGED = {
+    "simple": [
+        "Hello",
+        "What is the capital of France?",
+        "Translate 'good morning' to French.",
+        "Is 17 prime?",
+        "Classify as spam or not: win money now",
+        "Who was Napoleon?",
+        "Define entropy in one sentence.",
+        "Yes or no: is water wet?",
+        "",
+    ],
+    "medium": [
+        "Explain how photosynthesis works.",
+        "Write a short poem about the sea.",
+        "Why is the sky blue?",
+        "Plan a three day trip to Rome.",
+        "How do I change a tyre?",
+        "Compare tea and coffee.",
+        "print('x');\nfor i in range(3):\n    pass",
+        "Summarize this in one sentence: " + "The council met again on Tuesday. " * 100,
+        "Solve x^2 = 4",
+    ],
+    "complex": [
+        "Prove that there are infinitely many primes, step by step.",
+        "Refactor this:\n```python\ndef f(x): return x\n```",
+        "Design a distributed rate limiter; compare token bucket and GCRA.",
+        "Analyze the root cause of the outage below and write a migration plan.",
+        "1. Read the log\n2. Find the fault\n3. Explain it\n4. Debug the code:\n```\nx = 1\n```",
+        "Evaluate the legal trade-offs of both contracts in depth.",
+    ],
+}
+
+
+@pytest.mark.parametrize(("level", "text"), [(level, text) for level, texts in JUDGED.items() for text in texts])
+def test_people_would_say_the_same(level, text):
+    assert judged("auto", ChatRequest((user(text),))).level == level
+
+
+FULL = Features(50, 50, 1, 0, 0, 0, 0, False, False, 0, 0, 0, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("more", "points"),
+    [
+        ({"question_tokens": 59}, 0), ({"question_tokens": 60}, 1), ({"question_tokens": 400}, 2),
+        ({"question_tokens": 2000}, 3), ({"all_tokens": 3999}, 0), ({"all_tokens": 4000}, 1),
+        ({"all_tokens": 16000}, 2), ({"turns": 5}, 0), ({"turns": 6}, 1), ({"turns": 20}, 2), ({"tools": 1}, 1),
+        ({"tools": 5}, 1), ({"tools": 6}, 2), ({"tool_results": 2}, 0), ({"tool_results": 3}, 1),
+        ({"schema_fields": 3}, 0), ({"schema_fields": 4}, 1), ({"schema_fields": 12}, 2), ({"media": 1}, 1),
+        ({"media": 4}, 2), ({"code": True}, 2), ({"maths": True}, 1), ({"parts": 2}, 0), ({"parts": 3}, 1),
+        ({"parts": 6}, 2), ({"hard_words": 1}, 2), ({"hard_words": 3}, 6), ({"hard_words": 9}, 6),
+        ({"middling_words": 1}, 1), ({"middling_words": 5}, 1), ({"easy_words": 1}, -1), ({"easy_words": 9}, -2),
+        ({"max_tokens": 3999}, 0), ({"max_tokens": 4000}, 1),
+        ({"easy_words": 2, "code": True}, 2), ({"easy_words": 2, "tools": 1}, 1),
+        ({"easy_words": 2, "hard_words": 1}, 2),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_each_feature_is_worth_so_many_points(more, points):
+    judgement = estimate(replace(FULL, **more))
+    assert judgement.points == points
+    assert bool(judgement.why) == bool(points)
+    assert judgement.level == ("complex" if points >= COMPLEX else "medium" if points >= MEDIUM else "simple")
+
+
+counts = st.integers(0, 30_000)
+anything = st.builds(
+    Features, counts, counts, counts, counts, counts, counts, counts, st.booleans(), st.booleans(), counts, counts,
+    counts, counts, st.one_of(st.none(), counts),
+)  # fmt: skip
+LEVELS = ("simple", "medium", "complex")
+GROWING = [f for f in Features.__dataclass_fields__ if f not in ("easy_words", "max_tokens", "code", "maths")]
+
+
+@given(anything, st.sampled_from([*GROWING, "code", "maths"]), st.integers(1, 50))
+def test_more_of_anything_hard_never_makes_it_simpler(features, name, more):
+    value = getattr(features, name)
+    harder = replace(features, **{name: True if isinstance(value, bool) else value + more})
+    assert LEVELS.index(estimate(harder).level) >= LEVELS.index(estimate(features).level)
+
+
+def test_what_is_counted_in_a_request():
+    schema = {"type": "object", "properties": {"a": {"type": "object", "properties": {"b": {"type": "string"}}}}}
+    request = ChatRequest(
+        (
+            system("Prove everything. " * 50),
+            user("First"),
+            assistant("x" * 400),
+            tool("1", "result"),
+            user([Text("Why? How? What? ```x```"), Image(data=b"x"), File(data=b"x")]),
+        ),
+        tools=(ToolSpec("t"),),
+        output=OutputSchema(schema),
+        max_tokens=77,
+    )
+    f = features_of(request)
+    assert (f.turns, f.tools, f.tool_results, f.media, f.schema_fields, f.max_tokens) == (3, 1, 1, 2, 2, 77)
+    assert (f.question_tokens, f.parts, f.code) == (5, 3, True)
+    assert f.hard_words == 0, "what the system prompt says is not what is asked"
+    assert f.all_tokens == (18 * 50 + 5 + 400 + 23) // 4
+    assert features_of(request.replace(output=OutputSchema())).schema_fields == 1
+
+
+def test_words_in_the_middle_of_a_long_text_are_not_looked_for():
+    hidden = ChatRequest((user("y " * 4000 + "prove" + " y" * 4000),))
+    at_the_end = ChatRequest((user("y " * 4000 + "prove"),))
+    assert (features_of(hidden).hard_words, features_of(at_the_end).hard_words) == (0, 1)
+
+
+# ── the order ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def target(name: str, tier: str | None, price: Price | None, **options: object) -> Target:
+    return Target(provider=ScriptedProvider(f"from {name}", name=name), name=name, tier=tier, price=price, **options)  # type: ignore[arg-type]
+
+
+def fleet() -> list[Target]:
+    return [
+        target("best", "best", Price(9, 9)),
+        target("plain", None, Price(3, 3)),
+        target("standard", "standard", Price(2, 2)),
+        target("fast and dear", "fast", Price(5, 5)),
+        target("fast", "fast", Price(1, 1)),
+        target("fast, price unknown", "fast", None),
+    ]
+
+
+ORDERS = {
+    "simple": ("fast", "fast and dear", "fast, price unknown", "standard", "plain", "best"),
+    "medium": ("best", "plain", "standard", "fast and dear", "fast", "fast, price unknown"),
+    "complex": ("best", "plain", "standard", "fast and dear", "fast", "fast, price unknown"),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_simple_is_fast_and_cheap_first_and_complex_the_best_first(level):
+    router = Router(fleet())
+    plan = router.explain(HI.replace(complexity=level))
+    assert plan.targets == ORDERS[level]
+    assert str(plan).endswith(f"complexity: {level}, as asked")
+    assert plan.as_dict()["complexity"] == {"level": level, "asked": level}
+    answer = router.invoke(HI.replace(complexity=level))
+    assert answer.fallback["complexity"] == {"level": level, "asked": level}
+    assert answer.target == ORDERS[level][0]
+
+
+def test_within_a_tier_the_strategy_decides_what_is_complex():
+    router = Router(
+        [target("b1", "best", Price(9, 9)), target("b2", "best", Price(1, 1)), *fleet()[1:]], strategy="cost"
+    )
+    assert router.explain(HI.replace(complexity="complex")).targets[:2] == ("b2", "b1")
+
+
+def test_auto_says_what_it_found_and_why():
+    router = Router(fleet(), complexity="auto")
+    easy, hard = router.invoke(HI), router.invoke(JUDGED["complex"][0])
+    assert (easy.target, hard.target) == ("fast", "best")
+    facts = hard.fallback["complexity"]
+    assert (facts["level"], facts["asked"]) == ("complex", "auto")
+    assert facts["points"] >= COMPLEX
+    assert "words of hard tasks" in " ".join(facts["why"])
+    assert "complexity: complex, " in str(router.explain(JUDGED["complex"][0]))
+    assert "complexity" not in Router(fleet()).invoke(HI).fallback, "nobody asked"
+
+
+def test_a_calls_word_goes_before_the_chains_and_the_chains_before_the_routers():
+    router = Router(fleet(), complexity="simple", chains={"think": Chain(complexity="complex"), "as is": {}})
+    assert router.explain(HI).targets[0] == "fast"
+    assert router.explain(HI.replace(chain="think")).targets[0] == "best"
+    assert router.explain(HI.replace(chain="as is")).targets[0] == "fast"
+    assert router.explain(HI.replace(chain="think", complexity="simple")).targets[0] == "fast"
+    assert router.explain(HI.replace(complexity="medium")).targets[0] == "best"
+
+
+def test_a_pin_and_a_model_of_the_call_go_before_it():
+    router = Router(fleet(), complexity="simple")
+    assert router.explain(HI.replace(model="plain")).targets[:2] == ("plain", "fast")
+    router.pin("best")
+    assert router.explain(HI).targets[:2] == ("best", "fast")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([None, "fast", "standard", "best"]),
+            st.one_of(st.none(), st.integers(0, 9)),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=8,
+    ),
+    st.sampled_from([*LEVELS, "auto"]),
+    st.sampled_from(["priority", "cost", "weighted", "round_robin", "performance", "local_first"]),
+    st.text(max_size=80),
+)
+def test_nobody_is_ever_left_out_for_it(rows, complexity, strategy, text):
+    made = [
+        target(f"t{at}", tier, None if price is None else Price(price, price), enabled=on)
+        for at, (tier, price, on) in enumerate(rows)
+    ]
+    router = Router(made, strategy=strategy)
+    asked = ChatRequest((user(text or "?"),))
+    with_it, without = router.explain(asked.replace(complexity=complexity)), router.explain(asked)
+    assert set(with_it.targets) == set(without.targets)
+    assert with_it.excluded == without.excluded
+    tiers = {t.name: {"fast": 0, "best": 2}.get(t.tier or "", 1) for t in made}
+    ranks = [tiers[name] for name in with_it.targets]
+    if with_it.complexity.level == "simple":
+        assert ranks == sorted(ranks)
+    elif with_it.complexity.level == "complex":
+        assert ranks == sorted(ranks, reverse=True)
+    else:
+        assert with_it.targets == without.targets
+
+
+@pytest.mark.parametrize("wrong", ["hard", "SIMPLE", 3, True])
+def test_a_word_that_is_none_is_refused_where_it_is_given(wrong):
+    with pytest.raises(ConfigurationError, match="unknown complexity"):
+        Router(fleet(), complexity=wrong)
+    with pytest.raises(ConfigurationError, match="unknown complexity"):
+        Chain(complexity=wrong)
+    with pytest.raises(InvalidRequest, match="unknown complexity"):
+        HI.replace(complexity=wrong)
+
+
+# ── per call, in both wrappers ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def askers():
+    """How a call is made, by the name of the way: each returns the text of the answer."""
+    from llama_index.core.llms import ChatMessage
+
+    from langchain_fallback import FallbackChatModel
+    from llamaindex_fallback import FallbackLLM
+
+    messages = [ChatMessage(role="user", content="Hello")]
+    model, llm = FallbackChatModel(models=fleet()), FallbackLLM(models=fleet())
+
+    async def aliased(response):
+        return (await response).message.content
+
+    return {
+        "bind": lambda **kw: model.bind(**kw).invoke("Hello").content,
+        "call": lambda **kw: model.invoke("Hello", **kw).content,
+        "stream": lambda **kw: "".join(str(c.content) for c in model.stream("Hello", **kw)),
+        "chat": lambda **kw: llm.chat(messages, **kw).message.content,
+        "stream_chat": lambda **kw: list(llm.stream_chat(messages, **kw))[-1].message.content,
+        "complete": lambda **kw: llm.complete("Hello", **kw).text,
+        "achat": lambda **kw: aliased(llm.achat(messages, **kw)),
+        "ainvoke": lambda **kw: model.ainvoke("Hello", **kw),
+    }
+
+
+@pytest.mark.parametrize("way", ["bind", "call", "stream", "chat", "stream_chat", "complete", "achat", "ainvoke"])
+async def test_everything_about_routing_can_be_said_with_a_call(way):
+    ask = askers()[way]
+    for said, who in (
+        ({}, "best"),
+        ({"complexity": "simple"}, "fast"),
+        ({"complexity": "auto"}, "fast"),
+        ({"strategy": "cost"}, "fast"),
+        ({"strategy": lambda request, views: list(views)[::-1]}, "fast, price unknown"),
+        ({"chain": "low-cost"}, "fast"),
+        ({"max_price": 2.5}, "standard"),
+        ({"deny": ["best", "plain"]}, "standard"),
+        ({"allow": ["fast"]}, "fast"),
+        ({"constraints": {"allow": ["plain", "standard"]}}, "plain"),
+        ({"constraints": Constraints(allow=["plain", "standard"]), "max_price": 2}, "standard"),
+    ):
+        answer = ask(**said)
+        if not isinstance(answer, str):
+            answer = await answer
+        assert getattr(answer, "content", answer) == f"from {who}", said
+
+
+@pytest.mark.parametrize("way", ["call", "chat"])
+def test_what_is_wrong_in_a_call_is_told_and_nothing_is_sent(way):
+    ask = askers()[way]
+    for said, error, says in (
+        ({"complexity": "simpel"}, InvalidRequest, "Did you mean 'simple'"),
+        ({"strategy": "chepest"}, ConfigurationError, "unknown strategy"),
+        ({"chain": "low-cots"}, InvalidRequest, "Did you mean 'low-cost'"),
+        ({"constraints": {"denny": ["a"]}}, UnknownOption, "Did you mean 'deny'"),
+        ({"constraints": "local"}, InvalidRequest, "must be Constraints"),
+        ({"deny": "best"}, InvalidRequest, "collection of names"),
+        ({"max_price": -1}, InvalidRequest, "max_price"),
+        ({"max_prise": 1}, UnknownOption, "max_price"),
+    ):
+        with pytest.raises(error, match=says):
+            ask(**said)
+
+
+@pytest.mark.parametrize("way", ["bind", "call", "stream", "chat", "stream_chat", "complete"])
+def test_local_only_fails_closed_in_both_wrappers(way):
+    from shared_core import AllTargetsFailed
+
+    with pytest.raises(AllTargetsFailed, match="local only"):
+        askers()[way](local_only=True)
