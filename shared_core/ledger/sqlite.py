@@ -188,6 +188,8 @@ class SQLiteLedger:
         if thread is not None and thread is not threading.current_thread():
             thread.join(self._busy_timeout_s + 5.0)
         with self._gate:
+            if self._backlog:
+                _log.error("ledger %s is closed with %d rows in memory: %s", self.path, self.waiting, self._trouble)
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None
