@@ -74,6 +74,10 @@ SECTIONS: Mapping[str, Section] = {
             "tools.evidence.bench:figures", ("langchain-core", "genai-prices"),
         ),
         Section(
+            "money", "budgets under crowds that are killed, the bill, power cuts, failing disks, a million rows",
+            "tools.evidence.money:figures", ("openai", "anthropic", "google-genai"),
+        ),
+        Section(
             "simulation", "every strategy and the peers' policies through the same simulated troubles; random worlds",
             "tools.evidence.simulation:figures", (),
         ),

@@ -304,6 +304,31 @@ def _local_soak(facts: Mapping[str, Any]) -> str:
     errors = ", ".join(f"{count} × {name}" for name, count in found["typed_errors"].items()) or "none"
     rows = (
         ("callers, threads and tasks mixed", found["callers"]),
+def _money(facts: Mapping[str, Any]) -> str:
+    crowd, bill, power, disk, size = (facts[name] for name in ("overspend", "bill", "power", "disk", "size"))
+    after = bill["reconciled"] or {}
+    rows = (
+        (f"runs of {crowd['processes']} processes at one hard budget", crowd["runs"]),
+        ("requests that the server saw in them", crowd["requests"]),
+        ("kill -9 of a caller", crowd["killed"]),
+        ("**runs in which the server had billed more than the limit**", crowd["overspent"]),
+        ("**requests that the server saw and the ledger has no row of**", crowd["requests_without_a_row"]),
+        ("of the budget that could be used, in the worst run", f"{crowd['least_used_share']:.1%}"),
+        (f"calls over {bill['wires']} wires: streams, tools, cached tokens, aborted, hedged", bill["calls"]),
+        ("**reported cost that is not the bill's, in nano-dollars**", bill["difference_nano"]),
+        ("outcomes unknown to the caller, resolved by importing the bill", after.get("unknown_resolved")),
+        ("**difference between ledger and bill after that, in nano-dollars**", after.get("difference_nano")),
+        ("power cuts: after each write, cut and sync, with losses of several kinds", power["images"]),
+        ("**rows that were acknowledged and lost, or half there**", power["lost_or_half"]),
+        ("runs on a disk that fails at one write or sync, once or for good", disk["runs"]),
+        ("**errors without a type, or rows lost, in them**", disk["lost_or_untyped"]),
+        (f"bytes for each of {size['rows']:,} rows", size["bytes_per_row"]),
+        ("`costs()` of all of them, by every dimension", f"{size['costs_ms']['everything']:g} ms"),
+        ("`costs(since='7d')`", f"{size['costs_ms']['the last seven days']:g} ms"),
+    )
+    return f"{_table(('what', 'figure'), rows)}\n\n{_measured(facts)}"
+
+
         ("for", f"{found['seconds']:g} s"),
         ("right answers", found["right"]),
         ("requests that were walked away from", found["cancelled"]),
@@ -468,6 +493,7 @@ def render(text: str, load: Load = record.load) -> str:
     return _BLOCK.sub(block, text)
 
 
+    "money": ("money", _money),
 def _named(name: str, load: Load) -> str:
     if name == "readme":
         return _readme(load)
