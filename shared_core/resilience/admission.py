@@ -118,11 +118,6 @@ class Account(Lock):
             if self.gates > 1 and self.breaker is None:
                 self.breaker = CircuitBreaker(config)
 
-    @property
-    def quiet(self) -> bool:
-        """There is nothing to ask it."""
-        return not self.until and self.breaker is None
-
     def blocked(self, now: float) -> Refusal | None:
         """Why nothing behind it may be asked now."""
         if (locked := self.refusal(now)) is not None:
@@ -225,8 +220,10 @@ class Gate:
 
     def _refusal(self, now: float) -> Refusal | None:
         account = self.account
-        if not account.quiet and (blocked := account.blocked(now)) is not None:
-            return blocked
+        if account.until or account.breaker is not None:  # on most days there is nothing to ask it
+            blocked = account.blocked(now)
+            if blocked is not None:
+                return blocked
         if self.lock.until and (locked := self.lock.refusal(now)) is not None:
             return Refusal(f"locked: {locked.reason}", locked.retry_at)
         if now < self.parked_until:
@@ -259,7 +256,7 @@ class Gate:
     def _start(self, now: float, lease_s: float, chance: float, lease: Lease | None) -> Admission | Refusal:
         """Start an attempt under `lease`, which goes back if circuits or locks are against it."""
         claim: Claim | None = None
-        if not self.account.quiet or self.lock.until:
+        if self.account.until or self.lock.until or self.account.breaker is not None:
             answer = self.account.claim(now, lease_s, chance, self.lock)
             if isinstance(answer, Refusal):
                 return self._turned_down(answer, lease, now)
@@ -561,8 +558,12 @@ class Gate:
     @property
     def pace(self) -> Pace:
         """What strategies compare: a cheaper reading than `read`."""
+        health = self.health
+        pace = health.last_pace  # one frozen value, read whole without the lock
+        if pace is not None and pace.calls == health.calls:
+            return pace
         with self._lock:
-            return self.health.pace
+            return health.pace
 
     def read(self, now: float, *, full: bool = False) -> TargetHealth:
         """A frozen reading of health, circuit and availability; with windows of time and history if `full`."""

@@ -283,7 +283,6 @@ class HealthRecord:
         "_first_tokens",
         "_fresh",
         "_latencies",
-        "_pace",
         "_ranked",
         "_results",
         "_since",
@@ -295,6 +294,7 @@ class HealthRecord:
         "in_flight",
         "last_error",
         "last_error_at",
+        "last_pace",
         "last_probe",
         "last_result_at",
         "outages",
@@ -309,7 +309,8 @@ class HealthRecord:
         self._drift = Drift()
         self._fresh = 0  # first tokens that the drift has not been told of yet
         self._ranked: tuple[Sequence[float], Sequence[float]] | None = None
-        self._pace: Pace | None = None
+        self.last_pace: Pace | None = None
+        """What `pace` was when it was last worked out; None since a call has ended."""
         self._changes: deque[tuple[float, str, float | None, str | None]] = deque(maxlen=_KEPT_CHANGES)
         self._since: float | None = None
         self.outages = Outages()
@@ -337,7 +338,7 @@ class HealthRecord:
         if first_token_s is not None:
             self._first_tokens.append(first_token_s)
             self._fresh += 1
-        self._ranked = self._pace = None
+        self._ranked = self.last_pace = None
         self.consecutive_failures = 0
         self.last_result_at = now
         self._tally.count(now, ok=True)
@@ -345,7 +346,7 @@ class HealthRecord:
     def failure(self, error: str, now: float) -> None:
         """It failed, in a way that says something about it."""
         self._results.append(False)
-        self._pace = None
+        self.last_pace = None
         self.consecutive_failures += 1
         self.last_result_at = now
         self._tally.count(now, ok=False)
@@ -409,11 +410,11 @@ class HealthRecord:
     @property
     def pace(self) -> Pace:
         """What strategies compare."""
-        pace = self._pace
+        pace = self.last_pace
         if pace is None or pace.calls != self.calls:
             latencies, first_tokens = self._sorted()
             drift = self.drift
-            pace = self._pace = Pace(
+            pace = self.last_pace = Pace(
                 self.calls,
                 self.success_rate,
                 _ranked(latencies, 0.5),
