@@ -183,30 +183,30 @@ def _properties(schema: Any, depth: int = 0) -> int:
 def estimate(features: Features) -> Judgement:
     """How complex a request with these features is. More of anything but easy words never makes it simpler."""
     f = features
-    rows: tuple[tuple[int, str], ...] = (
-        (_steps(f.question_tokens, 60, 400, 2000), f"a question of about {f.question_tokens} tokens"),
-        (_steps(f.all_tokens, 4000, 16000), f"a conversation of about {f.all_tokens} tokens"),
-        (_steps(f.turns, 6, 20), f"{f.turns} turns"),
-        (_steps(f.tools, 1, 6), f"{f.tools} tools"),
-        (_steps(f.tool_results, 3), f"{f.tool_results} tool results"),
-        (_steps(f.schema_fields, 4, 12), f"a schema of {f.schema_fields} fields"),
-        (_steps(f.media, 1, 4), f"{f.media} pictures, documents or sounds"),
-        (2 if f.code else 0, "code"),
-        (1 if f.maths else 0, "formulas"),
-        (_steps(f.parts, 3, 6), f"{f.parts} parts"),
-        (2 * min(3, f.hard_words), f"{f.hard_words} words of hard tasks"),
-        (min(1, f.middling_words), "asks for an explanation or a text"),
-        (_steps(f.max_tokens or 0, 4000), "a long answer is allowed"),
+    rows: tuple[tuple[int, str, int], ...] = (
+        (_steps(f.question_tokens, 60, 400, 2000), "a question of about {} tokens", f.question_tokens),
+        (_steps(f.all_tokens, 4000, 16000), "a conversation of about {} tokens", f.all_tokens),
+        (_steps(f.turns, 6, 20), "{} turns", f.turns),
+        (_steps(f.tools, 1, 6), "tools: {}", f.tools),
+        (_steps(f.tool_results, 3), "{} tool results", f.tool_results),
+        (_steps(f.schema_fields, 4, 12), "a schema of {} fields", f.schema_fields),
+        (_steps(f.media, 1, 4), "pictures, documents or sounds: {}", f.media),
+        (2 if f.code else 0, "code", 0),
+        (1 if f.maths else 0, "formulas", 0),
+        (_steps(f.parts, 3, 6), "{} parts", f.parts),
+        (2 * min(3, f.hard_words), "words of hard tasks: {}", f.hard_words),
+        (min(1, f.middling_words), "asks for an explanation or a text", 0),
+        (_steps(f.max_tokens or 0, 4000), "a long answer is allowed", 0),
         # A word such as 'translate' says nothing about what comes with tools, code or proofs.
-        (-min(2, f.easy_words) if not (f.hard_words or f.code or f.tools) else 0, "words of easy tasks"),
+        (-min(2, f.easy_words) if not (f.hard_words or f.code or f.tools) else 0, "words of easy tasks", 0),
     )
-    points = sum(worth for worth, _ in rows)
+    points = sum([worth for worth, _, _ in rows])
     level: Level = "complex" if points >= COMPLEX else "medium" if points >= MEDIUM else "simple"
-    return Judgement(level, "auto", points, tuple(why for worth, why in rows if worth))
+    return Judgement(level, "auto", points, tuple([why.format(figure) for worth, why, figure in rows if worth]))
 
 
 def _steps(figure: int, *thresholds: int) -> int:
-    return sum(figure >= threshold for threshold in thresholds)
+    return sum([figure >= threshold for threshold in thresholds])
 
 
 def judged(complexity: Complexity, request: ChatRequest) -> Judgement:
