@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults import matrix
-from tests.promises import circuits, clocks, leaving, outages
+from tests.promises import answers, circuits, clocks, leaving, outages
 
 WIRE = pytest.mark.provider
 
@@ -128,6 +128,17 @@ def test_cancelling_a_vendors_sdk_at_any_await_leaves_nothing_behind(vendor, str
     points, wrong = leaving.cancel_over_the_wire(vendor, streamed=streamed, every=5)
     assert wrong == []
     assert points >= 2
+
+
+# ── one answer ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@WIRE
+def test_identical_calls_at_once_are_one_request_and_nobody_is_hurt_by_who_leaves():
+    """Tasks and threads together; the first caller is among those who leave; every answer says whose it is."""
+    found = answers.shared()
+    assert found["wrong"] == []
+    assert found["most_requests_per_round"] == 1
 
 
 # ── clocks ───────────────────────────────────────────────────────────────────────────────────────────────────────────

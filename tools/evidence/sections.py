@@ -54,6 +54,10 @@ SECTIONS: Mapping[str, Section] = {
             "tools.evidence.faults:figures", _SDKS,
         ),
         Section(
+            "promises", "what is promised of routing, health and resilience, each with the figure that could break it",
+            "tools.evidence.promises:figures", _SDKS,
+        ),
+        Section(
             "langchain_suite", "LangChain's standard suites over every model, with the primary well and failing",
             "tools.evidence.langchain_suite:figures",
             ("langchain-tests", "langchain-core", "langchain-openai", "langchain-anthropic", "langchain-google-genai",
@@ -70,12 +74,12 @@ SECTIONS: Mapping[str, Section] = {
             "tools.evidence.local:figures", ("llama-cpp-python", "xllamacpp", "jsonschema", "gguf"),
         ),
         Section(
-            "bench", "what the product costs on the request path, beside its peers",
-            "tools.evidence.bench:figures", ("langchain-core", "genai-prices"),
-        ),
-        Section(
             "money", "budgets under crowds that are killed, the bill, power cuts, failing disks, a million rows",
             "tools.evidence.money:figures", ("openai", "anthropic", "google-genai"),
+        ),
+        Section(
+            "bench", "what the product costs on the request path, beside its peers",
+            "tools.evidence.bench:figures", ("langchain-core", "genai-prices"),
         ),
         Section(
             "simulation", "every strategy and the peers' policies through the same simulated troubles; random worlds",

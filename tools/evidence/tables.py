@@ -79,6 +79,31 @@ def _faults(facts: Mapping[str, Any]) -> str:
     return f"{_table(('what', 'count'), rows)}\n\n{_measured(facts)}"
 
 
+def _promises(facts: Mapping[str, Any]) -> str:
+    """Each promise beside what trying to break it has found."""
+    rows = (
+        (row["number"], f"{row['promise']} {row['small_print']}", row["figure"], row["holds"], f"`{row['test']}`")
+        for row in facts["promises"]
+    )
+    head = ("", "what we promise", "what was measured", "kept", "the same on every change")
+    return f"{_table(head, rows)}\n\n{_measured(facts)}"
+
+
+def _faults_kinds(facts: Mapping[str, Any]) -> str:
+    """The list of sixty-four: cells run, and those that cannot be, by name."""
+    if (found := facts.get("kinds")) is None:  # a record from before they were listed
+        return _NOT_YET
+    rows = [
+        ("kinds of fault × 3 wires × sync, async × whole, streamed", found["cells"]),
+        ("run, over TLS", found["run"]),
+        ("scripts in them: some kinds are several", found["scripts"]),
+        ("**not as the error table has it**", found["mismatches"]),
+        *((f"{row['kind']}: {row['what']}", row["cells"]) for row in found["checked"]),
+        *((f"not run: {row['kind']}: {row['why']}", row["cells"]) for row in found["named"]),
+    ]
+    return _table(("what", "cells"), rows)
+
+
 def _faults_by_vendor(facts: Mapping[str, Any]) -> str:
     faces = sorted({row["face"] for row in facts["by_vendor"]})
     vendors = dict.fromkeys(row["vendor"] for row in facts["by_vendor"])
@@ -279,31 +304,6 @@ def _local_holds(facts: Mapping[str, Any]) -> str:
     return _table(("what", "engine", "times", "came of it", "as promised"), rows)
 
 
-_MET = {"refused": "where it is configured", "load": "when it is loaded", "answer": "by the first answer"}
-
-
-def _local_bad_files(facts: Mapping[str, Any]) -> str:
-    found = facts["bad_files"]
-    rows = [(name, _MET.get(row["met"], f"**{row['met']}**"), row["said"], row["as_expected"])
-            for name, row in found["table"].items()]  # fmt: skip
-    counts = (
-        ("damaged headers, each used as a target", found["mutants"]),
-        ("refused where they are configured", found["refused_by_the_reader"]),
-        ("refused by llama.cpp, with its reason", found["refused_by_llama_cpp"]),
-        ("ended llama.cpp's process; an error with its last words here", found["killed_its_process"]),
-        ("failed when asked, with a typed error", found["failed_when_asked"]),
-        ("loaded and answered: the damage does not matter", found["loaded_and_answered"]),
-        ("**errors without a reason**", found["errors_without_a_reason"]),
-        ("**other exceptions, or the end of this program**", found["untyped_errors"]),
-    )
-    return f"{_table(('what', 'count'), counts)}\n\n{_table(('file', 'refused', 'what is said', 'as expected'), rows)}"
-
-
-def _local_soak(facts: Mapping[str, Any]) -> str:
-    found = facts["soak"]
-    errors = ", ".join(f"{count} × {name}" for name, count in found["typed_errors"].items()) or "none"
-    rows = (
-        ("callers, threads and tasks mixed", found["callers"]),
 def _money(facts: Mapping[str, Any]) -> str:
     crowd, bill, power, disk, size = (facts[name] for name in ("overspend", "bill", "power", "disk", "size"))
     after = bill["reconciled"] or {}
@@ -329,6 +329,31 @@ def _money(facts: Mapping[str, Any]) -> str:
     return f"{_table(('what', 'figure'), rows)}\n\n{_measured(facts)}"
 
 
+_MET = {"refused": "where it is configured", "load": "when it is loaded", "answer": "by the first answer"}
+
+
+def _local_bad_files(facts: Mapping[str, Any]) -> str:
+    found = facts["bad_files"]
+    rows = [(name, _MET.get(row["met"], f"**{row['met']}**"), row["said"], row["as_expected"])
+            for name, row in found["table"].items()]  # fmt: skip
+    counts = (
+        ("damaged headers, each used as a target", found["mutants"]),
+        ("refused where they are configured", found["refused_by_the_reader"]),
+        ("refused by llama.cpp, with its reason", found["refused_by_llama_cpp"]),
+        ("ended llama.cpp's process; an error with its last words here", found["killed_its_process"]),
+        ("failed when asked, with a typed error", found["failed_when_asked"]),
+        ("loaded and answered: the damage does not matter", found["loaded_and_answered"]),
+        ("**errors without a reason**", found["errors_without_a_reason"]),
+        ("**other exceptions, or the end of this program**", found["untyped_errors"]),
+    )
+    return f"{_table(('what', 'count'), counts)}\n\n{_table(('file', 'refused', 'what is said', 'as expected'), rows)}"
+
+
+def _local_soak(facts: Mapping[str, Any]) -> str:
+    found = facts["soak"]
+    errors = ", ".join(f"{count} × {name}" for name, count in found["typed_errors"].items()) or "none"
+    rows = (
+        ("callers, threads and tasks mixed", found["callers"]),
         ("for", f"{found['seconds']:g} s"),
         ("right answers", found["right"]),
         ("requests that were walked away from", found["cancelled"]),
@@ -452,8 +477,10 @@ _NOT_YET = "*Not measured yet: `make evidence`.*"
 TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "faults": ("faults", _faults),
     "faults-by-vendor": ("faults", _faults_by_vendor),
+    "faults-kinds": ("faults", _faults_kinds),
     "faults-mismatches": ("faults", _faults_mismatches),
     "deadline": ("faults", _deadline),
+    "promises": ("promises", _promises),
     "langchain-suite": ("langchain_suite", _langchain_suite),
     "langchain-suite-exceptions": ("langchain_suite", _langchain_suite_exceptions),
     "langchain-suite-short": ("langchain_suite", _langchain_suite_short),
@@ -466,6 +493,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "local-holds": ("local", _local_holds),
     "local-bad-files": ("local", _local_bad_files),
     "local-soak": ("local", _local_soak),
+    "money": ("money", _money),
     "bench": ("bench", _bench),
     "simulation": ("simulation", _simulation),
     "simulation-worlds": ("simulation", _simulation_worlds),
@@ -493,7 +521,6 @@ def render(text: str, load: Load = record.load) -> str:
     return _BLOCK.sub(block, text)
 
 
-    "money": ("money", _money),
 def _named(name: str, load: Load) -> str:
     if name == "readme":
         return _readme(load)
