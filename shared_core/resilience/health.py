@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from shared_core.resilience.breaker import CircuitState
 from shared_core.resilience.drift import Drift
-from shared_core.resilience.windows import Outages, Tally
+from shared_core.resilience.windows import Outages, Ranked, Tally
 
 __all__ = [
     "WINDOWS_S",
@@ -283,7 +283,6 @@ class HealthRecord:
         "_first_tokens",
         "_fresh",
         "_latencies",
-        "_ranked",
         "_results",
         "_since",
         "_tally",
@@ -303,12 +302,11 @@ class HealthRecord:
 
     def __init__(self, keep: int = 100) -> None:
         self._results: deque[bool] = deque(maxlen=keep)
-        self._latencies: deque[float] = deque(maxlen=keep)
-        self._first_tokens: deque[float] = deque(maxlen=keep)
+        self._latencies = Ranked(keep)
+        self._first_tokens = Ranked(keep)
         self._tally = Tally()
         self._drift = Drift()
         self._fresh = 0  # first tokens that the drift has not been told of yet
-        self._ranked: tuple[Sequence[float], Sequence[float]] | None = None
         self.last_pace: Pace | None = None
         """What `pace` was when it was last worked out; None since a call has ended."""
         self._changes: deque[tuple[float, str, float | None, str | None]] = deque(maxlen=_KEPT_CHANGES)
@@ -334,11 +332,11 @@ class HealthRecord:
     def success(self, latency_s: float, first_token_s: float | None, now: float) -> None:
         """It answered, whole, after `latency_s`. A `first_token_s` is a stream's."""
         self._results.append(True)
-        self._latencies.append(latency_s)
+        self._latencies.add(latency_s)
         if first_token_s is not None:
-            self._first_tokens.append(first_token_s)
+            self._first_tokens.add(first_token_s)
             self._fresh += 1
-        self._ranked = self.last_pace = None
+        self.last_pace = None
         self.consecutive_failures = 0
         self.last_result_at = now
         self._tally.count(now, ok=True)
@@ -388,20 +386,13 @@ class HealthRecord:
     @property
     def median_first_token_s(self) -> float | None:
         """Median time to first token."""
-        return _ranked(self._sorted()[1], 0.5)
-
-    def _sorted(self) -> tuple[Sequence[float], Sequence[float]]:
-        """Latencies and first tokens, in order; sorted once after each call, and only if somebody asks."""
-        ranked = self._ranked
-        if ranked is None:
-            ranked = self._ranked = (sorted(self._latencies), sorted(self._first_tokens))
-        return ranked
+        return _ranked(self._first_tokens.ranked(), 0.5)
 
     @property
     def drift(self) -> Drift:
         """How its first tokens of late compare with its usual ones."""
         if self._fresh:
-            fresh = list(self._first_tokens)[-self._fresh :]
+            fresh = list(self._first_tokens.values)[-self._fresh :]
             self._fresh = 0
             for first_token_s in fresh:
                 self._drift.add(first_token_s)
@@ -412,13 +403,12 @@ class HealthRecord:
         """What strategies compare."""
         pace = self.last_pace
         if pace is None or pace.calls != self.calls:
-            latencies, first_tokens = self._sorted()
             drift = self.drift
             pace = self.last_pace = Pace(
                 self.calls,
                 self.success_rate,
-                _ranked(latencies, 0.5),
-                _ranked(first_tokens, 0.5),
+                _ranked(self._latencies.ranked(), 0.5),
+                _ranked(self._first_tokens.ranked(), 0.5),
                 drift.ratio,
                 drift.drifting,
             )
@@ -503,7 +493,7 @@ class HealthRecord:
         `reason` says why the target may not be tried now, None that it may; `passes` that this is only a wait. `parked`
         and `locked` are the holds that stand now.
         """
-        latencies, first_tokens = self._sorted()
+        latencies, first_tokens = self._latencies.ranked(), self._first_tokens.ranked()
         drift = self.drift
         return TargetHealth(
             target=target,

@@ -1,19 +1,68 @@
-"""Spans of time of one target: `Tally` counts what ended well and badly, `Outages` when it could not be tried.
-
-Both are handed the time, in monotonic seconds, and hold a bounded amount of it.
+"""What was measured of one target lately: the last figures (`Ranked`), what ended well and badly in spans of time
+(`Tally`), when it could not be tried (`Outages`). All are bounded, and are handed the time in monotonic seconds.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import deque
+from collections.abc import Sequence
 
-__all__ = ["Outages", "Tally"]
+__all__ = ["Outages", "Ranked", "Tally"]
 
 _FINE_S = 10
 _FINE_KEPT = 31  # five minutes, and the bucket that a window of them begins in
 _COARSE_S = 300
 _COARSE_KEPT = 289  # a day, and the same
 _KEPT_OUTAGES = 512
+
+
+_FEW = 8
+
+
+class Ranked:
+    """The last so many figures, in order of size when somebody asks.
+
+    Nobody asks most of the time, so that keeping them costs an append; who asks after every few calls has them sorted
+    in, not sorted anew.
+    """
+
+    __slots__ = ("_added", "_dropped", "_ranked", "values")
+
+    def __init__(self, keep: int) -> None:
+        self.values: deque[float] = deque(maxlen=keep)
+        """In order of time."""
+        self._ranked: list[float] | None = None
+        self._added: list[float] = []
+        self._dropped: list[float] = []
+
+    def add(self, value: float) -> None:
+        """One more; the oldest goes."""
+        values = self.values
+        if self._ranked is not None:
+            if len(self._added) == _FEW:
+                self._ranked = None
+                self._added.clear()
+                self._dropped.clear()
+            else:
+                self._added.append(value)
+                if len(values) == values.maxlen:
+                    self._dropped.append(values[0])
+        values.append(value)
+
+    def ranked(self) -> Sequence[float]:
+        """The smallest first. Changes with the next `add`."""
+        ranked = self._ranked
+        if ranked is None:
+            ranked = self._ranked = sorted(self.values)
+        elif self._added:
+            for value in self._added:
+                insort(ranked, value)
+            for value in self._dropped:
+                del ranked[bisect_left(ranked, value)]
+            self._added.clear()
+            self._dropped.clear()
+        return ranked
 
 
 class Tally:

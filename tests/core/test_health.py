@@ -17,10 +17,27 @@ from shared_core.resilience.admission import Account, Admission, Gate, Outcome
 from shared_core.resilience.breaker import CircuitState
 from shared_core.resilience.drift import MEASURED, Drift
 from shared_core.resilience.health import HealthRecord, HealthReport
-from shared_core.resilience.windows import Outages, Tally
+from shared_core.resilience.windows import Outages, Ranked, Tally
 from shared_core.routing.strategies import DRIFT_COSTS, EXPLORE_EVERY, STRATEGIES, TargetView
 from shared_core.telemetry.events import CircuitChanged, TargetRecovered, TargetUnhealthy
 from shared_core.testing import ScriptedProvider, VirtualClock
+
+# ── the last figures ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 12), st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=80))
+def test_the_last_figures_are_in_order_whenever_somebody_asks(keep, steps):
+    window, figures = Ranked(keep), []
+    for step in steps:
+        if step is None:
+            assert list(window.ranked()) == sorted(figures[-keep:])
+        else:
+            window.add(float(step))
+            figures.append(float(step))
+    assert list(window.ranked()) == sorted(figures[-keep:])
+    assert list(window.values) == figures[-keep:]
+
 
 # ── windows of time ──────────────────────────────────────────────────────────────────────────────────────────────────
 
