@@ -62,4 +62,5 @@ class Lock:
         return was
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.reason!r} until {self.until:g})" if self.until else "Lock(open)"
+        state = f"{self.reason!r} until {self.until:g}" if self.until else "open"
+        return f"{type(self).__name__}({state})"

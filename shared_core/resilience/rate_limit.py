@@ -272,7 +272,7 @@ class Limiter:
     def want(self, request: ChatRequest | None) -> Want:
         """What a request will take: four characters a token, and the output it allows or that is usual here."""
         if request is None:
-            return Want(0, 0)
+            return Want()
         said = sum(len(m.text) for m in request.messages)
         most = request.max_tokens
         return Want(-(-said // _CHARS_PER_TOKEN), int(self._mean_output) if most is None else most)
@@ -549,7 +549,7 @@ class Limiter:
             busiest = max((60 / rate.interval for rate in self._rates if rate.dimension == "requests"), default=10.0)
             self._pace = min(1.0, self._pace + (1 - _CUT) / max(1.0, busiest * self._pace))
         most = self.limits.concurrency
-        if most is not None and self._slots < most and self.in_flight + 1 >= self._slots / 2:
+        if most is not None and self._slots < most and self.in_flight + 1 >= int(self._slots) / 2:
             self._slots = min(float(most), self._slots + 1 / self._slots)
 
     def _learn(self, window: Window, now: float) -> None:
@@ -570,11 +570,10 @@ class Limiter:
             return  # something is left, and nobody knows how fast it comes back
         used = limit - remaining
         interval = reset_s / used if reset_s else 60.0 / limit
-        if interval <= 0:
-            return
         if known is None:
             known = self._learned[dimension] = _Rate(dimension, interval, interval * limit)
-        known.interval, known.burst_s = interval, interval * limit
+        else:
+            known.interval, known.burst_s = interval, interval * limit
         known.spoken_for = max(known.spoken_for, now + used * interval)  # readings may overtake one another
         self.active = True
 

@@ -8,8 +8,10 @@ import pytest
 
 from shared_core.errors import ErrorKind, ProviderError
 from shared_core.resilience.admission import Account, Admission, Gate, Outcome, Refusal
-from shared_core.resilience.breaker import CircuitState
+from shared_core.resilience.breaker import CircuitState, Rejection
 from shared_core.resilience.health import HealthRecord, HealthStatus, percentile
+from shared_core.resilience.locks import Lock
+from shared_core.resilience.rate_limit import Limiter, Limits
 
 
 def fail(gate: Gate, kind: ErrorKind, now: float = 0.0, *, wait: float | None = None, code: str | None = None, **kw):
@@ -178,7 +180,7 @@ def test_slowness_counts_only_beyond_twenty_seconds_and_while_another_target_is_
     gate = Gate("t")
     for _ in range(5):
         succeed(gate, latency_s=30.0, first_token_s=first_token, others_closed=others_closed)
-        gate.health._first_tokens.clear()
+        gate.health = HealthRecord()  # as if it were its first
     assert (gate.state is CircuitState.OPEN) is opens
 
 
@@ -284,3 +286,57 @@ def test_percentiles_are_nearest_rank():
     assert percentile([3.0], 0.95) == 3.0
     assert percentile([1.0, 2.0, 3.0, 4.0], 0.5) == 3.0
     assert percentile(list(map(float, range(100))), 0.95) == 95.0
+
+
+def test_a_lock_by_itself():
+    lock = Lock()
+    assert repr(lock) == "Lock(open)"
+    assert lock.refusal(0.0) is None
+    assert lock.check(0.0, 5.0) is False
+    assert lock.lift() is False
+    lock.put(10.0, 20.0, "bad key")
+    assert repr(lock) == "Lock('bad key' until 20)"
+    assert (lock.since, lock.until) == (10.0, 20.0)
+    assert lock.refusal(19.9) == Rejection("bad key", 20.0)
+    lock.put(15.0, 18.0, "bad key again")
+    assert (lock.since, lock.until, lock.reason) == (10.0, 20.0, "bad key again"), "never shortened"
+    assert lock.refusal(20.0) is None
+    assert lock.check(20.0, 5.0) is True
+    assert lock.refusal(24.9) == Rejection("bad key again (being checked again)", 25.0)
+    assert lock.refusal(25.0) is None
+    lock.undecided()
+    assert lock.refusal(20.0) is None
+    lock.check(20.0, 5.0)
+    lock.put(20.0, 30.0, "still")
+    assert (lock.since, lock.until) == (20.0, 30.0)
+    lock.due()
+    assert lock.refusal(20.0) is None
+    assert lock.check(20.0, 5.0) is True
+    lock.due()
+    assert lock.refusal(20.5) is None, "whoever has changed something wants to know now"
+    assert lock.lift() is True
+    assert (lock.reason, lock.refusal(0.0)) == ("", None)
+    assert repr(Account("acme")) == "Account(open)"
+
+
+def test_a_lease_goes_back_when_a_lost_probe_opens_the_circuit_again():
+    gate = Gate("t", limiter=Limiter("t", Limits(concurrency=1, adaptive=False)))
+    for i in range(5):
+        fail(gate, ErrorKind.TRANSIENT, float(i))
+    gate.limiter.return_unused(gate.admit(10.0, 5.0).lease, 10.0)  # the probe is lost, its slot is not
+    refused = gate.admit(21.0, 5.0)
+    assert isinstance(refused, Refusal)
+    assert refused.reason == "circuit open"
+    assert gate.limiter.in_flight == 0
+
+
+def test_a_claim_goes_back_too():
+    account = Account("acme")
+    gate, _ = Gate("t", account=account), Gate("other", account=account)
+    for i in range(5):
+        fail(gate, ErrorKind.TRANSIENT, float(i), wait=None)
+    gate.admit(10.0, 5.0)  # a probe that is lost
+    for _ in range(5):
+        account.put(19.0, 20.0, "bad key")
+    assert isinstance(gate.admit(20.5, 5.0), Refusal)
+    assert account.refusal(20.5) is None, "the re-check was not made, so the next one is it"

@@ -497,6 +497,233 @@ def test_reset_forgets_all_of_it_and_has_the_head_of_the_line_look_again():
     assert limiter.slots == 8
 
 
+# ── the figures, exactly ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_state_of_a_limiter_is_told_as_plain_data():
+    assert Limiter("t").facts(0.0) == {}
+    limiter = Limiter("t", Limits(concurrency=2, requests_per_minute=60, tokens_per_minute=600))
+    assert limiter.facts(5.0) == {"in_flight": 0, "slots": 2, "requests_left": 60, "tokens_left": 600}
+    granted(limiter, 5.0, Want(100, 50)), granted(limiter, 5.0)
+    lined_up(limiter, 5.0)
+    limiter.learn([Window("input-tokens", 0, 60, 30.0), Window("requests", 3, 60, 57.0)], 5.0)
+    limiter.throttled(5.0, started=5.0)
+    assert limiter.facts(5.0) == {
+        "in_flight": 2,
+        "slots": 1,
+        "waiting": 1,
+        "pace": 0.7,
+        "requests_left": 3,
+        "tokens_left": 450,
+        "input-tokens_left": 0,
+    }
+    assert limiter.facts(35.0)["input-tokens_left"] == 60
+    assert limiter.facts(6.0)["tokens_left"] == 460
+    assert repr(limiter) == (
+        "Limiter(t: 2 in flight, 1 waiting, Limits(requests_per_minute=60, tokens_per_minute=600, concurrency=2))"
+    )
+
+
+def test_a_lease_that_was_not_used_goes_back_and_on_to_the_next_in_line():
+    limiter = Limiter("t", Limits(concurrency=1, requests_per_minute=60))
+    limiter.release(granted(limiter, 100.0), 100.0)
+    lease = granted(limiter, 100.0)
+    ticket = lined_up(limiter, 100.0)
+    limiter.return_unused(lease, 100.0)
+    assert ticket.lease is not None
+    assert limiter.facts(100.0)["requests_left"] == 58, "two were made, the third went back"
+    limiter.return_unused(ticket.lease, 100.0)
+    assert limiter.facts(100.0)["requests_left"] == 59
+    assert limiter.in_flight == 0
+    unlimited = Limiter("u")
+    waiter = lined_up(unlimited)
+    unlimited.return_unused(waiter.lease, 1.0)
+    assert not unlimited.active, "it rests again"
+
+
+def test_who_has_left_has_no_lease():
+    limiter = Limiter("t", Limits(concurrency=1))
+    ticket = lined_up(limiter)
+    assert ticket.lease is not None
+    assert ticket.away is False
+    limiter.leave(ticket, 0.0)
+    assert ticket.lease is None
+    limiter.leave(ticket, 0.0)
+    assert limiter.in_flight == 0
+
+
+def test_a_full_lines_verdict_names_no_time():
+    limiter = Limiter("t", Limits(concurrency=1, queue=0))
+    assert limiter.queue(0.0, ONE, lambda: None) == Verdict(math.inf, "0 callers wait for a turn already")
+
+
+def test_those_in_line_hear_of_a_new_wait_and_of_what_headers_say():
+    limiter = Limiter("t", Limits(requests_per_minute=60, burst_s=1))
+    granted(limiter)
+    ticket = lined_up(limiter)
+    assert ticket.wake_at == 1.0
+    limiter.hold(0.0, 8.0, 0.0)
+    assert ticket.wake_at == 8.0
+    limiter.hold(1.0, 8.0, 0.9)  # no later than before: nothing changes
+    limiter.learn([Window("requests", 0, 60, 30.0)], 0.0)
+    assert ticket.wake_at == 30.0
+    limiter.due(30.0)
+    assert ticket.lease is not None
+
+
+def test_the_chance_of_a_wait_moves_the_first_turn_and_is_kept_when_it_is_only_heard_of_again():
+    for again in (None, 0.25):
+        limiter = Limiter("t")
+        limiter.hold(0.0, 10.0, 0.75)
+        limiter.hold(0.0, 20.0, again)
+        ticket = lined_up(limiter)
+        limiter.due(20.0)
+        assert ticket.wake_at == pytest.approx(20.0 + 2.0 * (0.75 if again is None else 0.25))
+
+
+def test_the_shortest_wait_is_spread_over_fifty_milliseconds_and_then_it_is_over():
+    limiter = Limiter("t")
+    limiter.hold(0.0, 0.1, 0.0)
+    first, second = lined_up(limiter), lined_up(limiter)
+    limiter.due(0.1)
+    assert (first.lease is not None, second.wake_at) == (True, pytest.approx(0.125))
+    limiter.due(0.16)
+    third = lined_up(limiter, 0.16)
+    assert second.lease is not None
+    assert third.lease is not None
+
+
+def test_reset_gives_back_the_full_pace_and_hears_of_the_next_throttle():
+    limiter = Limiter("t", Limits(requests_per_minute=60))
+    limiter.throttled(500.0, started=400.0)
+    limiter.reset()
+    assert limiter.pace == 1.0
+    assert limiter.throttled(501.0, started=450.0), "what was forgotten does not excuse it"
+    assert limiter.pace == 0.7
+
+
+@pytest.mark.parametrize(
+    ("limits", "after"),
+    [
+        (Limits(requests_per_minute=60), 0.7 + 0.3 / 42),
+        (Limits(tokens_per_minute=60), 0.7 + 0.3 / 7),  # as if it were ten requests a minute
+        (Limits(requests_per_minute=1), 1.0),
+    ],
+)
+def test_the_pace_rises_by_what_was_cut_within_a_minutes_worth_of_successes(limits, after):
+    limiter = Limiter("t", limits)
+    limiter.throttled(0.0, started=0.0)
+    limiter.release(granted(limiter, 1.0), 1.0)
+    assert limiter.pace == 0.7, "a failure raises nothing"
+    limiter.release(granted(limiter, 200.0), 200.0, answered=True)
+    assert limiter.pace == pytest.approx(after)
+
+
+@pytest.mark.parametrize(("at", "pace"), [(600.0, 0.707), (600.1, 1.0)])
+def test_a_throttle_is_remembered_for_ten_minutes(at, pace):
+    limiter = Limiter("t", Limits(requests_per_minute=60))
+    limiter.throttled(0.0, started=0.0)
+    limiter.release(granted(limiter, at), at, answered=True)
+    assert limiter.pace == pytest.approx(pace, abs=0.001)
+    late = Limiter("t", Limits(requests_per_minute=60))
+    late.throttled(400.0, started=300.0)
+    late.release(granted(late, 401.0), 401.0, answered=True)
+    assert late.pace < 0.71
+
+
+@pytest.mark.parametrize(("others", "grows"), [(0, False), (1, True), (2, True)])
+def test_slots_grow_when_half_of_them_were_in_use(others, grows):
+    limiter = Limiter("t", Limits(concurrency=6))
+    limiter.throttled(0.0, started=0.0)
+    assert limiter.slots == 4
+    leases = [granted(limiter, 1.0) for _ in range(others + 1)]
+    for _ in range(4):  # one more for every four successes
+        limiter.release(leases.pop(), 1.0, answered=True)
+        leases.append(granted(limiter, 1.0))
+    limiter.release(leases.pop(), 1.0, answered=True)
+    assert limiter.slots == (5 if grows else 4)
+
+
+@pytest.mark.parametrize(
+    ("remaining", "limit", "kept"),
+    [(10, 20, False), (9, 18, True), (9, 20, True), (3, 4, True), (4, 4, False), (11, 23, True), (12, 23, False)],
+)
+def test_half_a_window_and_ten_of_it_are_ample(remaining, limit, kept):
+    limiter = Limiter("t")
+    limiter.learn([Window("requests", remaining, limit, 10.0)], 0.0)
+    assert limiter.active is kept
+    if kept:
+        limiter.learn([Window("requests", limit, limit, 10.0)], 1.0)
+        assert "requests_left" not in limiter.facts(1.0)
+
+
+def test_one_left_is_not_nothing_left():
+    limiter = Limiter("t")
+    limiter.learn([Window("requests", 1, 60, 30.0)], 0.0)
+    granted(limiter)
+    assert refused(limiter).at == pytest.approx(30.0 / 59)
+
+
+@pytest.mark.parametrize(("seconds", "at"), [(3600.0, 3600.0), (3601.0, 3601.0 / 100)])
+def test_an_hour_is_the_longest_window_that_is_waited_for_whole(seconds, at):
+    limiter = Limiter("t")
+    limiter.learn([Window("requests", 0, 100, seconds)], 0.0)
+    assert refused(limiter).at == pytest.approx(at)
+
+
+def test_a_later_reading_says_anew_how_fast_a_window_fills():
+    limiter = Limiter("t")
+    limiter.learn([Window("requests", 1, 61, 60.0)], 0.0)
+    limiter.learn([Window("requests", 0, 61, 4000.0)], 0.0)
+    assert refused(limiter).at == pytest.approx(4000 / 61)
+    limiter.learn([Window("requests", 1, 61)], 0.0)  # a minute, where nothing else is said
+    assert limiter.facts(0.0)["requests_left"] == 0
+
+
+def test_a_rate_that_is_used_up_is_named_with_the_pace_it_has_now():
+    limiter = Limiter("t", Limits(requests_per_minute=60, output_tokens_per_minute=10))
+    limiter.throttled(0.0, started=0.0)
+    for _ in range(42):
+        granted(limiter)
+    assert refused(limiter).reason == "rate limit: 42 requests a minute"
+    limiter = Limiter("t", Limits(requests_per_minute=60, output_tokens_per_minute=10))
+    granted(limiter, 0.0, Want(0, 10))
+    assert refused(limiter, 0.0, Want(0, 10)).reason == "rate limit: 10 output-tokens a minute"
+
+
+def test_the_reason_that_holds_longest_is_the_one_that_is_told():
+    limiter = Limiter("t", Limits(requests_per_minute=60, burst_s=1))
+    granted(limiter)
+    limiter.hold(0.0, 5.0, 0.0)
+    assert refused(limiter) == Verdict(5.0, "the server asked to wait")
+    limiter.learn([Window("tokens", 0, 10, 9.0)], 0.0)
+    assert refused(limiter) == Verdict(9.0, "rate limit: the vendor has no tokens left")
+
+
+def test_a_newcomer_behind_others_is_told_when_the_first_of_them_may_go():
+    limiter = Limiter("t", Limits(requests_per_minute=60, burst_s=1))
+    granted(limiter)
+    lined_up(limiter)
+    assert refused(limiter) == Verdict(math.inf, "rate limit: 60 requests a minute, 1 waiting", 1.0)
+    assert refused(limiter, 1.5) == Verdict(math.inf, "others go first, 1 waiting")
+
+
+def test_a_guess_needs_slots_and_a_call_that_has_ended():
+    limiter = Limiter("t", Limits(concurrency=2, requests_per_minute=2))
+    limiter.release(granted(limiter, 0.0), 8.0, answered=True)
+    limiter.release(granted(limiter, 8.0), 12.0, answered=True)
+    two = limiter.queue(12.0, ONE, lambda: None)
+    assert isinstance(two, Ticket)
+    verdict = refused(limiter, 12.0)
+    assert verdict.guess == two.wake_at == pytest.approx(30.0), "the rate holds longer than the slots would"
+    mean = 8.0 + 0.2 * (4.0 - 8.0)
+    limiter = Limiter("t", Limits(concurrency=2))
+    limiter.release(granted(limiter, 0.0), 8.0, answered=True)
+    limiter.release(granted(limiter, 8.0), 12.0, answered=True)
+    granted(limiter, 12.0), granted(limiter, 12.0)
+    assert refused(limiter, 12.0).guess == pytest.approx(12.0 + mean / 2)
+
+
 # ── walks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
