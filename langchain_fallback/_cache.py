@@ -38,10 +38,10 @@ def _message(message: BaseMessage) -> Any:
     metadata = message.response_metadata
     told: dict[str, Any] = {
         "type": message.type,
-        "content": message.content,
+        "content": message.content if isinstance(message.content, str) else [_said(b) for b in message.content],
         "name": message.name,
         "id": None if message.id is None or _MINTED.search(message.id) else message.id,
-        "more": {k: v for k, v in message.additional_kwargs.items() if k != "fallback"},
+        "more": {k: v for k, v in message.additional_kwargs.items() if v is not None and k != "fallback"},
         "metadata": {name: metadata[name] for name in _READ_AGAIN if name in metadata} if metadata else None,
     }
     if isinstance(message, AIMessage):
@@ -50,6 +50,11 @@ def _message(message: BaseMessage) -> Any:
         if (value := getattr(message, name, None)) is not None:
             told[name] = value
     return told
+
+
+def _said(block: Any) -> Any:
+    """A block of content. What is None in it is as if left out: so is it in a message that was built from our cache."""
+    return {k: v for k, v in block.items() if v is not None} if isinstance(block, Mapping) else block
 
 
 _OF_THE_CALLER = frozenset(
