@@ -69,6 +69,8 @@ LEAST_CAP = 256
 LEAST_REASONING_CAP = 2048
 _ASSUMED_OUTPUT = 4096
 """Output tokens assumed for the bound where nothing limits them and no budget is hard."""
+_ASKING = 4096
+"""Bytes of the words with which a target is asked to go on, or to do better."""
 
 
 class Leave(NamedTuple):
@@ -338,16 +340,14 @@ def _added(execution: Execution) -> int:
     """Bytes that the flow may put behind the caller's messages: an answer to be continued or corrected, and the words
     that ask for it. A character has four bytes at most.
     """
-    attempts = execution.attempts
-    if not attempts:
-        return 0
-    said = sum(attempt.delivered for attempt in attempts)
-    for attempt in attempts:
+    said = 0
+    for attempt in execution.attempts:
+        said += attempt.delivered
         error = attempt.error
         if isinstance(error, InvalidOutput) and error.answer is not None:
-            said += len(error.answer.text) + len(error.message)
+            said += len(error.answer.text) + len(error.message) + 64
             said += sum(len(call.name) + len(call.arguments) + 64 for call in error.answer.tool_calls)
-    return 4 * (said + 1024)
+    return 4 * said + _ASKING if said else 0
 
 
 def _unwritable(error: LedgerError) -> Refusal:
