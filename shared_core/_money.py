@@ -196,13 +196,12 @@ class Money:
         return Leave(answer, cap, purse)
 
     def _refuse(self, execution: Execution, denial: Denial, worst: _Worst) -> Refusal:
+        if worst.why is not None:
+            denial = denial._replace(why=worst.why)
         self._denied.setdefault(execution.id, denial)
-        reason = denial.reason
-        if denial.needed is None and worst.why is not None:
-            reason = f"{worst.why}, and the budget {denial.claim.budget.title} is hard"
         resets = denial.claim.resets_at
         again = None if resets is None else self._clock.monotonic() + max(0.0, resets - self._clock.time())
-        return Refusal(reason, again)
+        return Refusal(denial.reason, again)
 
     # ── after ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

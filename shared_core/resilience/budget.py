@@ -247,6 +247,8 @@ class Denial(NamedTuple):
     pending: int
     needed: int | None
     """None: nobody knows what it may cost."""
+    why: str = "its price is unknown"
+    """Of that, the reason."""
 
     @property
     def reason(self) -> str:
@@ -254,7 +256,7 @@ class Denial(NamedTuple):
         budget, key = self.claim.budget, self.claim.key
         whom = f" ({key.scope} {key.of!r})" if key.of is not None and budget.of is None else ""
         if self.needed is None:
-            return f"its price is unknown, and the budget {budget.title}{whom} is hard"
+            return f"{self.why}, and the budget {budget.title}{whom} is hard"
         held = f" and ${_dollars(self.pending)} set aside" if self.pending else ""
         return (
             f"over budget: {budget.title}{whom}: ${_dollars(self.spent)} spent{held}, "
