@@ -157,10 +157,11 @@ class StreamContinued(_Informative):
 
 @dataclass(frozen=True, slots=True)
 class CircuitChanged(_Informative):
-    """A circuit changed, a target was parked or an account locked.
+    """A circuit changed, a target was parked, locked or slowed, or an account locked.
 
     `state` is 'circuit open', 'circuit half-open', 'circuit closed', 'circuit forced open', 'circuit disabled',
-    'parked' or 'account locked'; `for_s` how long it lasts at least, if that is known.
+    'parked', 'locked', 'unlocked', 'account locked', 'account unlocked' or 'slowed' (a throttle lowered its rates and
+    slots); `for_s` how long it lasts at least, if that is known.
     """
 
     scope: str

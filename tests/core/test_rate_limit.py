@@ -724,6 +724,50 @@ def test_a_guess_needs_slots_and_a_call_that_has_ended():
     assert refused(limiter, 12.0).guess == pytest.approx(12.0 + mean / 2)
 
 
+def test_a_dimension_that_requests_take_nothing_of_only_closes():
+    limiter = Limiter("t")
+    limiter.learn([Window("images", 0, None, 30.0)], 0.0)
+    assert refused(limiter, 29.0).at == 30.0
+    granted(limiter, 30.0), granted(limiter, 30.0)
+    assert Want(3, 4).of("images") == 0
+
+
+def test_it_does_not_rest_while_somebody_waits_or_is_in_flight_or_a_wait_is_not_over():
+    limiter = Limiter("t")
+    limiter.hold(0.0, 10.0, 0.0)
+    ticket, other = lined_up(limiter), lined_up(limiter)
+    limiter.leave(other, 1.0)
+    assert limiter.active, "one waits, none in flight"
+    limiter.due(10.0)
+    assert ticket.lease is not None
+    limiter.learn([], 10.1)
+    assert limiter.active, "one in flight, none waits"
+    limiter.release(ticket.lease, 10.2)
+    assert limiter.active, "the wait was told of to be spread over a second"
+    limiter.learn([], 11.0)
+    assert limiter.active is False
+    limiter.learn([Window("requests", 0, 60, 5.0)], 20.0)
+    limiter.learn([], 25.0)
+    assert limiter.active is False, "the window is full again"
+    again = lined_up(limiter, 26.0)
+    assert again.lease is not None, "nothing is left of the wait"
+
+
+def test_what_is_not_said_to_be_an_answer_raises_nothing_and_teaches_nothing():
+    limiter = Limiter("t", Limits(concurrency=1))
+    limiter.release(granted(limiter, 0.0), 4.0, Want(1, 1))
+    assert limiter.want(ChatRequest((user("x"),))).output == 1_000
+    granted(limiter, 5.0)
+    assert refused(limiter, 5.0).guess is None
+
+
+def test_an_answers_time_is_measured_from_its_own_start():
+    limiter = Limiter("t", Limits(concurrency=1))
+    limiter.release(granted(limiter, 100.0), 103.0, answered=True)
+    granted(limiter, 110.0)
+    assert refused(limiter, 110.0) == Verdict(math.inf, "its one slot is taken: about 3.0 s", 113.0)
+
+
 # ── walks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
