@@ -51,6 +51,11 @@ def _finish(ax: Any, title: str) -> None:
         label.set_horizontalalignment("right")
 
 
+def _legend(ax: Any) -> None:
+    """Beside the bars, none of which it may cover."""
+    ax.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+
+
 def _last(report: CostReport, days: int) -> list[date]:
     today = datetime.fromtimestamp(report.query.now, report.query.zone).date()
     return [today - timedelta(days=back) for back in range(days - 1, -1, -1)]
@@ -76,7 +81,7 @@ def _days(report: CostReport, days: int, ax: Any) -> None:
     if not any(below) and not any(unsure):
         ax.bar(names, below)  # the days, though nothing was spent on them
     else:
-        ax.legend(frameon=False, fontsize="small")
+        _legend(ax)
     _finish(ax, "Spend per day and target")
 
 
@@ -89,7 +94,7 @@ def _savings(report: CostReport, days: int, ax: Any) -> None:
     ax.bar(
         names, [lines[day].saved_usd for day in shown], bottom=paid, label="saved by the cache", width=0.8, alpha=0.5
     )
-    ax.legend(frameon=False, fontsize="small")
+    _legend(ax)
     _finish(ax, "Paid, and saved by the cache")
 
 

@@ -61,6 +61,20 @@ def test_a_notebook_runs_in_a_fresh_kernel_and_comes_out_as_it_is_committed(path
         assert "12" in said, "every caller was served"
         assert "{'name': 'Uma', 'age': 44, 'city': 'Hanoi'}" in said
         assert "get_weather {'city': 'Lima'}\nIt is 21 degrees and sunny in Lima.\n" in said
+    if path.stem == "05_strategies":
+        said = list(texts(fresh))
+        assert any(text.endswith("'with a limit': 0}") for text in said), "the vendor never had to say 429"
+        assert "()" in said, "a strategy of one's own broke no promise"
+    if path.stem == "06_watch_a_breaker":
+        said = "".join(texts(fresh))
+        assert "most at one moment: 1\n" in said, "a herd of fifty sends one probe"
+        assert ", True)" in said, "the second vendor stepped in"
+        assert "held open: anthropic:claude-haiku-4-5 serves; after reset: openai:gpt-5-mini\n" in said
+    if path.stem == "07_costs_budgets_cache":
+        said = list(texts(fresh))
+        assert any(text.endswith("of $0.05: never more\n") for text in said), "the hard budget held"
+        assert any("again: 0 corrections\n" in text for text in said), "importing the bill twice changes nothing"
+        assert any(" answers from the cache: " in text for text in said)
     if path.stem == "03_llamaindex":
         said = list(texts(fresh))
         assert sum("".join(said).count(word) for word in ("Helsinki", "BlueKite", "every 6 hours")) >= 3
