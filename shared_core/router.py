@@ -171,8 +171,8 @@ class Router:
         )
 
         self._probes: Probes | None = None
-        if not (health_check is None or health_check is False):
-            self._checks(option("health_check", HealthCheck, None if health_check is True else health_check))
+        if (check := _check_of(health_check)) is not None:
+            self._checks(check)
         self._cached: Cached | None = None
         if single_flight or default_answer is not None or not (cache is None or cache is False):
             from shared_core._cached import Cached
@@ -568,10 +568,10 @@ class Router:
     def _change(self, changes: Mapping[str, Any]) -> tuple[str, ...]:
         if self._closed:
             raise ConfigurationError("this router is closed")
-        for name in changes:
+        for name, value in changes.items():
             if name not in ("targets", *_DEFAULTS):
                 raise UnknownOption(f"Router has no option {name!r}. {nearest(name, ('targets', *router_options()))}")
-            if name not in _CHANGEABLE:
+            if name not in _CHANGEABLE and value != self._options.get(name, _DEFAULTS[name]):
                 raise ConfigurationError(
                     f"{name} cannot be changed while the router runs\nhint: router.updated({name}=…) makes another one"
                 )
@@ -582,6 +582,7 @@ class Router:
                 for name, value in changes.items()
                 if name == "targets" or value != self._options.get(name, _DEFAULTS[name])
             )
+            check = _check_of(options["health_check"])
             line = self._fleet.line
             hedged = "hedge" in told
             rules = _rules(options, line.rules.flow.hedger if hedged else None)
@@ -591,6 +592,8 @@ class Router:
             kept = {name: options[name] for name, value in _DEFAULTS.items() if options[name] != value}
             self._options = MappingProxyType(kept)
             self._books.metadata = options["metadata"]
+            if "health_check" in told:
+                self._checks().change(check)
         if told:
             self._events.emit(RouterReconfigured("", self._clock.time(), told))
         return told
@@ -837,10 +840,18 @@ _DEFAULTS = {
 _CHANGEABLE = frozenset(
     """
     targets preset strategy chains complexity hedge retry timeouts breaker limits on_stream_break continue_prompt
-    route_around_policy metadata
+    route_around_policy metadata health_check
     """.split()  # noqa: SIM905  # a list of words
 )
 """What `reconfigure` takes. The rest is built once: stores, caches, clocks, observers."""
+
+
+def _check_of(given: HealthCheck | Mapping[str, Any] | bool | None) -> HealthCheck | None:
+    """What `health_check=` means: None is off."""
+    if given is None or given is False:
+        return None
+    check: HealthCheck = option("health_check", HealthCheck, None if given is True else given)
+    return check
 
 
 def router_options() -> tuple[str, ...]:

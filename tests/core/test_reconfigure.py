@@ -142,7 +142,7 @@ def test_a_request_in_flight_ends_as_it_began():
         {"targets": [{"spec": "openai:x", "weight": -1}]},
         {"on_stream_break": "resume"},
         {"clock": VirtualClock()},
-        {"ledger": None},
+        {"ledger": "other.db"},
         {"strategy": "cost", "limits": {"rpmm": 3}},
     ],
     ids=str,

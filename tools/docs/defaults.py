@@ -12,23 +12,30 @@ import argparse
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 from shared_core import (
     BreakerConfig,
+    Budget,
+    Chain,
     Disposition,
     ErrorKind,
     HealthCheck,
+    Hedge,
     Limits,
     RetryPolicy,
+    Router,
+    Target,
     Timeouts,
     WebhookHook,
 )
 from shared_core.errors import RULES, Rule, Scope
 from shared_core.providers import compatible, registry
 from shared_core.providers.llama_cpp.options import Options
+from shared_core.router import _DEFAULTS
+from shared_core.routing.presets import PRESETS
 
 __all__ = ["TABLES", "main", "rendered"]
 
@@ -37,7 +44,17 @@ PAGES = (
     ROOT / "README.md",
     *(
         ROOT / "docs" / f"{page}.md"
-        for page in ("circuit-breaker", "events", "health", "local-model", "rate-limits", "retries-and-deadlines")
+        for page in (
+            "circuit-breaker",
+            "configuration",
+            "events",
+            "health",
+            "hedging",
+            "local-model",
+            "rate-limits",
+            "retries-and-deadlines",
+            "strategies",
+        )
     ),
 )
 
@@ -151,7 +168,68 @@ def webhook() -> str:
     return _table(("option", "default", "meaning"), rows)
 
 
+def keywords_of(cls: type, name: str, defaults: Mapping[str, object]) -> str:
+    """Every keyword of a class that people build, in the order of its docstring, with its default."""
+    told = dict(_told(cls))
+    missing = set(defaults) - set(told)
+    if missing:
+        raise SystemExit(f"{cls.__name__}'s docstring does not say what {min(missing)} is")
+    rows = [(f"`{word}`", _shown(defaults[word]), why) for word, why in told.items() if word in defaults]
+    return _table((name, "default", "meaning"), rows)
+
+
+def _told(cls: type) -> Iterator[tuple[str, str]]:
+    """What the docstring says under 'Args:' or 'Attributes:', by name; several may share their words."""
+    doc = inspect.getdoc(cls) or ""
+    part = re.search(r"^(?:Args|Attributes):\n(.*?)(?=^\S|\Z)", doc, re.MULTILINE | re.DOTALL)
+    for names, words in re.findall(
+        r"^    (\*{0,2}\w+(?:, \w+)*): (.*?)(?=^    \S|\Z)", part[1] if part else "", re.MULTILINE | re.DOTALL
+    ):
+        for word in names.split(", "):
+            yield word, " ".join(words.split()).rstrip(".")
+
+
+def _shown(value: object) -> str:
+    return "–" if value is None or (callable(value) and not isinstance(value, type)) else f"`{value!r}`"
+
+
+def router_table() -> str:
+    """Every keyword of a router but its targets."""
+    found = {name: None if name == "continue_prompt" else value for name, value in _DEFAULTS.items()}
+    return keywords_of(Router, "keyword", found)
+
+
+def target_table() -> str:
+    """Every keyword of a target that its provider is not told."""
+    found = inspect.signature(Target.__init__).parameters.values()
+    named = [one for one in found if one.name not in ("self", "model") and one.kind is not one.VAR_KEYWORD]
+    return keywords_of(Target, "keyword", {one.name: one.default for one in named})
+
+
+def group_table(cls: type) -> str:
+    """Every option of a group of options that is built by keyword."""
+    known = [one for one in fields(cls) if one.init]
+    return keywords_of(cls, "option", {one.name: None if one.default is MISSING else one.default for one in known})
+
+
+def presets() -> str:
+    """What each preset sets, beside what holds without one."""
+    rows = []
+    for group, cls in (("timeouts", Timeouts), ("retry", RetryPolicy), ("breaker", BreakerConfig)):
+        for one in fields(cls):
+            values = [one.default, *(getattr(getattr(preset, group), one.name) for preset in PRESETS.values())]
+            if len(set(values)) > 1:
+                rows.append((f"`{group}.{one.name}`", *(f"{value:g}" for value in values)))
+    rows.append(
+        ("log", "as the program has it", *("every step" if p.verbose else "as without" for p in PRESETS.values()))
+    )
+    return _table(("option", "without a preset", *(f"`{name}`" for name in PRESETS)), rows)
+
+
 TABLES: Mapping[str, Callable[[], str]] = {
+    "router-options": router_table, "target-options": target_table, "presets": presets,
+    "chain-options": lambda: group_table(Chain), "hedge-options": lambda: group_table(Hedge),
+    "budget-keywords": lambda: group_table(Budget),
     "health-check": lambda: options_of(HealthCheck), "webhook": webhook,
     "defaults": defaults, "failures": failures, "providers": providers, "local-options": lambda: options_of(Options),
     "breaker-options": lambda: options_of(BreakerConfig), "limits-options": lambda: options_of(Limits),
