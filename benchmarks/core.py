@@ -6,7 +6,8 @@ import asyncio
 import statistics
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 from benchmarks.measure import Row, per_call_us, row
 from shared_core import (
@@ -17,9 +18,11 @@ from shared_core import (
     Finished,
     Guard,
     Origin,
+    Price,
     ProviderError,
     Router,
     Started,
+    Target,
     TextDelta,
     Usage,
     collect,
@@ -99,9 +102,51 @@ def measure(rounds: int, number: int) -> list[Row]:
         ),
         row("routed calls in one thread", "calls/s", 1e6 / median(one), at_least=10_000),
     ]
+    rows += _decisions(rounds, number)
     rows += _chunks(rounds, number)
     rows.append(_threads(healthy, rounds, number))
     rows.append(_tasks(healthy, rounds, number))
+    return rows
+
+
+def _decisions(rounds: int, number: int, few: int = 2, many: int = 100) -> list[Row]:
+    """What one more target costs a decision, under each strategy: flat from two targets to a hundred."""
+
+    def router(count: int, **options: Any) -> Router:
+        made = Router(
+            [
+                Target(provider=Instant(name=f"p{at}"), name=f"t{at}", price=Price(at + 1, 2 * at + 1), weight=at + 1)
+                for at in range(count)
+            ],
+            **options,
+        )
+        for at, route in enumerate(made._fleet.routes):
+            for call in range(100):
+                route.gate.health.calls += 1
+                route.gate.health.success(1 + (call * 7919 + at) % 97 / 97, None, float(call))
+        return made
+
+    def decide(made: Router) -> Callable[[], object]:
+        line = made._fleet.line
+        return lambda: made._plan(line, REQUEST, None, 5)
+
+    rows = []
+    asked: list[dict[str, Any]] = [
+        {"strategy": name} for name in ("priority", "cost", "performance", "round_robin", "weighted")
+    ]
+    for options in (*asked, {"complexity": "simple"}):
+        small, large = per_call_us(
+            decide(router(few, **options)),
+            decide(router(many, **options)),
+            rounds=4 * rounds,
+            number=max(5, number // 200),
+        )
+        each = (min(large) - min(small)) / (many - few)
+        name = next(iter(options.values()))
+        rows.append(row(f"a decision adds per target, {name}, {few} to {many} targets", "us", each, at_most=1))
+    auto = router(few, complexity="auto")
+    (estimated, plain) = per_call_us(decide(auto), decide(router(few)), rounds=rounds, number=max(10, number // 10))
+    rows.append(row("complexity='auto' adds to a decision", "us", min(estimated) - min(plain)))
     return rows
 
 
