@@ -24,7 +24,7 @@ from shared_core.chat.answer_tool import adelivered, delivered
 from shared_core.chat.events import ChatEvent, Finished
 from shared_core.chat.request import ChatRequest
 from shared_core.errors import ErrorKind, FallbackError, ProviderError
-from shared_core.resilience.admission import Admission, Outcome, Refusal
+from shared_core.resilience.admission import Admission, Refusal
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.execution import Execution
 from shared_core.routing.flow import (
@@ -269,7 +269,7 @@ class Driver:
 
     def _withdraw(self, route: Route, admission: Admission) -> None:
         """The attempt does not start after all."""
-        route.gate.settle(admission, Outcome(cancelled=True), self._now(), self._chance())
+        route.gate.withdraw(admission, self._now())
 
     def _leave(self, execution: Execution, pending: Sequence[Call], error: BaseException) -> None:
         if execution.ended is None:  # an attempt that was interrupted has said so by itself

@@ -282,6 +282,24 @@ class Gate:
             self.limiter.return_unused(lease, now)
         return refusal
 
+    def withdraw(self, admission: Admission, now: float) -> None:
+        """Nothing was sent under it after all: everything it took goes back, and nobody learns anything.
+
+        Raises:
+            RuntimeError: the admission was settled before, which is a bug in the caller.
+        """
+        with self._lock:
+            if admission.settled:
+                raise RuntimeError(f"admission to {self._name!r} settled twice")
+            admission.settled = True
+            self.health.in_flight -= 1
+            self.health.calls -= 1
+            self.breaker.report(admission.permit, Result.NEUTRAL, now)
+            if admission.claim is not None:
+                self.account.unclaim(admission.claim, self.lock, now)
+            if admission.lease is not None:
+                self.limiter.return_unused(admission.lease, now)
+
     # ── waiting in line ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def line_up(self, now: float, request: ChatRequest | None, wake: Callable[[], None]) -> Ticket | Refusal:

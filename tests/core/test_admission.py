@@ -340,3 +340,29 @@ def test_a_claim_goes_back_too():
         account.put(19.0, 20.0, "bad key")
     assert isinstance(gate.admit(20.5, 5.0), Refusal)
     assert account.refusal(20.5) is None, "the re-check was not made, so the next one is it"
+
+
+def test_an_attempt_that_is_withdrawn_gives_everything_back():
+    account = Account("acme")
+    gate = Gate("t", account=account, limiter=Limiter("t", Limits(concurrency=1, requests_per_minute=1)))
+    Gate("other", account=account)
+    for _ in range(3):
+        admission = gate.admit(0.0, 30.0)
+        assert isinstance(admission, Admission)
+        gate.withdraw(admission, 0.0)
+    assert (gate.health.calls, gate.health.in_flight, gate.limiter.in_flight) == (0, 0, 0)
+    with pytest.raises(RuntimeError, match="settled twice"):
+        gate.withdraw(admission, 0.0)
+    account.put(0.0, 10.0, "bad key")
+    gate.withdraw(gate.admit(10.0, 30.0), 10.0)
+    assert account.refusal(10.0) is None, "the next one is the re-check"
+    assert account.until == 10.0, "which is still to be made"
+
+
+def test_a_probe_that_is_withdrawn_leaves_the_probe_to_the_next():
+    gate = Gate("t")
+    for i in range(5):
+        fail(gate, ErrorKind.TRANSIENT, float(i))
+    gate.withdraw(gate.admit(10.0, 30.0), 10.0)
+    assert gate.state is CircuitState.HALF_OPEN
+    assert isinstance(gate.admit(10.0, 30.0), Admission)
