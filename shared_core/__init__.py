@@ -58,6 +58,7 @@ if TYPE_CHECKING:
         Disposition,
         ErrorKind,
         FallbackError,
+        InvalidExport,
         InvalidModelFile,
         InvalidOutput,
         InvalidRequest,
@@ -74,6 +75,8 @@ if TYPE_CHECKING:
         UnknownProvider,
     )
     from shared_core.ledger import CostReport, Ledger, LedgerEntry, MemoryLedger
+    from shared_core.ledger.analytics import CostLine, Projection
+    from shared_core.ledger.reconcile import Reconciliation
     from shared_core.ledger.sqlite import SQLiteLedger
     from shared_core.resilience.breaker import BreakerConfig, CircuitState
     from shared_core.resilience.budget import Budget, BudgetReport, BudgetStatus
@@ -128,12 +131,14 @@ _HOMES: dict[str, str] = {
         ),
         "shared_core.errors": (
             "AccountError AllTargetsFailed BudgetExceeded ConfigurationError DeadlineExceeded Disposition "
-            "ErrorKind FallbackError InvalidModelFile InvalidOutput InvalidRequest LedgerError "
+            "ErrorKind FallbackError InvalidExport InvalidModelFile InvalidOutput InvalidRequest LedgerError "
             "MissingDependency MissingKey ProviderError ProviderTimeout ProviderUnavailable RateLimited "
             "RequestRejected StreamBroken UnknownOption UnknownProvider"
         ),
         "shared_core.ledger": "CostReport Ledger LedgerEntry MemoryLedger",
         "shared_core.resilience.budget": "Budget BudgetReport BudgetStatus",
+        "shared_core.ledger.analytics": "CostLine Projection",
+        "shared_core.ledger.reconcile": "Reconciliation",
         "shared_core.ledger.sqlite": "SQLiteLedger",
         "shared_core.resilience.breaker": "BreakerConfig CircuitState",
         "shared_core.resilience.deadline": "Guard Timeouts",
@@ -194,6 +199,7 @@ __all__ = [
     "ConfigurationError",
     "Constraints",
     "Continued",
+    "CostLine",
     "CostReport",
     "DeadlineExceeded",
     "Disposition",
@@ -212,6 +218,7 @@ __all__ = [
     "HealthWindow",
     "Hedge",
     "Image",
+    "InvalidExport",
     "InvalidModelFile",
     "InvalidOutput",
     "InvalidRequest",
@@ -230,6 +237,7 @@ __all__ = [
     "Part",
     "Plan",
     "Price",
+    "Projection",
     "Provider",
     "ProviderError",
     "ProviderTimeout",
@@ -237,6 +245,7 @@ __all__ = [
     "RateLimited",
     "Reasoning",
     "ReasoningDelta",
+    "Reconciliation",
     "RequestFailed",
     "RequestHedged",
     "RequestRejected",
