@@ -33,16 +33,15 @@ def draw(report: SimulationReport) -> Figure:
         heights = [piece.served[name] / width for piece in pieces]
         served.bar(at, heights, width, bottom=floor, align="edge", color=colours[name], label=name)
         floor = [low + high for low, high in zip(floor, heights, strict=True)]
-    served.bar(
-        at, [p.failed / width for p in pieces], width, bottom=floor, align="edge", color=_FAILED, hatch="///",
-        label="failed",
-    )  # fmt: skip
+    if report.failed:
+        failed = [piece.failed / width for piece in pieces]
+        served.bar(at, failed, width, bottom=floor, align="edge", color=_FAILED, hatch="///", label="failed")
     served.set(ylabel="answers per second", title=f"{report.name}, seed {report.seed}")
     for share, values in ((50, [p.p50_s for p in pieces]), (95, [p.p95_s for p in pieces])):
         took.plot([a + width / 2 for a in at], [_or_nan(v) for v in values], label=f"p{share}")
     took.set(ylabel="answered after (s)")
-    took.set_ylim(bottom=0)
-    took.legend(loc="upper right", fontsize=8, frameon=False)
+    took.set_ylim(0, 1.25 * max((p.p95_s or 0.0 for p in pieces), default=1.0) or 1.0)
+    took.legend(loc="upper left", fontsize=8, frameon=False, ncols=2)
     for name in report.targets:
         sent.step(at, [p.packets[name] / width for p in pieces], where="post", color=colours[name], label=name)
     sent.set(ylabel="packets per second", xlabel="seconds", xlim=(0, report.seconds))
@@ -50,7 +49,7 @@ def draw(report: SimulationReport) -> Figure:
     _shade_circuits(sent, report)
     for happening in report.scenario:
         for panel in (served, took):
-            panel.axvspan(happening.start, happening.end, color="#9e9e9e", alpha=0.15, lw=0)
+            panel.axvspan(happening.start, happening.end, color="#9e9e9e", alpha=0.15, lw=0, zorder=0)
     handles, labels = served.get_legend_handles_labels()
     seen = {change.state for change in report.circuits if change.target == report.targets[0]}
     for state, colour in _SHADES.items():
