@@ -161,20 +161,20 @@ class Probes:
     ) -> None:
         self._clock, self._now = clock, clock.monotonic
         self._fleet, self._driver, self._books, self._prefix = fleet, driver, books, prefix
-        self.check = check
-        self._settings = check or HealthCheck()
+        self.check: HealthCheck | None = None
+        self._settings = HealthCheck()
         self._listless: set[int] = set()  # gates of targets that have no list of models
         self._routes: dict[str, tuple[Route, Route]] = {}
         self._number = 0
         self._begun: float | None = None
         self._chances: dict[str, float] = {}
+        self._not_before: dict[str, float] = {}
         self._closed = False
         self._anew()
         if check is not None:
             for name in check.targets or ():
                 fleet.named(name)
-            after_fork(self._anew)
-            books.on_change = self._nudge
+            self.change(check)
 
     def _anew(self) -> None:
         self._lock = threading.Lock()
@@ -220,6 +220,14 @@ class Probes:
                     self._thread.name = "llm-fallback-health"
                     self._thread.start()
 
+    def change(self, check: HealthCheck | None) -> None:
+        """Check like this in the background from now on, or not at all."""
+        if check is not None and self._books.on_change is None:
+            after_fork(self._anew)
+            self._books.on_change = self._nudge
+        self.check, self._settings = check, check or HealthCheck()
+        self._nudge()
+
     def _begin(self) -> float:
         if self._begun is None:
             self._begun = self._now()
@@ -246,11 +254,13 @@ class Probes:
         for route in self._fleet.routes:
             if not route.target.enabled or (check.targets is not None and route.name not in check.targets):
                 continue
-            due = self._due(check, route, begun)
+            due = max(self._due(check, route, begun), self._not_before.get(route.name, -math.inf))
             if due <= self._now() and not self._closed:
-                self._quietly(route)
+                asked = self._quietly(route)
                 self._chances[route.name] = self._chance()
-                due = max(self._due(check, route, begun), self._now() + 0.01)
+                # Where nothing was asked (its rates are used up, say) it is soon due again, but not at once.
+                due = self._not_before[route.name] = self._now() + (0.01 if asked else min(1.0, check.interval_s))
+                due = max(self._due(check, route, begun), due)
             soonest = min(soonest, due)
         return soonest - self._now()
 
@@ -258,13 +268,17 @@ class Probes:
         chance = self._chances.setdefault(route.name, self._chance())
         return next_check(check, standing(route, self._now()), begun, chance)
 
-    def _quietly(self, route: Route) -> None:
+    def _quietly(self, route: Route) -> bool:
+        """Check one target; whether it was asked."""
         try:
-            self._test(route, self._settings.how, None, background=True)
+            return bool(self._test(route, self._settings.how, None, background=True).how)
+        except ConfigurationError:
+            return False  # it has no list, and only lists are to be read
         except Exception:  # noqa: BLE001  # a bug of a provider's: it is logged, and the other targets are still checked
             if not self._closed:
                 _log.exception("the health check of %s failed", route.name)
             route.gate.checked(self._now(), ok=False)
+            return True
 
     # ── one check ────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -441,6 +441,21 @@ def test_they_are_read_from_a_file(tmp_path):
         assert probes_of(router).check == HealthCheck(interval_s=7, how="models")
 
 
+def test_they_are_switched_on_and_off_while_the_router_runs(monkeypatch):
+    quiet(monkeypatch)
+    clock, provider = VirtualClock(), Pinged()
+    with Router([at(provider)], clock=clock) as router:
+        assert router.reconfigure(health_check={"interval_s": 10}) == ("health_check",)
+        checked(router, clock, 100)
+        assert provider.pinged >= 7
+        with pytest.raises(ConfigurationError):
+            router.reconfigure(health_check={"interval_s": -1})
+        router.reconfigure(health_check=False)
+        before = provider.pinged
+        checked(router, clock, 100)
+        assert provider.pinged == before
+
+
 # ── the schedule ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 CLEAR = Standing(clear=True, refused=False, retry_at=None, heard=100.0, failed=False)
@@ -561,7 +576,7 @@ def test_a_dead_primary_is_probed_in_its_users_stead_and_gets_its_traffic_back(m
         probes = [e for e in router.ledger.entries() if e.target == "a" and e.purpose == "probe"]
         users = [e for e in router.ledger.entries() if e.target == "a" and e.purpose == "call"]
         assert len(users) == by_users + 1, "no user was asked to find out"
-        assert len(probes) == primary.calls - by_users - 1
+        assert len(probes) == primary.calls - by_users - 1 + primary.pinged
         assert all(isinstance(e, LedgerEntry) for e in probes)
         assert [type(e) for e in seen if isinstance(e, TargetRecovered)] == [TargetRecovered]
         assert all(e.background for e in seen if isinstance(e, TargetProbed))
@@ -605,6 +620,33 @@ def test_a_bug_in_one_target_keeps_nobody_from_being_checked(monkeypatch, caplog
         assert fine.pinged >= 5
         assert "the health check of a failed" in caplog.text
         assert router.health()["a"].status is HealthStatus.UNHEALTHY
+
+
+def test_a_target_whose_rates_are_used_up_is_not_hammered(monkeypatch):
+    quiet(monkeypatch)
+    clock, provider = VirtualClock(), Pinged()
+    targets = [at(provider, limits={"concurrency": 1}), at(ScriptedProvider(), "b")]
+    with Router(targets, clock=clock, health_check={"interval_s": 10}) as router:
+        stream = iter(router.stream("Hi"))
+        next(stream)  # holds the one slot
+        looks = 0
+        until = clock.monotonic() + 100
+        while clock.monotonic() < until:
+            clock.advance(max(probes_of(router).tick(), 0.01))
+            looks += 1
+        assert provider.pinged == 0
+        assert looks <= 110, "about once a second"
+        stream.close()
+
+
+def test_where_only_lists_are_to_be_read_one_without_is_left_alone(monkeypatch, caplog):
+    quiet(monkeypatch)
+    clock, provider = VirtualClock(), ScriptedProvider()
+    with Router([at(provider)], clock=clock, health_check={"how": "models"}) as router:
+        checked(router, clock, 100)
+        assert provider.calls == 0
+        assert router.health()["a"].status is HealthStatus.UNKNOWN
+        assert not caplog.records
 
 
 def test_a_target_that_is_added_is_checked_and_one_that_is_removed_is_not(monkeypatch):
