@@ -12,7 +12,6 @@ from shared_core import (
     Chain,
     ChatRequest,
     ConfigurationError,
-    Constraints,
     File,
     Image,
     InvalidRequest,
@@ -22,7 +21,6 @@ from shared_core import (
     Target,
     Text,
     ToolSpec,
-    UnknownOption,
     assistant,
     system,
     tool,
@@ -257,78 +255,3 @@ def test_a_word_that_is_none_is_refused_where_it_is_given(wrong):
         Chain(complexity=wrong)
     with pytest.raises(InvalidRequest, match="unknown complexity"):
         HI.replace(complexity=wrong)
-
-
-# ── per call, in both wrappers ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def askers():
-    """How a call is made, by the name of the way: each returns the text of the answer."""
-    from llama_index.core.llms import ChatMessage
-
-    from langchain_fallback import FallbackChatModel
-    from llamaindex_fallback import FallbackLLM
-
-    messages = [ChatMessage(role="user", content="Hello")]
-    model, llm = FallbackChatModel(models=fleet()), FallbackLLM(models=fleet())
-
-    async def aliased(response):
-        return (await response).message.content
-
-    return {
-        "bind": lambda **kw: model.bind(**kw).invoke("Hello").content,
-        "call": lambda **kw: model.invoke("Hello", **kw).content,
-        "stream": lambda **kw: "".join(str(c.content) for c in model.stream("Hello", **kw)),
-        "chat": lambda **kw: llm.chat(messages, **kw).message.content,
-        "stream_chat": lambda **kw: list(llm.stream_chat(messages, **kw))[-1].message.content,
-        "complete": lambda **kw: llm.complete("Hello", **kw).text,
-        "achat": lambda **kw: aliased(llm.achat(messages, **kw)),
-        "ainvoke": lambda **kw: model.ainvoke("Hello", **kw),
-    }
-
-
-@pytest.mark.parametrize("way", ["bind", "call", "stream", "chat", "stream_chat", "complete", "achat", "ainvoke"])
-async def test_everything_about_routing_can_be_said_with_a_call(way):
-    ask = askers()[way]
-    for said, who in (
-        ({}, "best"),
-        ({"complexity": "simple"}, "fast"),
-        ({"complexity": "auto"}, "fast"),
-        ({"strategy": "cost"}, "fast"),
-        ({"strategy": lambda request, views: list(views)[::-1]}, "fast, price unknown"),
-        ({"chain": "low-cost"}, "fast"),
-        ({"max_price": 2.5}, "standard"),
-        ({"deny": ["best", "plain"]}, "standard"),
-        ({"allow": ["fast"]}, "fast"),
-        ({"constraints": {"allow": ["plain", "standard"]}}, "plain"),
-        ({"constraints": Constraints(allow=["plain", "standard"]), "max_price": 2}, "standard"),
-    ):
-        answer = ask(**said)
-        if not isinstance(answer, str):
-            answer = await answer
-        assert getattr(answer, "content", answer) == f"from {who}", said
-
-
-@pytest.mark.parametrize("way", ["call", "chat"])
-def test_what_is_wrong_in_a_call_is_told_and_nothing_is_sent(way):
-    ask = askers()[way]
-    for said, error, says in (
-        ({"complexity": "simpel"}, InvalidRequest, "Did you mean 'simple'"),
-        ({"strategy": "chepest"}, ConfigurationError, "unknown strategy"),
-        ({"chain": "low-cots"}, InvalidRequest, "Did you mean 'low-cost'"),
-        ({"constraints": {"denny": ["a"]}}, UnknownOption, "Did you mean 'deny'"),
-        ({"constraints": "local"}, InvalidRequest, "must be Constraints"),
-        ({"deny": "best"}, InvalidRequest, "collection of names"),
-        ({"max_price": -1}, InvalidRequest, "max_price"),
-        ({"max_prise": 1}, UnknownOption, "max_price"),
-    ):
-        with pytest.raises(error, match=says):
-            ask(**said)
-
-
-@pytest.mark.parametrize("way", ["bind", "call", "stream", "chat", "stream_chat", "complete"])
-def test_local_only_fails_closed_in_both_wrappers(way):
-    from shared_core import AllTargetsFailed
-
-    with pytest.raises(AllTargetsFailed, match="local only"):
-        askers()[way](local_only=True)

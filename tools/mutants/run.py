@@ -28,7 +28,9 @@ FILES = (
     "shared_core/resilience/rate_limit.py",
     "shared_core/resilience/retry.py",
     "shared_core/routing/chains.py",
+    "shared_core/routing/complexity.py",
     "shared_core/routing/flow.py",
+    "shared_core/routing/hedge.py",
     "shared_core/routing/planner.py",
     "shared_core/routing/reask.py",
     "shared_core/routing/seam.py",
@@ -51,6 +53,8 @@ TESTS = tuple(
         "planner",
         "strategies",
         "chains",
+        "complexity",
+        "hedging_steps",
         "reask",
     )
 )
