@@ -52,12 +52,12 @@ _KEEP = 200_000
 """Operations kept in memory at most while the file cannot be written. Beyond that the oldest are lost, and logged."""
 _SHARE = 1_000_000
 
-_RESERVE: Final = 0
-_DISPATCH: Final = 1
-_SETTLE: Final = 2
-_RECORD: Final = 3
-_ABANDON: Final = 4
-_CALL: Final = 5
+RESERVE: Final = 0
+DISPATCH: Final = 1
+SETTLE: Final = 2
+RECORD: Final = 3
+ABANDON: Final = 4
+CALL: Final = 5
 
 
 class _Op:
@@ -120,6 +120,7 @@ class SQLiteLedger:
         self._owner = 0
         self._names: dict[tuple[int, str], int] = {}
         self._meter_ids: dict[MeterKey, int] = {}
+        self._live: dict[int, tuple[Reading, int | None]] = {}  # what meters show within one transaction
         self._told: set[tuple[int, int, float]] = set()
         self._fresh: list[Callable[[], object]] = []  # undoes what the caches learned in a transaction that failed
         self._notices: list[tuple[Callable[[Notice], None], Notice]] = []
@@ -243,7 +244,7 @@ class SQLiteLedger:
         Raises:
             LedgerError: a hard budget applies, and the file cannot be written.
         """
-        op = _Op(_RESERVE, draft, dispatch=dispatch)
+        op = _Op(RESERVE, draft, dispatch=dispatch)
         if self._trouble is not None and not draft.strict:
             return self._unheard(op)
         found: Ticket | Denial = self._wait(op)
@@ -251,7 +252,7 @@ class SQLiteLedger:
 
     async def areserve(self, draft: Draft, *, dispatch: bool = False) -> Ticket | Denial:
         """The same, without blocking the event loop."""
-        op = _Op(_RESERVE, draft, dispatch=dispatch)
+        op = _Op(RESERVE, draft, dispatch=dispatch)
         if self._trouble is not None and not draft.strict:
             return self._unheard(op)
         found: Ticket | Denial = await self._await(op)
@@ -263,11 +264,11 @@ class SQLiteLedger:
         Raises:
             LedgerError: a hard budget applies, and the file cannot be written.
         """
-        self._wait(_Op(_DISPATCH, ticket))
+        self._wait(_Op(DISPATCH, ticket))
 
     async def adispatch(self, ticket: Ticket) -> None:
         """The same, without blocking the event loop."""
-        await self._await(_Op(_DISPATCH, ticket))
+        await self._await(_Op(DISPATCH, ticket))
 
     def settle(self, ticket: Ticket, entry: LedgerEntry) -> None:
         """Close the row with what became of it. Returns at once: until it is on disk, the row counts at its bound.
@@ -278,16 +279,16 @@ class SQLiteLedger:
         if not ticket.status.open:
             raise RuntimeError(f"row {ticket.id} settled twice")
         ticket.status = entry.status
-        self._submit(_Op(_SETTLE, ticket, entry))
+        self._submit(_Op(SETTLE, ticket, entry))
 
     def record(self, entry: LedgerEntry) -> None:
         """Add one row that is settled already. Returns at once."""
-        self._submit(_Op(_RECORD, None, entry))
+        self._submit(_Op(RECORD, None, entry))
 
     def flush(self) -> bool:
         """Wait until everything handed in so far is on disk. False when the file cannot be written."""
         try:
-            self._wait(_Op(_CALL, lambda _: None))
+            self._wait(_Op(CALL, lambda _: None))
         except LedgerError:
             return False
         return not self._backlog
@@ -313,7 +314,7 @@ class SQLiteLedger:
         """
         moment = time.time() if at is None else at
         found: LedgerEntry | None = self._wait(
-            _Op(_CALL, lambda connection: self._correct(connection, number, cost_nano, reason, usage, moment))
+            _Op(CALL, lambda connection: self._correct(connection, number, cost_nano, reason, usage, moment))
         )
         return found
 
@@ -399,7 +400,7 @@ class SQLiteLedger:
         try:
             op.lock.acquire()
         except BaseException:
-            self._submit(_Op(_ABANDON, op))  # interrupted: nobody will settle it
+            self._submit(_Op(ABANDON, op))  # interrupted: nobody will settle it
             raise
         if op.error is not None:
             raise op.error
@@ -412,7 +413,7 @@ class SQLiteLedger:
         try:
             return await op.future
         except asyncio.CancelledError:
-            self._submit(_Op(_ABANDON, op))  # the caller left: nobody will settle it
+            self._submit(_Op(ABANDON, op))  # the caller left: nobody will settle it
             raise
 
     def _unheard(self, op: _Op) -> Ticket:
@@ -482,11 +483,12 @@ class SQLiteLedger:
                 loop.call_soon_threadsafe(_resolve, answered)
             except RuntimeError:  # the loop is closed: nobody will settle these
                 for op in answered:
-                    self._submit(_Op(_ABANDON, op))
+                    self._submit(_Op(ABANDON, op))
 
     def _write(self, ops: Sequence[_Op]) -> None:
         """All of `ops` in one transaction, or none."""
         connection = self._connection or self._open()
+        self._live.clear()  # others may have written since
         try:
             connection.execute("BEGIN IMMEDIATE")
             for op in ops:
@@ -494,7 +496,7 @@ class SQLiteLedger:
             connection.execute("COMMIT")
         except BaseException:
             for op in ops:
-                if op.kind == _RESERVE and isinstance(op.result, Ticket):
+                if op.kind == RESERVE and isinstance(op.result, Ticket):
                     op.result.id = None
             for undo in self._fresh:
                 undo()
@@ -510,17 +512,18 @@ class SQLiteLedger:
 
     def _perform(self, connection: sqlite3.Connection, op: _Op) -> None:
         kind, entry = op.kind, op.entry
-        if kind == _RESERVE:
+        if kind == RESERVE:
             op.result = self._reserve(connection, op)
-        elif kind == _SETTLE and entry is not None:
+        elif kind == SETTLE and entry is not None:
             self._settle(connection, op.subject, entry)
-        elif kind == _DISPATCH:
+        elif kind == DISPATCH:
             self._dispatch(connection, op.subject)
-        elif kind == _RECORD and entry is not None:
+        elif kind == RECORD and entry is not None:
             self._insert(connection, entry)
-        elif kind == _ABANDON:
+        elif kind == ABANDON:
             self._abandon(connection, op.subject)
         else:
+            self._live.clear()  # whatever it does
             try:
                 op.result = op.subject(connection)
             except LookupError as error:
@@ -542,13 +545,13 @@ class SQLiteLedger:
             self._connection.close()  # it may be mended, or be another file, by the next time
             self._connection = None
         for op in ops:
-            if op.kind == _CALL or (op.kind == _RESERVE and op.subject.strict and not isinstance(op.result, Ticket)):
+            if op.kind == CALL or (op.kind == RESERVE and op.subject.strict and not isinstance(op.result, Ticket)):
                 op.error = LedgerError(str(refused), reason=reason)
                 continue
-            if op.kind == _DISPATCH and op.subject.draft.strict:
+            if op.kind == DISPATCH and op.subject.draft.strict:
                 op.error = LedgerError(str(refused), reason=reason)
                 continue
-            if op.kind == _RESERVE and not isinstance(op.result, Ticket):
+            if op.kind == RESERVE and not isinstance(op.result, Ticket):
                 op.result = _unwritten(op)
             self._backlog.append(op)
         if len(self._backlog) > _KEEP:
@@ -561,7 +564,7 @@ class SQLiteLedger:
             self._tell_trouble(ops, Trouble(reason, len(self._backlog)))
 
     def _tell_trouble(self, ops: Sequence[_Op], trouble: Trouble) -> None:
-        drafts = (op.subject if op.kind == _RESERVE else getattr(op.subject, "draft", None) for op in ops)
+        drafts = (op.subject if op.kind == RESERVE else getattr(op.subject, "draft", None) for op in ops)
         told = {draft.tell for draft in drafts if draft is not None and draft.tell is not None}
         self._notices += [(tell, trouble) for tell in told]
 
@@ -580,10 +583,7 @@ class SQLiteLedger:
                 if key in numbers:
                     continue
                 numbers[key] = number = self._meter(connection, claim, draft.at)
-                *figures, limits[key] = connection.execute(
-                    "SELECT posted, pending, unknown, over, lim FROM meters WHERE id = ?", (number,)
-                ).fetchone()
-                readings[key] = Reading(*figures)
+                readings[key], limits[key] = self._read(connection, number)
             if not isinstance(op.result, Ticket):  # one that waited in memory has begun already
                 verdict = decide(draft.ask, draft.claims, readings)
                 if isinstance(verdict, Denial):
@@ -599,6 +599,7 @@ class SQLiteLedger:
                         "CASE WHEN ?1 IS NULL THEN NULL ELSE max(?1, posted + pending + unknown - over) END",
                         (limit, number),
                     )
+                    self._live.pop(number, None)
         name = self._name
         row = connection.execute(
             "INSERT INTO entries (state, purpose, owner, execution, attempt, at, day, target, provider, model, local, "
@@ -622,6 +623,9 @@ class SQLiteLedger:
         ).lastrowid
         for meter in numbers.values():
             connection.execute("INSERT INTO claims VALUES (?, ?)", (row, meter))
+            if bound and (live := self._live.get(meter)) is not None:
+                (posted, pending, unknown, over), limit = live
+                self._live[meter] = (Reading(posted, pending + bound, unknown, over), limit)
         if isinstance(op.result, Ticket):
             op.result.id = row
             return op.result
@@ -636,7 +640,8 @@ class SQLiteLedger:
 
     def _abandon(self, connection: sqlite3.Connection, op: _Op) -> None:
         ticket = op.result
-        if op.kind == _RESERVE and isinstance(ticket, Ticket) and ticket.id is not None:
+        self._live.clear()
+        if op.kind == RESERVE and isinstance(ticket, Ticket) and ticket.id is not None:
             ticket.status = EntryStatus.VOIDED
             connection.execute(
                 "UPDATE entries SET state = 3, cost = 0, outcome = ? WHERE id = ? AND state < 2",
@@ -680,17 +685,36 @@ class SQLiteLedger:
         draft = ticket.draft
         if draft.claims:
             numbers = {c.key: self._meter(connection, c, draft.at) for c in draft.claims}
-            readings = {
-                key: Reading(
-                    *connection.execute(
-                        "SELECT posted, pending, unknown, over FROM meters WHERE id = ?", (n,)
-                    ).fetchone()
-                )
-                for key, n in numbers.items()
-            }
+            for number in numbers.values():
+                self._settled(number, ticket.bound_nano or 0, entry)
+            readings = {key: self._read(connection, number)[0] for key, number in numbers.items()}
             self._warn(connection, draft, numbers, readings)
         if draft.tell is not None and ticket.bound_nano is not None and (entry.cost_nano or 0) > ticket.bound_nano:
             self._notices.append((draft.tell, Overcharged(entry, (entry.cost_nano or 0) - ticket.bound_nano)))
+
+    def _read(self, connection: sqlite3.Connection, number: int) -> tuple[Reading, int | None]:
+        """What a meter shows, and the limit it has in the file: looked up once in a transaction, then kept in step with
+        what the file's own triggers do.
+        """
+        live = self._live.get(number)
+        if live is None:
+            *figures, limit = connection.execute(
+                "SELECT posted, pending, unknown, over, lim FROM meters WHERE id = ?", (number,)
+            ).fetchone()
+            live = self._live[number] = (Reading(*figures), limit)
+        return live
+
+    def _settled(self, number: int, bound: int, entry: LedgerEntry) -> None:
+        live = self._live.get(number)
+        if live is None:
+            return
+        (posted, pending, unknown, over), limit = live
+        cost = entry.cost_nano
+        if cost is not None:
+            posted, over = posted + cost, over + max(0, cost - bound)
+        elif entry.status is EntryStatus.UNKNOWN:
+            unknown += bound
+        self._live[number] = (Reading(posted, pending - bound, unknown, over), limit)
 
     def _warn(
         self,
