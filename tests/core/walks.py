@@ -1,8 +1,8 @@
 """The state machines of the suite, walked by a plain seeded driver: a hundred times as many steps as by Hypothesis.
 
 Hypothesis draws cleverly and shrinks what it finds, at some hundreds of steps a second with these machines. Here the
-same rules, models and invariants are driven by `random.Random`, at tens of thousands: what is found is not shrunk, but it
-is one seed. `make soak` does both.
+same rules, models and invariants are driven by `random.Random`, at tens of thousands: what is found is not shrunk, but
+it is one seed. `make soak` does both.
 """
 
 from __future__ import annotations

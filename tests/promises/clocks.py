@@ -10,10 +10,13 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from shared_core import FallbackError, RetryPolicy, Router, Target, Timeouts
-from shared_core.testing import FaultServer, VirtualClock
+from shared_core.providers import waits
+from shared_core.testing import Fault, FaultServer, VirtualClock
 from tests.promises.circuits import ASK
 
 __all__ = ["STEPS", "ZONES", "Wall", "decisions", "skewed", "stepped", "zoned"]
@@ -27,12 +30,16 @@ ZONES = (
 )  # fmt: skip
 
 
+_NOW = float(int(time.time()))
+"""All tales begin at the same true moment, so near to this machine's own that to read it would make a difference."""
+
+
 class Wall(VirtualClock):
     """A clock whose wall time can be set, as an administrator or NTP sets it; the monotonic one goes on."""
 
-    def __init__(self, at: float = 1_800_000_000.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.wall = at - self.monotonic()
+        self.wall = _NOW - self.monotonic()
 
     def time(self) -> float:
         return self.wall + self.monotonic()
@@ -47,17 +54,19 @@ def decisions(
     The wall clock jumps by `jump` seconds back and forth after every few of them.
     """
     told: list[tuple[str, float]] = []
-    with FaultServer(wall_clock=server_clock) as server:
+    # The one place that reads the machine's clock to decide something: where a server sends no `Date`.
+    machine = mock.patch.object(waits, "time", SimpleNamespace(time=clock.time))
+    with machine, FaultServer(wall_clock=server_clock) as server:
         steps = [
-            "ok", "rate-limit-date", "ok", *["server-error"] * 8, "ok", "rate-limit-bare", "ok", "forbidden", "ok",
-            "rate-limit-skewed", "ok",
+            "ok", "rate-limit-date", "ok", *["server-error"] * 8, "ok", "rate-limit-bare", "ok", "rate-limit-skewed",
+            Fault("rate-limit-date", retry_after=20), "ok",
         ]  # fmt: skip
-        server.script("gpt-4o-mini", steps).script("claude-sonnet-4-5", steps[::-1])
+        server.script("gpt-4o-mini", [*steps, "ok", "ok", "ok", "forbidden", "ok"])
+        server.script("claude-sonnet-4-5", [*steps[::-1], "rate-limit-bare", "ok"])
+        key = "sk-clocks-00000000"
         targets = [
-            Target("openai:gpt-4o-mini", base_url=server.openai_url, api_key="sk-clocks-00000000", name="a"),
-            Target(
-                "anthropic:claude-sonnet-4-5", base_url=server.anthropic_url, api_key="sk-clocks-00000000", name="b"
-            ),
+            Target("openai:gpt-4o-mini", base_url=server.openai_url, api_key=key, name="a"),
+            Target("anthropic:claude-sonnet-4-5", base_url=server.anthropic_url, api_key=key, name="b"),
         ]
         router = Router(
             targets, clock=clock, seed=5, retry=RetryPolicy(max_wait_s=5.0), timeouts=Timeouts(total=900.0),
