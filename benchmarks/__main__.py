@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from benchmarks import core, langchain, llamaindex, local, peers
+from benchmarks import cache, core, langchain, llamaindex, local, money, peers
 from benchmarks.measure import Row
 
 __all__ = ["collect", "main"]
@@ -31,6 +31,10 @@ def collect(*, quick: bool = False) -> list[Row]:
     rows += langchain.measure(rounds, number)
     print("benchmarks: FallbackLLM beside the LLM it wraps", file=sys.stderr)
     rows += llamaindex.measure(rounds, number)
+    print("benchmarks: the cache", file=sys.stderr)
+    rows += cache.measure(rounds, number)
+    print("benchmarks: ledger and budgets", file=sys.stderr)
+    rows += money.measure(rounds, number)
     if python:
         print("benchmarks: beside LiteLLM's Router", file=sys.stderr)
         rows += peers.litellm(python, rounds, number)

@@ -78,6 +78,10 @@ SECTIONS: Mapping[str, Section] = {
             "tools.evidence.money:figures", ("openai", "anthropic", "google-genai"),
         ),
         Section(
+            "cache", "keys, flights, stand-ins and entries of the cache under everything that could make it lie",
+            "tools.evidence.cache:figures", ("openai", "hypothesis"),
+        ),
+        Section(
             "bench", "what the product costs on the request path, beside its peers",
             "tools.evidence.bench:figures", ("langchain-core", "genai-prices"),
         ),

@@ -305,7 +305,8 @@ def _local_holds(facts: Mapping[str, Any]) -> str:
 
 
 def _money(facts: Mapping[str, Any]) -> str:
-    crowd, bill, power, disk, size = (facts[name] for name in ("overspend", "bill", "power", "disk", "size"))
+    names = ("overspend", "kills", "bill", "power", "disk", "size")
+    crowd, kills, bill, power, disk, size = (facts[name] for name in names)
     after = bill["reconciled"] or {}
     rows = (
         (f"runs of {crowd['processes']} processes at one hard budget", crowd["runs"]),
@@ -314,6 +315,9 @@ def _money(facts: Mapping[str, Any]) -> str:
         ("**runs in which the server had billed more than the limit**", crowd["overspent"]),
         ("**requests that the server saw and the ledger has no row of**", crowd["requests_without_a_row"]),
         ("of the budget that could be used, in the worst run", f"{crowd['least_used_share']:.1%}"),
+        ("kill -9 of a process that reserves, sends and settles as fast as it can", kills["kills"]),
+        ("requests that were sent meanwhile", kills["requests"]),
+        ("**of these, without a row, or booked otherwise than they were billed**", len(kills["faults"])),
         (f"calls over {bill['wires']} wires: streams, tools, cached tokens, aborted, hedged", bill["calls"]),
         ("**reported cost that is not the bill's, in nano-dollars**", bill["difference_nano"]),
         ("outcomes unknown to the caller, resolved by importing the bill", after.get("unknown_resolved")),
@@ -327,6 +331,27 @@ def _money(facts: Mapping[str, Any]) -> str:
         ("`costs(since='7d')`", f"{size['costs_ms']['the last seven days']:g} ms"),
     )
     return f"{_table(('what', 'figure'), rows)}\n\n{_measured(facts)}"
+
+
+def _cache(facts: Mapping[str, Any]) -> str:
+    keys, flights, entries, crowd = (facts[name] for name in ("keys", "flights", "entries", "processes"))
+    rows = [
+        (f"pairs of requests that differ in one of {keys['fields']} fields, or only in writing", keys["compared"]),
+        ("**pairs whose keys say otherwise**", keys["wrong"]),
+        ("calls, a thousand identical ones at once, over real sockets", flights["calls"]),
+        ("of these cancelled while they waited", flights["left"]),
+        ("requests that the server saw", flights["requests"]),
+        ("**calls that stayed and were not answered**", flights["failed"]),
+        ("entries with a bit changed, an end cut off, or under another key", entries["spoiled"]),
+        ("**of these that could be read**", entries["served"]),
+        ("steps of targets that open, go and come back, beside a plain model", facts["standing_in"]["steps"]),
+        ("**answers that were not those of whom the request would go to**", facts["standing_in"]["wrong"]),
+        (f"looks into a file by {crowd['processes']} processes; {crowd['killed']} were killed", crowd["looks"]),
+        ("**wrong or unreadable entries in them**", crowd["wrong"] + crowd["poisoned"]),
+    ]
+    speed = [(r["name"], _unit(r["value"], r["unit"]), r["limit"] or "") for r in facts["speed"]]
+    figures = _table(("what", "figure"), rows)
+    return f"{figures}\n\n{_table(('what', 'median', 'promise'), speed)}\n\n{_measured(facts)}"
 
 
 _MET = {"refused": "where it is configured", "load": "when it is loaded", "answer": "by the first answer"}
@@ -494,6 +519,7 @@ TABLES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]] = {
     "local-bad-files": ("local", _local_bad_files),
     "local-soak": ("local", _local_soak),
     "money": ("money", _money),
+    "cache": ("cache", _cache),
     "bench": ("bench", _bench),
     "simulation": ("simulation", _simulation),
     "simulation-worlds": ("simulation", _simulation_worlds),
