@@ -102,11 +102,42 @@ def measure(rounds: int, number: int) -> list[Row]:
         ),
         row("routed calls in one thread", "calls/s", 1e6 / median(one), at_least=10_000),
     ]
+    rows += _mechanisms(rounds, number)
     rows += _decisions(rounds, number)
     rows += _chunks(rounds, number)
     rows.append(_threads(healthy, rounds, number))
     rows.append(_tasks(healthy, rounds, number))
     return rows
+
+
+MECHANISMS: dict[str, dict[str, Any]] = {
+    "limits": {"limits": {"requests_per_minute": 1e9, "concurrency": 64}},
+    "complexity='auto'": {"complexity": "auto"},
+    "a budget": {"budgets": {"limit_usd": 1e6}},
+    "an observer": {"on_event": lambda event: None},
+    "single-flight": {"single_flight": True},
+    "hedging": {"hedge": True},
+}
+"""What is off unless asked for."""
+
+
+def _mechanisms(rounds: int, number: int) -> list[Row]:
+    """What each mechanism adds to a call, and all of them together, over two healthy targets that answer at once."""
+    request = REQUEST.replace(max_tokens=16)
+
+    def call(options: dict[str, Any]) -> Callable[[], object]:
+        targets = [Target(provider=Instant(name=name), name=name, price=Price(1, 2)) for name in ("a", "b")]
+        router = Router(targets, **options)
+        return lambda: router.invoke(request)
+
+    together = {name: value for options in MECHANISMS.values() for name, value in options.items()}
+    works = [call({}), *(call(options) for options in MECHANISMS.values()), call(together)]
+    plain, *others = per_call_us(*works, rounds=rounds, number=max(20, number // 10))
+    names = [*MECHANISMS, "all of these together"]
+    return [
+        row(f"{name} adds to a call", "us", statistics.median(a - b for a, b in zip(timed, plain, strict=True)))
+        for name, timed in zip(names, others, strict=True)
+    ]
 
 
 def _decisions(rounds: int, number: int, few: int = 2, many: int = 100) -> list[Row]:
