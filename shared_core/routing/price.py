@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, Decimal
 
 from shared_core.chat.events import Usage
@@ -42,6 +42,8 @@ class Price:
     cache_write: Dollars | None
     second: Dollars
     request: Dollars
+    dearest_input: Decimal = field(init=False, repr=False, compare=False)
+    """The dearest rate of input, in dollars per million tokens."""
 
     def __init__(
         self,
@@ -66,6 +68,8 @@ class Price:
         self._set("cache_write", written, self.input)
         self._set("second", _one("second", second, "per_second", per_second), 0)
         self._set("request", _one("request", request, "per_request", per_request), 0)
+        dearest = max(Decimal(self.input), Decimal(self.cached or 0), Decimal(self.cache_write or 0))
+        object.__setattr__(self, "dearest_input", dearest)
 
     def _set(self, name: str, value: Dollars | None, default: Dollars) -> None:
         if value is None:
@@ -102,11 +106,6 @@ class Price:
     def _beside_tokens(self, seconds: float) -> Decimal:
         second, request = Decimal(self.second), Decimal(self.request)
         return (Decimal(str(seconds)) * second + request) * NANO if second or request else _NOTHING
-
-    @property
-    def dearest_input(self) -> Decimal:
-        """The dearest rate of input, in dollars per million tokens."""
-        return max(Decimal(self.input), Decimal(self.cached or 0), Decimal(self.cache_write or 0))
 
     @property
     def dearest(self) -> Decimal:
