@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from shared_core import (
     AllTargetsFailed,
     ChatRequest,
+    CircuitChanged,
     CircuitState,
     ConfigurationError,
     ErrorKind,
@@ -27,6 +28,7 @@ from shared_core import (
 from shared_core.providers.waits import windows
 from shared_core.resilience.admission import Account, Admission, Gate, Gates, Outcome, Refusal
 from shared_core.resilience.rate_limit import Lease, Limiter, Ticket, Verdict, Want, Window, gcra
+from shared_core.testing import ScriptedProvider
 
 K = ErrorKind
 ONE = Want()
@@ -1243,3 +1245,40 @@ def test_a_retry_is_not_lost_while_its_target_has_no_room(bench, face):
     got = face(b.router)
     assert (got.error, b.calls) == (None, [2])
     assert got.fallback["waited_s"] == pytest.approx(60.0, rel=0.05)
+
+
+def test_a_lock_is_told_shown_and_lifted_by_a_re_check(bench, face):
+    """Everybody sees the same: metadata, `explain`, `health`, events; and the target is back by itself."""
+    seen: list[CircuitChanged] = []
+    b = bench(
+        (K.NOT_FOUND, "here it is"), "b", on_event=lambda e: seen.append(e) if type(e) is CircuitChanged else None
+    )
+    assert face(b.router).finished.target == "b"
+    got = face(b.router)
+    assert got.fallback["skipped"] == [{"target": "a", "reason": "locked: not_found: scripted not_found"}]
+    assert b.router.explain("Hello").notes["a"] == "locked: not_found: scripted not_found, for 600.0 s more"
+    health = b.router.health()["a"]
+    assert (health.available, health.retry_in_s, health.locked_for_s) == (False, 600.0, 600.0)
+    b.clock.advance(600.0)
+    assert face(b.router).text == "here it is"
+    assert b.router.health()["a"].available
+    b.router.flush_events()
+    assert [(e.scope, e.state) for e in seen] == [("a", "locked"), ("a", "unlocked")]
+
+
+def test_a_target_that_is_put_in_again_is_asked_at_once_though_its_account_was_locked(bench, face):
+    b = bench(K.AUTH, "b")
+    face(b.router)
+    assert "account locked" in face(b.router).fallback["skipped"][0]["reason"]
+    b.router.replace("a", Target(provider=ScriptedProvider("good key", name="a", clock=b.clock), name="a"))
+    assert face(b.router).text == "good key"
+
+
+def test_reset_opens_a_used_up_target(bench, face):
+    b = bench("a", "b", targets=[{"limits": {"concurrency": 4}}, {}])
+    gate = b.router._fleet.routes[0].gate
+    gate.learn([Window("requests", 0, 60, 40.0)], b.clock.monotonic())
+    assert face(b.router).finished.target == "b"
+    assert b.router.health()["a"].status == "UNKNOWN", "busy is not sick"
+    b.router.reset("a")
+    assert face(b.router).finished.target == "a"
