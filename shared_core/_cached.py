@@ -8,19 +8,19 @@ and async. Routers without a cache, single-flight and default answer never come 
 from __future__ import annotations
 
 import asyncio
-import copy
-import hashlib
 import inspect
 import logging
+import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from shared_core._clock import Clock
+from shared_core._followers import LOST, AsyncWaker, Reading, Unfit, running_loop
+from shared_core._identity import identity_of
 from shared_core._lane import in_thread
 from shared_core.cache.decide import may_keep, may_rescue, may_use_default, servable
 from shared_core.cache.entry import Kept, Tape, events_of_kept
@@ -30,7 +30,6 @@ from shared_core.cache.response_cache import Counted, Found, ResponseCache
 from shared_core.chat.events import Answer, ChatEvent, Finished, TextDelta, Usage, collect
 from shared_core.chat.request import ChatRequest
 from shared_core.errors import (
-    AllTargetsFailed,
     ConfigurationError,
     DeadlineExceeded,
     ErrorKind,
@@ -41,7 +40,6 @@ from shared_core.errors import (
 from shared_core.ledger.entry import EntryStatus, LedgerEntry, Purpose
 from shared_core.routing.execution import Execution
 from shared_core.routing.planner import Plan, Route
-from shared_core.routing.target import Target
 from shared_core.telemetry.events import CacheHit, RequestSucceeded
 
 if TYPE_CHECKING:
@@ -111,11 +109,6 @@ class Default(NamedTuple):
     error: FallbackError
 
 
-class _Lost(Exception):
-    """The flight cannot go on, for no reason of the request's."""
-
-
-LOST = _Lost()
 Step = Learn | Look | Show | Ask | Follow | Default
 Report = Found | BaseException | Answer | None
 
@@ -163,6 +156,7 @@ class Cached:
             self._when = clock.time if cache.store.persistent else clock.monotonic
         self._identities: dict[tuple[Route, str | None], bytes | None] = {}
         self._pool: ThreadPoolExecutor | None = None
+        self._pool_of = 0
 
     @classmethod
     def of(
@@ -230,7 +224,7 @@ class Cached:
                         flight.end(lost=True)
                         raise
                 failure = (yield Ask(asked, flight)) if leads else (yield Follow(flight))
-                if failure is LOST or isinstance(failure, _Unfit):
+                if failure is LOST or isinstance(failure, Unfit):
                     if self.now() < execution.deadline:
                         alone = alone or failure is not LOST
                         continue
@@ -372,7 +366,7 @@ class Cached:
             self._identities.clear()  # of targets that are long gone
         for route in step.routes:
             try:
-                told = _identity_form(route, step.model)
+                told = identity_of(route, step.model)
                 who = None if told is None else digest(told)
             except (Unkeyable, RecursionError) as error:
                 _log.info("answers of %s are not cached: %s", route.name, error)
@@ -477,12 +471,12 @@ class Cached:
             flight.leave(waker.set)
 
     def _follow(self, execution: Execution, flight: Flight) -> Generator[ChatEvent, None, BaseException | None]:
-        reading = _Reading(self, execution, flight)
+        reading = Reading(self, execution, flight)
         waker = threading.Event()
         left = False
         try:
-            if flight.loop is not None and flight.loop is _running_loop():
-                return _Unfit("the one in flight cannot go on while this call blocks its event loop")
+            if flight.loop is not None and flight.loop is running_loop():
+                return Unfit("the one in flight cannot go on while this call blocks its event loop")
             flight.wake(waker.set, at_end=reading.whole)
             while True:
                 yield from reading.news()
@@ -617,7 +611,7 @@ class Cached:
                 await source.aclose()
             return
         task = flight.launch(source)
-        waker = _AsyncWaker()
+        waker = AsyncWaker()
         at = 0
         try:
             flight.wake(waker.set, at_end=not asked.execution.request.streaming)
@@ -638,8 +632,8 @@ class Cached:
                 await asyncio.wait([task])  # its connection is closed before we are gone
 
     async def _afollow(self, execution: Execution, flight: Flight, ended: _Ended) -> AsyncGenerator[ChatEvent, None]:
-        reading = _Reading(self, execution, flight)
-        waker = _AsyncWaker()
+        reading = Reading(self, execution, flight)
+        waker = AsyncWaker()
         left = ""
         try:
             flight.wake(waker.set, at_end=reading.whole)
@@ -667,8 +661,8 @@ class Cached:
 
     async def _off_loop(self, work: Callable[..., T], *given: Any) -> T:
         """Where the store is a file: a read takes microseconds, until the disk is slow or another process writes."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(2, thread_name_prefix="llm-fallback-cache")
+        if self._pool is None or self._pool_of != os.getpid():  # a fork leaves its child a pool without threads
+            self._pool, self._pool_of = ThreadPoolExecutor(2, thread_name_prefix="llm-fallback-cache"), os.getpid()
         return await asyncio.get_running_loop().run_in_executor(self._pool, work, *given)
 
     async def _atapped(self, asked: _Asked) -> AsyncGenerator[ChatEvent, None]:
@@ -719,9 +713,10 @@ class Cached:
 
     def _ended(self, execution: Execution, flight: Flight, delivered: int) -> BaseException | None:
         """How the flight ended for its leader."""
-        if flight.lost:
-            return self.late(execution, "?" * delivered) if delivered else LOST
-        return flight.error
+        if not flight.lost:
+            return flight.error
+        said = "".join(event.text for event in flight.events[:delivered] if type(event) is TextDelta)
+        return self.late(execution, said) if said else LOST
 
     def _worth(self, asked: _Asked, tape: Tape, last: Finished) -> Callable[[], object] | None:
         """What keeps the answer that `last` ends, if it may be kept."""
@@ -901,70 +896,6 @@ class Cached:
         _log.error("default_answer failed", exc_info=problem)
 
 
-class _Unfit(Exception):
-    """The leader's answer does not pass the follower's own check."""
-
-
-class _Reading:
-    """A follower's reading of a flight. No I/O; both faces drive it."""
-
-    def __init__(self, cached: Cached, execution: Execution, flight: Flight) -> None:
-        self._cached, self._execution, self._flight = cached, execution, flight
-        request = execution.request
-        self._check = request.check
-        self.whole = not request.streaming or self._check is not None
-        """It is handed over at the end, once it has passed."""
-        self._at = 0
-        self._delivered: list[str] = []
-        self.ended = False
-        self.report: BaseException | None = None
-
-    def news(self) -> Iterator[ChatEvent]:
-        """What may be handed over now."""
-        flight = self._flight
-        if self.ended or (self.whole and not flight.over):
-            return
-        over = flight.over  # before the events are counted: what comes after it is nothing
-        events = flight.events
-        if self.whole and self._check is not None and flight.error is None and not flight.lost:
-            fault = self._check(collect(events))
-            if fault is not None:
-                self._end(_Unfit(fault))
-                return
-        if not (self.whole and (flight.lost or flight.error is not None)):
-            while self._at < len(events):
-                event = events[self._at]
-                self._at += 1
-                if type(event) is TextDelta:
-                    self._delivered.append(event.text)
-                elif type(event) is Finished:
-                    event = self._cached.joined(self._execution, events, event, flight.leader)
-                yield event
-        if over:
-            self._end(self._outcome())
-
-    def _outcome(self) -> BaseException | None:
-        """What it comes to. `LOST` lets the follower ask for itself: what failed was the leader's time, or a stream of
-        which this one has seen nothing."""
-        flight = self._flight
-        error = flight.error
-        if flight.lost or isinstance(error, (DeadlineExceeded, StreamBroken)):
-            if not self._delivered:
-                return LOST
-            if error is None:
-                return self._cached.late(self._execution, "".join(self._delivered))
-        return None if error is None else _again(error)
-
-    def check_deadline(self) -> None:
-        """End when the follower's own time is up, whoever else goes on."""
-        if not self.ended and not self._flight.over and self._cached.now() >= self._execution.deadline:
-            self._end(self._cached.late(self._execution, "".join(self._delivered)))
-
-    def _end(self, report: BaseException | None) -> None:
-        self.ended = True
-        self.report = report
-
-
 class _Ended:
     """How asking or following ended: an async generator cannot return a value."""
 
@@ -972,39 +903,6 @@ class _Ended:
 
     def __init__(self) -> None:
         self.report: BaseException | None = None
-
-
-class _AsyncWaker:
-    """Wakes a task of one event loop, from anywhere."""
-
-    __slots__ = ("_event", "_loop")
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
-
-    def set(self) -> None:
-        """Wake it."""
-        if _running_loop() is self._loop:
-            self._event.set()
-            return
-        with suppress(RuntimeError):  # its loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._event.set)
-
-    async def wait(self, timeout_s: float | None) -> None:
-        """Until it is woken, or `timeout_s` seconds have passed."""
-        if not self._event.is_set():
-            with suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self._event.wait()
-        self._event.clear()
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
 
 
 def _is_async(hook: Any) -> bool:
@@ -1030,19 +928,6 @@ def _awaited_in_thread(said: Awaitable[T], limit_s: float) -> T:
     return done.result(limit_s + _GRACE_S)
 
 
-def _again(error: BaseException) -> BaseException:
-    """The same failure for another caller: an exception that two threads raise would collect both their frames."""
-    if isinstance(error, AllTargetsFailed):
-        twin: BaseException = error.derive(error.exceptions)
-    elif isinstance(error, FallbackError):
-        twin = copy.copy(error)
-    else:
-        return error
-    twin.__cause__ = error.__cause__
-    twin.__suppress_context__ = True
-    return twin
-
-
 def _kept_of(answer: Answer) -> Kept:
     return Kept(
         answer.text,
@@ -1058,40 +943,3 @@ def _kept_of(answer: Answer) -> Kept:
         answer.extra,
         None,
     )
-
-
-def _identity_form(route: Route, model: str | None) -> Any:
-    """What can change this target's answers, besides the request; None while it is not known.
-
-    Raises:
-        Unkeyable: something of it cannot be told by value.
-    """
-    provider, target = route.provider, route.target
-    own = getattr(provider, "identity", None)  # an optional part of the protocol
-    told = None
-    if own is not None and (told := own(model)) is None:
-        return None
-    origin = provider.origin
-    return (
-        type(provider).__qualname__,
-        provider.name,
-        provider.model,
-        (origin.provider, origin.model, origin.endpoint),
-        target.spec,
-        target.base_url,
-        target.account,
-        _key_of(target),
-        form(target.options, "options"),
-        form(route.capabilities, "capabilities"),
-        form(told, "identity"),
-    )
-
-
-def _key_of(target: Target) -> str | None:
-    """Which account the vendor bills and sees, by a digest: what one of them is told is not for another."""
-    if target.provider is not None:
-        return None
-    from shared_core.providers.registry import key_for
-
-    key = key_for(target)
-    return None if key is None else hashlib.sha256(key.encode()).hexdigest()

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Hashable
 from typing import Any
@@ -215,9 +216,13 @@ class Flights:
         self.lock = threading.Lock()
         self.submit = submit
         self._flights: dict[Hashable, Flight] = {}
+        self._process = os.getpid()
 
     def board(self, key: Hashable, caller: Any) -> tuple[Flight, bool]:
         """The flight of `key`, and whether the caller leads it: it must then `drive` or `launch` it, or `end` it."""
+        if self._process != os.getpid():
+            # A fork: what was in flight is the parent's, and some thread of it may have held the lock.
+            self._process, self.lock, self._flights = os.getpid(), threading.Lock(), {}
         with self.lock:
             flight = self._flights.get(key)
             if flight is None:
