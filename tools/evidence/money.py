@@ -10,6 +10,7 @@ from typing import Any
 
 from tools.money_trials.bill import bill
 from tools.money_trials.crowd import crowd
+from tools.money_trials.kills import kills
 from tools.money_trials.power import failing, power
 from tools.money_trials.size import size
 
@@ -19,6 +20,7 @@ RUNS = 200
 PROCESSES = 32
 KILLS = 5
 """In each run: a thousand in all."""
+KILLED = 10_000
 CALLS = 10_000
 ATTEMPTS = 60
 """Of the program whose power is cut at each of its writes and syncs."""
@@ -34,6 +36,7 @@ def figures(*, quick: bool = False) -> dict[str, Any]:
             "crowd",
             crowd(runs=2 if quick else RUNS, processes=8 if quick else PROCESSES, kills=KILLS),
         ),
+        "kills": _said("kills", kills(count=50 if quick else KILLED)),
         "bill": _said("bill", bill(calls=150 if quick else CALLS)),
         "power": _said("power", power(count=20 if quick else ATTEMPTS, every=20 if quick else 1)),
         "disk": _said("disk", failing(points=10 if quick else POINTS)),

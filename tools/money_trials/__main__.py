@@ -1,4 +1,4 @@
-"""`python -m tools.money_trials crowd|bill|power|disk|soak`: try the ledger, print what came of it as JSON.
+"""`python -m tools.money_trials crowd|kills|bill|power|disk|soak`: try the ledger, print what came of it as JSON.
 
 soak takes its minutes and seed from SOAK and SEED, and ends with 1 when anything was not as it should be.
 """
@@ -23,6 +23,12 @@ def _crowd(options: argparse.Namespace) -> dict[str, Any]:
     return crowd(runs=options.runs, seed=options.seed, processes=options.processes, kills=options.kills, tell=True)
 
 
+def _kills(options: argparse.Namespace) -> dict[str, Any]:
+    from tools.money_trials.kills import kills
+
+    return kills(count=options.kills, seed=options.seed)
+
+
 def _bill(options: argparse.Namespace) -> dict[str, Any]:
     from tools.money_trials.bill import bill
 
@@ -45,6 +51,7 @@ def _soak(options: argparse.Namespace) -> dict[str, Any]:
     """One trial after another, each from a seed nobody has tried, until the time is up."""
     from tools.money_trials.bill import bill
     from tools.money_trials.crowd import run
+    from tools.money_trials.kills import kills
     from tools.money_trials.power import failing, power
 
     minutes = float(os.environ.get("SOAK") or options.minutes)
@@ -63,6 +70,10 @@ def _soak(options: argparse.Namespace) -> dict[str, Any]:
         found = [f"crowd: {fault}" for fault in one["faults"]]
         if one["used_share"] < 0.95:
             found.append(f"crowd: only {one['used_share']:.1%} of the budget could be used")
+        shot = kills(count=50, seed=number)
+        counts["killed"] += shot["kills"]
+        counts["requests"] += shot["requests"]
+        found += [f"kills: {fault}" for fault in shot["faults"]]
         if number % 5 == first % 5:
             billed = bill(calls=300, seed=number)
             counts["calls"] += billed["calls"]
@@ -84,6 +95,7 @@ def _soak(options: argparse.Namespace) -> dict[str, Any]:
 
 TRIALS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "crowd": _crowd,
+    "kills": _kills,
     "bill": _bill,
     "power": _power,
     "disk": _disk,
@@ -98,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="repeats a trial (1; soak: one nobody has tried)")
     parser.add_argument("--runs", type=int, default=5, help="crowd: how many")
     parser.add_argument("--processes", type=int, default=32, help="crowd, soak: callers at a time")
-    parser.add_argument("--kills", type=int, default=5, help="crowd, soak: kill -9 in each run")
+    parser.add_argument("--kills", type=int, default=5, help="crowd, soak: kill -9 in each run; kills: in all")
     parser.add_argument("--calls", type=int, default=10_000, help="bill: how many")
     parser.add_argument("--count", type=int, default=60, help="power: attempts of the program whose power fails")
     parser.add_argument("--every", type=int, default=1, help="power: cut at every n-th write, sync and cut")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import tempfile
 import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -40,6 +39,7 @@ from shared_core.ledger.sqlite import SQLiteLedger
 from shared_core.resilience.breaker import BreakerConfig
 from shared_core.testing import Answer, Fault, FaultServer, ToolCall, Usage
 from tools.money_trials.caller import WORDS
+from tools.money_trials.place import folder
 
 __all__ = ["bill"]
 
@@ -140,7 +140,7 @@ async def _bill(calls: int, seed: int, together: int) -> dict[str, Any]:
         rates[model] = _Rates(fresh, out, cached, written, f"{chance.choice([0, 0.0001])}")
     server = _Server(rates, random.Random(f"bill-server/{seed}"))
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="money-bill-") as place, FaultServer() as faults:
+    with folder("bill") as place, FaultServer() as faults:
         faults.script("*", server.answer)
         urls = {"openai": faults.openai_url, "anthropic": faults.anthropic_url, "google": faults.google_url}
         options: dict[str, Any] = {}

@@ -13,7 +13,6 @@ import os
 import random
 import signal
 import sqlite3
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -28,9 +27,10 @@ from shared_core import Usage as Tokens
 from shared_core.ledger.sqlite import SQLiteLedger
 from shared_core.testing import Answer, Fault, FaultServer, Usage
 from tools.money_trials.caller import WORDS, Plan, call_until_refused
+from tools.money_trials.place import folder
 from tools.money_trials.power import check_books
 
-__all__ = ["crowd", "run"]
+__all__ = ["context", "crowd", "run"]
 
 PATIENCE_S = 120.0
 """A run whose callers are not home by then hangs."""
@@ -101,14 +101,14 @@ class _Bill:
         return answer
 
 
-def _plan(seed: str, url: str, path: Path, chance: random.Random) -> tuple[Plan, dict[str, Price]]:
+def _plan(seed: str, url: str, path: Path, chance: random.Random, answers: int) -> tuple[Plan, dict[str, Price]]:
     models = ("first", "second", "third")
     prices = tuple(
         (name, f"{chance.uniform(0.05, 5):.3f}", f"{chance.uniform(0.2, 20):.3f}")
         for name in models[: chance.randint(2, 3)]
     )
     mean = sum(float(out) for _, _, out in prices) / len(prices) * 1e-6 * 150
-    limit = f"{mean * chance.randint(500, 1500):.9f}"
+    limit = f"{mean * chance.randint(answers, 3 * answers):.9f}"
     own = ((prices[0][0], f"{float(limit) * 0.4:.9f}"),) if chance.random() < 0.5 else ()
     plan = Plan(seed, url, str(path), limit, prices, chance.randint(0, 2), own_limits=own)
     return plan, {name: Price(input=Decimal(in_), output=Decimal(out)) for name, in_, out in prices}
@@ -117,7 +117,7 @@ def _plan(seed: str, url: str, path: Path, chance: random.Random) -> tuple[Plan,
 _CONTEXT: Any = None
 
 
-def _context() -> Any:
+def context() -> Any:
     """Callers are forked from a process that has imported everything and has no threads."""
     global _CONTEXT  # noqa: PLW0603  # one server of forks for all runs
     if _CONTEXT is None:
@@ -126,15 +126,15 @@ def _context() -> Any:
     return _CONTEXT
 
 
-def run(*, seed: object = 1, processes: int = 32, kills: int = 5) -> dict[str, Any]:
-    """One run; its figures, and under `faults` everything that may not be."""
+def run(*, seed: object = 1, processes: int = 32, kills: int = 5, answers: int = 500) -> dict[str, Any]:
+    """One run, with a budget for so many usual answers or more; its figures, and under `faults` what may not be."""
     chance = random.Random(f"crowd/{seed}")
-    context = _context()
+    forks = context()
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="money-crowd-") as place:
+    with folder("crowd") as place:
         path = Path(place) / "costs.db"
         with FaultServer() as server:
-            plan, prices = _plan(str(seed), server.openai_url, path, chance)
+            plan, prices = _plan(str(seed), server.openai_url, path, chance, answers)
             bill = _Bill(prices, random.Random(f"server/{seed}"))
             server.script("*", bill.answer)
             SQLiteLedger(path).close()
@@ -144,7 +144,7 @@ def run(*, seed: object = 1, processes: int = 32, kills: int = 5) -> dict[str, A
             def start() -> None:
                 nonlocal number
                 number += 1
-                process = context.Process(target=call_until_refused, args=(plan, number), daemon=True)
+                process = forks.Process(target=call_until_refused, args=(plan, number), daemon=True)
                 process.start()
                 live.append(process)
 

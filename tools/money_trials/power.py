@@ -14,7 +14,6 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,6 +23,7 @@ from shared_core.errors import LedgerError
 from shared_core.ledger.schema import SUMS
 from shared_core.ledger.sqlite import SQLiteLedger
 from tools.money_trials.disk import cuts, preloaded, read_log
+from tools.money_trials.place import folder as scratch
 
 __all__ = ["check_books", "failing", "power"]
 
@@ -109,7 +109,7 @@ def power(*, seed: int = 1, count: int = 60, every: int = 1, torn: int = 2) -> d
     """
     chance = random.Random(seed)
     logging.getLogger("llm_fallback.ledger").setLevel(logging.ERROR)  # it tells what a dead process has left
-    with tempfile.TemporaryDirectory(prefix="money-power-") as place:
+    with scratch("power") as place:
         folder, log = Path(place) / "disk", Path(place) / "log"
         folder.mkdir()
         status, _, errors = _work(folder, seed, count, "strict", log=log)
@@ -183,7 +183,7 @@ def failing(*, seed: int = 1, count: int = 12, points: int = 12) -> dict[str, An
     memory and the attempt goes on. Either way nothing acknowledged is lost, and no error comes without a type.
     """
     chance = random.Random(seed)
-    with tempfile.TemporaryDirectory(prefix="money-disk-") as place:
+    with scratch("disk") as place:
         folder, log = Path(place) / "disk", Path(place) / "log"
         folder.mkdir()
         status, _, errors = _work(folder, seed, count, log=log)

@@ -22,7 +22,7 @@ from shared_core.ledger.sqlite import SQLiteLedger
 from shared_core.ledger.store import Draft, Ticket
 from shared_core.resilience.budget import Ask, Budget, Budgets
 
-__all__ = ["main"]
+__all__ = ["ended", "main"]
 
 AT = 1_795_000_000.0
 """Seconds since the epoch; every run is at the same time."""
@@ -76,7 +76,7 @@ def main(arguments: list[str]) -> int:
         cost = {EntryStatus.POSTED: chance.randint(0, bound), EntryStatus.UNKNOWN: None}.get(fate, 0)
         entry = draft.opened(fate, bound)
         usage = Usage(chance.randint(0, 99), chance.randint(0, 99), estimated=fate is EntryStatus.UNKNOWN)
-        ledger.settle(ticket, _ended(entry, cost, usage))
+        ledger.settle(ticket, ended(entry, cost, usage))
         seen[str(fate)] += 1
         if ticket.id is not None:
             settled.append((ticket.id, {EntryStatus.POSTED: 2, EntryStatus.VOIDED: 3}.get(fate, 4), cost))
@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _ended(entry: LedgerEntry, cost: int | None, usage: Usage) -> LedgerEntry:
+def ended(entry: LedgerEntry, cost: int | None, usage: Usage) -> LedgerEntry:
     """The row with what became of its attempt."""
     outcome = "answered" if entry.status is EntryStatus.POSTED else "failed"
     return replace(entry, attempt=1, outcome=outcome, cost_nano=cost, usage=usage, latency_s=0.25)
