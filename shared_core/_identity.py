@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 from shared_core.cache.keys import form
+from shared_core.errors import ConfigurationError
 from shared_core.routing.planner import Route
 from shared_core.routing.target import Target
 
@@ -45,5 +46,8 @@ def _key_of(target: Target) -> str | None:
         return None
     from shared_core.providers.registry import key_for
 
-    key = key_for(target)
+    try:
+        key = key_for(target)
+    except ConfigurationError:  # it was there when the target was built, and is not any more
+        return None
     return None if key is None else hashlib.sha256(key.encode()).hexdigest()

@@ -39,6 +39,14 @@ class Provider(Protocol):
       a thread it can walk away from. Async calls are cancelled by the router.
     * Closing the iterator closes the connection. Any thread and any event loop may call; messages are never mutated.
 
+    For the router's cache a provider may tell more, as plain data:
+
+    * `identity(model) -> Any`: what its answers depend on beside its class, name, model and origin; `model` is one that
+      takes the place of its own. Asked once, off the event loop: it may read a file. None while it is not known.
+    * `settings() -> Any`: the same for what may change while it lives; asked with each request.
+    * `says_all(native) -> bool`: whether `Finished.native` holds nothing that the events do not tell. Without it an
+      answer that comes with one is not kept.
+
     What runs a model on this machine may have more, none of which blocks or does I/O beyond reading its own state:
 
     * `wait_s(request) -> float | None`: seconds until a request would have its turn; None unmeasured.
