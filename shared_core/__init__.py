@@ -109,6 +109,7 @@ if TYPE_CHECKING:
         RequestHedged,
         RequestStarted,
         RequestSucceeded,
+        RequestWaits,
         RouterReconfigured,
         StreamContinued,
         TargetChanged,
@@ -159,8 +160,8 @@ _HOMES: dict[str, str] = {
         "shared_core.routing.target": "Target",
         "shared_core.telemetry.events": (
             "AttemptFailed BudgetExhausted BudgetOvercharged BudgetWarning CacheHit CircuitChanged Event "
-            "FellOver LedgerTrouble RequestFailed RequestHedged RequestStarted RequestSucceeded RouterReconfigured "
-            "StreamContinued TargetChanged TargetProbed TargetRecovered TargetUnhealthy"
+            "FellOver LedgerTrouble RequestFailed RequestHedged RequestStarted RequestSucceeded RequestWaits "
+            "RouterReconfigured StreamContinued TargetChanged TargetProbed TargetRecovered TargetUnhealthy"
         ),
         "shared_core.telemetry.webhook": "WebhookHook verify_signature",
     }.items()
@@ -251,6 +252,7 @@ __all__ = [
     "RequestRejected",
     "RequestStarted",
     "RequestSucceeded",
+    "RequestWaits",
     "ResponseCache",
     "Restarted",
     "RetryPolicy",

@@ -27,6 +27,7 @@ from shared_core.telemetry.events import (
     RequestHedged,
     RequestStarted,
     RequestSucceeded,
+    RequestWaits,
     StreamContinued,
     TargetRecovered,
     TargetUnhealthy,
@@ -102,6 +103,11 @@ class Books:
             self.tell_changes(execution.id, gate, changes)
         if self.events.active and not execution.probe:
             self._tell_attempt(execution, step)
+
+    def waits(self, execution: Execution, route: Route, seconds: float, *, in_line: bool) -> None:
+        """A request waits before it asks `route`. A back-off is not told: the attempt that failed says `will_retry`."""
+        if self.events.active and not execution.probe and (in_line or route.gate.parked_until > self._now()):
+            self.events.emit(RequestWaits(execution.id, self._clock.time(), route.name, seconds, in_line))
 
     def tell_changes(self, execution: str, gate: Gate, changes: Sequence[Transition] = ()) -> None:
         """Tell of `changes` at a gate, and of what else has changed there since somebody last asked."""

@@ -112,6 +112,8 @@ class Driver:
                 report = None
                 match step:
                     case Admit():
+                        if step.wait_s > 0:
+                            self._books.waits(execution, step.route, step.wait_s, in_line=True)
                         report = self._admit(step)
                         if self._books.money is not None and type(report) is Admission:
                             report = self._spend(execution, step, report)
@@ -138,6 +140,7 @@ class Driver:
                                 heat.drop()
                         self._books.settle(execution, step, self._chance(), self.routes)
                     case Wait():
+                        self._books.waits(execution, step.route, step.seconds, in_line=False)
                         self._clock.sleep(step.seconds)
         except BaseException as error:
             self._leave(execution, pending, error)
@@ -171,6 +174,8 @@ class Driver:
                 report = None
                 match step:
                     case Admit():
+                        if step.wait_s > 0:
+                            self._books.waits(execution, step.route, step.wait_s, in_line=True)
                         report = await self._aadmit(step)
                         if self._books.money is not None and type(report) is Admission:
                             report = await self._aspend(execution, step, report)
@@ -204,6 +209,7 @@ class Driver:
                                 heat.drop()
                         self._books.settle(execution, step, self._chance(), self.routes)
                     case Wait():
+                        self._books.waits(execution, step.route, step.seconds, in_line=False)
                         await self._clock.asleep(step.seconds)
         except BaseException as error:
             self._leave(execution, pending, error)

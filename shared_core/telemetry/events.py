@@ -25,6 +25,7 @@ __all__ = [
     "RequestHedged",
     "RequestStarted",
     "RequestSucceeded",
+    "RequestWaits",
     "RouterReconfigured",
     "StreamContinued",
     "TargetChanged",
@@ -231,6 +232,16 @@ class RequestHedged(_Informative):
     beside: str
     target: str
     after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestWaits(_Informative):
+    """A request waits for the end of a pause that `target` has named, or `in_line` for its rates and slots."""
+
+    target: str
+    for_s: float
+    """Seconds; in line at most so many."""
+    in_line: bool
 
 
 @dataclass(frozen=True, slots=True)

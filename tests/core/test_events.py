@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from shared_core import AttemptFailed, ConfigurationError, FellOver, Router, Target, telemetry
+from shared_core import AttemptFailed, ConfigurationError, FellOver, ProviderError, Router, Target, telemetry
 from shared_core.errors import ErrorKind as K
 from shared_core.telemetry import events
 from shared_core.telemetry.dispatch import Dispatcher, kinds_of
@@ -231,6 +231,31 @@ def test_every_event_is_public_by_its_name():
     assert sorted(telemetry.__all__) == sorted(events.__all__)
     for kind in KINDS:
         assert getattr(telemetry, kind.__name__) is kind
+
+
+WAITS: dict[str, tuple[list[Any], dict[str, Any] | None, int, list[bool]]] = {
+    # What the target answers, its limits, how many requests, and which waits are told: in line, or for a named pause.
+    "a back-off": ([K.TRANSIENT, "ok"], None, 1, []),
+    "a named pause": ([ProviderError.of(K.THROTTLED, "slow down", retry_after_s=3), "ok"], None, 1, [False]),
+    "in line": (["ok"], {"requests_per_minute": 60, "burst_s": 1}, 2, [True]),
+}
+
+
+@pytest.mark.parametrize("colour", ["sync", "async"])
+@pytest.mark.parametrize("what", WAITS)
+def test_waits_for_rates_and_named_pauses_are_told_and_back_offs_are_not(what, colour):
+    script, limits, requests, told = WAITS[what]
+    heard: list[Any] = []
+    targets = [Target(provider=ScriptedProvider(*script, name="a"), name="a", limits=limits)]
+    with Router(targets, clock=VirtualClock(), on_event={"request_waits": heard.append}) as router:
+        for _ in range(requests):
+            if colour == "sync":
+                router.invoke("Hi")
+            else:
+                asyncio.run(router.ainvoke("Hi"))
+        assert router.flush_events()
+    assert [event.in_line for event in heard] == told
+    assert all((event.target, event.for_s > 0) == ("a", True) for event in heard)
 
 
 def test_the_log_says_who_needs_to_look(caplog):
