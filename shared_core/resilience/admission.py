@@ -433,6 +433,7 @@ class Gate:
                 if not checked:
                     continue
                 if well and lock.lift():
+                    self.health.outages.lift("account" if lock is account else "lock", now)
                     changes.append(self._note(Transition(name, word), now))
                 elif now >= lock.until:  # it was not locked again
                     lock.undecided()
@@ -444,8 +445,9 @@ class Gate:
                     until = account.breaker.open_until
                     reason = None if error is None else str(error.kind)
                     changes.append(self._note(Transition(account.name, f"circuit {state}", until, reason), now))
+                    self.health.outages.lift("account's circuit", now)
                     if until is not None:
-                        self.health.outages.hold("account", now, until)
+                        self.health.outages.hold("account's circuit", now, until)
                         self.limiter.send_away(self)
         return changes
 
@@ -651,7 +653,7 @@ class Gate:
             self.budget.tokens = self.budget.capacity
             self.limiter.reset()
             if now is not None:
-                for what in ("park", "account", "lock"):
+                for what in ("park", "account", "lock", "account's circuit"):
                     self.health.outages.lift(what, now)
                 self._by_hand(now)
 

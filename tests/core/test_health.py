@@ -185,6 +185,30 @@ def test_a_target_that_is_well_stays_healthy_while_it_is_parked():
     assert not gate.read(3.0).available
 
 
+def test_a_lock_that_a_check_lifts_early_is_an_outage_no_longer():
+    gate = Gate("a")
+    succeed(gate, 0.0)
+    fail(gate, K.AUTH, 40.0)  # locked for a quarter of an hour
+    gate.hasten(50.0)
+    succeed(gate, 50.0)  # the re-check
+    assert gate.read(100.0, full=True).windows[1].availability == pytest.approx(0.9)
+    assert gate.read(100.0).locked_for_s is None
+
+
+def test_the_circuit_of_an_account_is_an_outage_of_its_targets():
+    account = Account("key")
+    gates = [Gate(name, account=account) for name in "ab"]
+    succeed(gates[0], 0.0)
+    for _ in range(4):
+        fail(gates[0], K.CONNECT, 10.0)
+    assert account.breaker is not None
+    until = account.breaker.open_until
+    assert until is not None
+    window = gates[0].read(until, full=True).windows[1]
+    assert window.availability == pytest.approx(10.0 / until)
+    assert gates[0].read(until, full=True).windows[1].availability == window.availability, "looking changes nothing"
+
+
 def test_another_targets_lock_of_the_account_counts_as_this_ones_outage():
     account = Account("key")
     one, other = Gate("one", account=account), Gate("other", account=account)

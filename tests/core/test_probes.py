@@ -315,7 +315,8 @@ def test_a_locked_account_is_checked_again_by_a_call(colour):
 def test_the_list_alone_does_not_make_calls_that_fail_forgotten():
     clock = VirtualClock()
     provider = Pinged(K.TRANSIENT)
-    with Router([at(provider), at(ScriptedProvider(), "b")], clock=clock, retry={"same_target": 0}) as router:
+    options = {"retry": {"same_target": 0}, "breaker": {"failure_rate": 1.0}}
+    with Router([at(provider), at(ScriptedProvider(), "b")], clock=clock, **options) as router:
         for _ in range(4):
             router.invoke("Hi")
         assert router.test_target("a").how == "models"
