@@ -21,11 +21,13 @@ from hypothesis import strategies as st
 
 from shared_core import (
     Answer,
+    Budget,
     CircuitState,
     ConfigurationError,
     HealthCheck,
     HealthStatus,
     LedgerEntry,
+    Price,
     ProviderError,
     Router,
     Target,
@@ -356,6 +358,17 @@ def test_all_targets_are_tested_at_the_same_time_and_the_table_says_how(colour):
         assert "not well: " in str(tests)
         assert "sk-test" not in page + str(tests) + repr(tests)
         assert tests["openai"]._repr_html_().count("<tr>") == 2
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_a_call_that_a_hard_budget_forbids_is_not_made(colour):
+    provider = ScriptedProvider("OK")
+    dear = Price(input=1_000_000, output=1_000_000)
+    with Router([at(provider, price=dear)], budgets=[Budget(0.001, window="day")]) as router:
+        test = check(router, "a", colour)
+        assert (test.ok, test.how, provider.calls) == (False, "", 0)
+        assert "over budget" in str(test.error)
+        assert router.health()["a"].in_flight == 0
 
 
 def test_a_disabled_target_can_be_tested():
