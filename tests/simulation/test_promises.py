@@ -19,7 +19,7 @@ TARGETS = [
 CHUNK = 25
 
 
-@pytest.mark.parametrize("first", range(0, 250, CHUNK))
+@pytest.mark.parametrize("first", range(0, 200, CHUNK))
 def test_no_random_world_breaks_a_promise(first):
     """One end per request, by its deadline; nothing left over; the journal, the ledger and the wire count the same; no
     packet past a closed door, one probe at a time, no second bill after a money error; the exact text or an error."""
@@ -48,15 +48,15 @@ def test_steps_of_the_wall_clock_change_no_decision(seed):
         ("timeout", 120, 30),
     ],
 )
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_after_an_outage_the_primary_serves_again_within_its_cap(kind, cap_s, probe_s, seed):
     """The probe that was under way when it ended fails yet, then one open time passes, and the next probe is served."""
-    outage = Outage(60, 660, kind=kind)
-    report = simulate(TARGETS, [outage], seconds=1000, load=Load(rps=2, streaming=1.0), seed=seed)
-    back = report.serves_again(PRIMARY, 660)
+    outage = Outage(60, 360, kind=kind)
+    report = simulate(TARGETS, [outage], seconds=600, load=Load(rps=2, streaming=1.0), seed=seed)
+    back = report.serves_again(PRIMARY, 360)
     assert back is not None
     assert back <= probe_s + cap_s + 10, "ten seconds for callers to come by and for an answer to end"
-    settled = report.calls_from(660 + probe_s + cap_s + 20)
+    settled = report.calls_from(360 + probe_s + cap_s + 20)
     assert {call.served_by for call in settled} == {PRIMARY}
     assert report.availability == 1.0
     assert report.broken == ()

@@ -46,7 +46,7 @@ def test_the_same_seed_gives_the_same_report(seed):
 
 def test_another_process_with_another_hash_seed_gives_the_same_report():
     """Nothing hangs on the order of a set, on addresses, or on what ran before."""
-    code = "from tests.simulation.worlds import run; print(*[run(seed).digest for seed in range(5)])"
+    code = "from tests.simulation.worlds import run; print(*[run(seed).digest for seed in range(3)])"
     told = {
         subprocess.run(
             [sys.executable, "-c", code],
@@ -56,9 +56,9 @@ def test_another_process_with_another_hash_seed_gives_the_same_report():
             text=True,
             check=True,
         ).stdout
-        for hash_seed in ("0", "1", "12345")
+        for hash_seed in ("0", "12345")
     }
-    assert told == {" ".join(run(seed).digest for seed in range(5)) + "\n"}
+    assert told == {" ".join(run(seed).digest for seed in range(3)) + "\n"}
 
 
 def test_a_crowd_of_concurrent_requests_repeats_too():
@@ -176,8 +176,9 @@ def test_who_waits_for_ever_is_stuck():
     assert report.availability is None
 
 
-def test_who_waits_in_circles_is_stuck():
+def test_who_waits_in_circles_is_stuck(monkeypatch):
     """Time does not pass for somebody who yields and yields."""
+    monkeypatch.setattr("shared_core.testing.simulation._loop._LIVELOCK", 20_000)
 
     def circling(vendors, chance):
         async def ask():
