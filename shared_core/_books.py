@@ -169,6 +169,8 @@ class Books:
                 most = request.max_tokens or route.capabilities.max_output or _ASSUMED_OUTPUT
                 bound = price.cost_nano(Usage(usage.input_tokens, max(most, usage.output_tokens)), latency)
         leave: Leave | None = step.admission.leave
+        if leave is not None and leave.hard and status is EntryStatus.ESTIMATED and cost:
+            status, cost = EntryStatus.UNKNOWN, None  # our count may be too low, and a hard budget must hold
         if leave is not None and status is EntryStatus.UNKNOWN and cost is None:
             bound = leave.ticket.bound_nano
         attempt.cost_nano = cost

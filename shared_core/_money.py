@@ -81,6 +81,8 @@ class Leave(NamedTuple):
     """To be set on the wire; None where the request has a limit of its own, or needs none."""
     purse: Ticket | None = None
     """The same for the budgets of this one request."""
+    hard: bool = False
+    """Whether a hard budget counts it: then what nobody has reported is charged at the bound."""
 
 
 class _Worst(NamedTuple):
@@ -193,7 +195,8 @@ class Money:
         if cap is not None and worst.ask is not None and answer.bound_nano is not None and worst.price is not None:
             within = worst.price.output_within(answer.bound_nano, worst.tokens_in, worst.seconds)
             cap = cap if within is None else min(cap, within)
-        return Leave(answer, cap, purse)
+        hard = any(c.budget.hard for c in (*draft.claims, *(purse.draft.claims if purse is not None else ())))
+        return Leave(answer, cap, purse, hard)
 
     def _refuse(self, execution: Execution, denial: Denial, worst: _Worst) -> Refusal:
         if worst.why is not None:
@@ -202,6 +205,19 @@ class Money:
         resets = denial.claim.resets_at
         again = None if resets is None else self._clock.monotonic() + max(0.0, resets - self._clock.time())
         return Refusal(denial.reason, again)
+
+    def peek(self, route: Route, request: ChatRequest) -> str | None:
+        """Why a budget would refuse `request` at this target now; None when none would. Sets nothing aside."""
+        price, at = route.price(), self._clock.time()
+        if not self.budgets.all or (price is not None and price.free):
+            return None
+        own = self.budgets.requests(route.name, request.user, request.tags)
+        claims = self.budgets.claims(at, route.name, request.user, request.tags)
+        total = route.timeouts.attempt if request.timeout_s is None else request.timeout_s
+        hard = any(claim.budget.hard for claim in (*claims, *own))
+        worst = _worst(route, request, price, 0, total, hard=hard)
+        verdict = decide(worst.ask, (*own, *claims), self._store.meters([claim.key for claim in claims]))
+        return verdict.reason if isinstance(verdict, Denial) else None
 
     # ── after ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

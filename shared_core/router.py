@@ -289,6 +289,8 @@ class Router:
             if refusal is not None:
                 again = "" if refusal.retry_at is None else f", for {refusal.retry_at - now:.1f} s more"
                 notes[route.name] = refusal.reason + again
+            elif self._books.money is not None and (over := self._books.money.peek(route, asked)) is not None:
+                notes[route.name] = over
             elif (told := _told(route)) is not None and told.unhealthy is not None:
                 notes[route.name] = told.unhealthy
             elif route.wait_s is not None and (wait := route.wait_s(asked)):

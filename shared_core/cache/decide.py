@@ -63,7 +63,7 @@ def may_rescue(failure: FallbackError) -> bool:
     Not when a target rejected the request itself, nor when the request is all that was wrong, nor when part of an
     answer has been delivered (`StreamBroken`), nor when a budget is used up.
     """
-    if not isinstance(failure, AllTargetsFailed):
+    if not isinstance(failure, AllTargetsFailed) or isinstance(failure, BudgetExceeded):
         return False
     cause = failure.__cause__
     if isinstance(cause, ProviderError) and cause.disposition is Disposition.FAIL:

@@ -211,6 +211,10 @@ class SQLiteLedger:
             self._wake.release()
             self._gate.release()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy in another process opens the same file.
+        return partial(SQLiteLedger, busy_timeout_s=self._busy_timeout_s, linger_s=self._linger_s), (self.path,)
+
     def __enter__(self) -> Self:
         return self
 

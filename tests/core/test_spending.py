@@ -376,6 +376,57 @@ def test_a_continued_stream_and_a_corrected_answer_are_within_what_was_reserved(
         assert not [e for e in heard if isinstance(e, BudgetOvercharged)]
 
 
+def test_an_answer_that_nobody_counted_is_charged_its_bound_by_a_hard_budget_and_estimated_otherwise(
+    ledger: Any,
+) -> None:
+    silent = [Started(), TextDelta("some words"), Finished("stop")]
+    with router_of(paid(silent), budgets=[Budget(10)], ledger=ledger) as router:
+        assert router.invoke(ASK).text == "some words"
+        (status,) = router.budget_status()
+        assert status.spent_usd == status.unknown_usd > 0.1
+        (row,) = router.ledger.entries()
+        assert (row.status, row.cost_nano, row.estimated) == ("unknown", None, True)
+    with router_of(paid(silent), budgets=[Budget(10, hard=False)]) as router:
+        router.invoke(ASK)
+        (row,) = router.ledger.entries()
+        assert (row.status, row.estimated) == ("estimated", True)
+        assert row.cost_nano
+
+
+def test_a_plan_says_who_is_over_budget_and_sets_nothing_aside(ledger: Any) -> None:
+    with router_of(paid(), free(), budgets=[Budget("0.25")], ledger=ledger) as router:
+        assert "paid" not in router.explain(ASK).notes
+        plan = router.explain(ASK.replace(max_tokens=1000))
+        assert plan.notes["paid"].startswith("over budget: $0.25 a month")
+        assert held(router) == (0, 0)
+
+
+def test_a_configuration_file_holds_budgets_and_a_ledger(tmp_path: Any) -> None:
+    (tmp_path / "fallback.toml").write_text(
+        f"""
+        ledger = "{tmp_path}/costs.db"
+        [[targets]]
+        spec = "openai:gpt-5-mini"
+        api_key = "k"
+        price = {{ input_per_mtok = 1, output_per_mtok = 2 }}
+        [[budgets]]
+        limit_usd = 10
+        window = "day"
+        scope = "user"
+        warn_at = [0.9]
+        timezone = "Europe/Berlin"
+        """
+    )
+    with Router.from_config(tmp_path / "fallback.toml") as router:
+        assert isinstance(router.ledger, SQLiteLedger)
+        (budget,) = router._books.money.budgets.all  # type: ignore[union-attr]  # it has budgets
+        assert (budget.window, budget.scope, budget.warn_at) == ("day", "user", (0.9,))
+        assert router.targets[0].price == Price(1, 2)
+        again = pickle.loads(pickle.dumps(router.ledger))
+        assert again.path == router.ledger.path
+        again.close()
+
+
 # ── around it ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
