@@ -22,7 +22,6 @@ ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / ".build" / "mutants"
 
 FILES = (
-    "shared_core/resilience/admission.py",
     "shared_core/resilience/breaker.py",
     "shared_core/resilience/locks.py",
     "shared_core/resilience/rate_limit.py",
