@@ -323,7 +323,8 @@ def timeouts_of(cell: Cell, short_s: float = SHORT_S) -> Timeouts:
         return replace(long, connect=short_s)
     if cell.committed:
         return replace(long, idle=short_s)
-    limit = 5 * short_s if cell.fault == "never-read" else short_s  # its request takes a while to write
+    # Its request takes a while to write; and the second target keeps its share of the deadline.
+    limit = min(2.0, 5 * short_s) if cell.fault == "never-read" else short_s
     return replace(long, first_token=limit, reasoning_first_token=limit, attempt=limit)
 
 

@@ -13,7 +13,7 @@ import gc
 import tempfile
 import threading
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,8 @@ class Scenario:
     build: Callable[[], World]
     sync: bool = True
     """Whether a thread can be in it too, by itself."""
+    call: Callable[[World, bool], Awaitable[Any]] | None = None
+    """How the caller calls, if not at the router: handed whether to stream."""
 
     def __str__(self) -> str:
         return self.name
@@ -282,6 +284,30 @@ async def _read(stream: Any) -> str:
     return "".join([event.text async for event in stream if hasattr(event, "text")])
 
 
+async def _by_langchain(world: World, streamed: bool) -> Any:
+    from langchain_fallback import FallbackChatModel
+
+    model = FallbackChatModel(router=world.router)
+    if streamed:
+        return [chunk async for chunk in model.astream("Hello")]
+    return await model.ainvoke("Hello")
+
+
+async def _by_llamaindex(world: World, streamed: bool) -> Any:
+    from llama_index.core.llms import ChatMessage
+
+    from llamaindex_fallback import FallbackLLM
+
+    llm = FallbackLLM(router=world.router)
+    if streamed:
+        return [part async for part in await llm.astream_chat([ChatMessage("Hello")])]
+    return await llm.achat([ChatMessage("Hello")])
+
+
+async def _by_test(world: World, streamed: bool) -> Any:
+    return await world.router.atest_target("a")
+
+
 SCENARIOS = (
     Scenario("answered at once", _answered),
     Scenario("tried again", _retried),
@@ -304,6 +330,11 @@ SCENARIOS = (
     Scenario("leading others who asked for the same", _leading, sync=False),
     Scenario("behind others who asked for the same", _following, sync=False),
     Scenario("served from the cache", _kept),
+    Scenario("tried again, through LangChain", _retried, sync=False, call=_by_langchain),
+    Scenario("fallen over, through LangChain", _fallen_over, sync=False, call=_by_langchain),
+    Scenario("tried again, through LlamaIndex", _retried, sync=False, call=_by_llamaindex),
+    Scenario("fallen over, through LlamaIndex", _fallen_over, sync=False, call=_by_llamaindex),
+    Scenario("a target tested by hand", _answered, sync=False, call=_by_test),
 )
 
 
@@ -373,7 +404,7 @@ def _nothing() -> None:
 
 
 @types.coroutine
-def _cancelled_at(work: Coroutine[Any, Any, Any], at: int, reached: list[int]) -> Generator[Any, Any, Any]:
+def _cancelled_at(work: Any, at: int, reached: list[int]) -> Generator[Any, Any, Any]:
     """Await `work`; its `at`-th await, from 1, is cancelled as if somebody had cancelled the task from outside."""
     task = asyncio.current_task()
     assert task is not None
@@ -393,7 +424,7 @@ def _cancelled_at(work: Coroutine[Any, Any, Any], at: int, reached: list[int]) -
             raised = error
 
 
-async def _call(world: World, *, streamed: bool) -> Any:
+async def _call(world: World, streamed: bool) -> Any:
     if streamed:
         return await _read(world.router.astream(world.request))
     return await world.router.ainvoke(world.request)
@@ -408,7 +439,8 @@ async def _one(scenario: Scenario, at: int, *, streamed: bool) -> tuple[bool, li
         others = [asyncio.ensure_future(other()) for other in world.others]
         if others:
             await asyncio.sleep(0)
-        victim = asyncio.ensure_future(_cancelled_at(_call(world, streamed=streamed), at, reached))
+        call = (scenario.call or _call)(world, streamed)
+        victim = asyncio.ensure_future(_cancelled_at(call, at, reached))
         left = False
         try:
             await victim
@@ -428,7 +460,8 @@ async def _one(scenario: Scenario, at: int, *, streamed: bool) -> tuple[bool, li
             await asyncio.sleep(0.001)
         found += [f"a task is left: {task.get_coro()}" for task in _tasks()] + _left_over(world) + _counted(world)
         journal = world.router.last
-        shared = world.router.options.get("cache") is not None  # what is shared goes on, or has just been answered
+        # What is shared goes on or has just been answered, and a framework may do something after that.
+        shared = world.router.options.get("cache") is not None or scenario.call is not None
         if left and not shared and not others and journal and journal.outcome not in ("cancelled", "abandoned"):
             found.append(f"the journal says {journal.outcome!r}")
         found += await asyncio.to_thread(_next_call, world)
