@@ -104,8 +104,8 @@ def test_an_end_is_kept():
         VirtualLoop().run(asyncio.sleep(11), until=10)
 
 
-def test_a_thread_is_refused_and_so_is_a_socket():
-    """Neither would repeat."""
+def test_nothing_reaches_out_of_it_or_into_it():
+    """Neither another thread nor a socket would repeat. Work meant for a thread is done at once."""
     loop, refused = VirtualLoop(), []
 
     def reach_in():
@@ -118,8 +118,9 @@ def test_a_thread_is_refused_and_so_is_a_socket():
         thread = threading.Thread(target=reach_in)
         thread.start()
         thread.join()
-        with pytest.raises(NotImplementedError):
-            await asyncio.to_thread(print)
+        assert await asyncio.to_thread(threading.get_ident) == threading.get_ident(), "it ran here, at once"
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.to_thread(lambda: 1 / 0)
         with pytest.raises(NotImplementedError):
             await asyncio.open_connection("127.0.0.1", 9)
 

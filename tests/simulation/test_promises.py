@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from shared_core import CircuitState, ErrorKind
+from shared_core import ChatRequest, CircuitState, ErrorKind, user
 from shared_core.resilience.admission import Gate
 from shared_core.resilience.breaker import CircuitBreaker, Permit
-from shared_core.testing import Chaos, ClockStep, Flap, Load, Outage, SimTarget, simulate
+from shared_core.testing import BrownOut, Chaos, ClockStep, Flap, Load, Outage, SimTarget, simulate
 from tests.simulation.worlds import run, world
 
 PRIMARY, SECOND, LOCAL = "openai:gpt-5-mini", "anthropic:claude-sonnet-4-5", "llamacpp:tiny"
@@ -109,6 +111,32 @@ def test_a_herd_sends_one_probe():
     probes = [p.at for p in report.packets if p.circuit == CircuitState.HALF_OPEN]
     assert probes
     assert len(probes) == len(set(probes))
+    assert report.broken == ()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_hard_budget_holds_whatever_goes_wrong(seed):
+    """The vendors' bill for everything, lost and cancelled answers included, stays within it."""
+    limit_usd = 0.02 * (seed + 1)
+    asked = ChatRequest((user("x" * 400),), max_tokens=200)
+    report = run(
+        seed,
+        budgets={"limit_usd": limit_usd},
+        load=Load(rps=4, burst=1 + 7 * (seed % 2), streaming=0.5, request=asked),
+        targets=[replace(target, failures=0.1) for target in TARGETS[:2]],
+        scenario=[Outage(30, 60), BrownOut(60, 100, SECOND)],
+    )
+    billed = sum(packet.bill_nano for packet in report.packets)
+    assert 0 < billed <= limit_usd * 1e9
+    assert report.failed > 0, "the budget was used up"
+    assert report.broken == ()
+
+
+def test_identical_requests_with_a_cache_are_one_packet():
+    """Single-flight and cache run in virtual time, too; later callers are answered through the outage."""
+    report = simulate(TARGETS, [Outage(1, 60)], seconds=60, load=Load(rps=20, burst=10), cache=True)
+    assert len(report.packets) == 1
+    assert report.availability == 1.0
     assert report.broken == ()
 
 

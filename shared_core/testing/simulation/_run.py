@@ -246,6 +246,8 @@ class _Simulation:
         with _gc_by_count():
             self.loop.run(self._main(), until=math.inf)
         self._audit()
+        if self.router is not None:
+            self.router.close()
         return reported(
             name=self.name,
             seed=self.seed,
@@ -442,7 +444,7 @@ class _SteppedClock(SimulatedClock):
 
 
 def _refuse(options: Mapping[str, Any], policy: Policy | None) -> None:
-    valid = [name for name in router_options() if name not in ("clock", "seed", "on_event")]
+    valid = [name for name in router_options() if name not in ("clock", "seed", "on_event", "health_check")]
     for given in options:
         if policy is not None:
             raise ConfigurationError(f"{given!r} is for the router, and a policy asks in its place")
