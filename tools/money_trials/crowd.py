@@ -8,6 +8,7 @@ has a row in the ledger; and what the budget allows is used.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import random
@@ -130,6 +131,7 @@ def run(*, seed: object = 1, processes: int = 32, kills: int = 5, answers: int =
     """One run, with a budget for so many usual answers or more; its figures, and under `faults` what may not be."""
     chance = random.Random(f"crowd/{seed}")
     forks = context()
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of each killed caller
     begun = time.monotonic()
     with folder("crowd") as place:
         path = Path(place) / "costs.db"
