@@ -373,7 +373,7 @@ class Limiter:
         All calls that were in flight together tell of one event: only the first of them lowers anything.
         """
         limits = self.limits
-        if not limits.adaptive or not limits.any or started < self._cut_at:
+        if not limits.adaptive or not limits.any:
             return False
         with self._lock:
             if started < self._cut_at:
@@ -397,7 +397,7 @@ class Limiter:
                 self._chance = self._chance if chance is None else chance
                 self._gap_s = None  # known when the line is: at the first turn after the wait
                 self.active = True
-            wakes = self._pump(now) if self._line else []
+            wakes = self._pump(now)
         _call(wakes)
 
     def learn(self, windows: Iterable[Window], now: float) -> None:
@@ -407,7 +407,7 @@ class Limiter:
         with self._lock:
             for window in windows:
                 self._learn(window, now)
-            wakes = self._pump(now) if self._line else []
+            wakes = self._pump(now)
             self._rest(now)
         _call(wakes)
 
@@ -449,7 +449,8 @@ class Limiter:
         with self._lock:
             told: dict[str, object] = {}
             if self._slots < math.inf:
-                told |= {"in_flight": self.in_flight, "slots": int(self._slots)}
+                told["in_flight"] = self.in_flight
+                told["slots"] = int(self._slots)
             if self._line:
                 told["waiting"] = len(self._line)
             if self._pace < 1:

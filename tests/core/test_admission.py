@@ -291,6 +291,7 @@ def test_percentiles_are_nearest_rank():
 def test_a_lock_by_itself():
     lock = Lock()
     assert repr(lock) == "Lock(open)"
+    assert (lock.until, lock.since, lock.reason, lock.checking_until) == (0.0, 0.0, "", 0.0)
     assert lock.refusal(0.0) is None
     assert lock.check(0.0, 5.0) is False
     assert lock.lift() is False
@@ -305,17 +306,21 @@ def test_a_lock_by_itself():
     assert lock.refusal(24.9) == Rejection("bad key again (being checked again)", 25.0)
     assert lock.refusal(25.0) is None
     lock.undecided()
+    assert lock.checking_until == 0.0
     assert lock.refusal(20.0) is None
     lock.check(20.0, 5.0)
     lock.put(20.0, 30.0, "still")
-    assert (lock.since, lock.until) == (20.0, 30.0)
+    assert (lock.since, lock.until, lock.checking_until) == (20.0, 30.0, 0.0)
     lock.due()
+    assert lock.checking_until == 0.0
     assert lock.refusal(20.0) is None
     assert lock.check(20.0, 5.0) is True
     lock.due()
     assert lock.refusal(20.5) is None, "whoever has changed something wants to know now"
     assert lock.lift() is True
     assert (lock.reason, lock.refusal(0.0)) == ("", None)
+    lock.put(0.25, 0.5, "early")
+    assert lock.lift() is True
     assert repr(Account("acme")) == "Account(open)"
 
 

@@ -320,6 +320,13 @@ def test_a_throttle_lowers_slots_and_rates_once_for_all_that_were_in_flight():
     assert (limiter.slots, limiter.pace) == (2, pytest.approx(0.245))
 
 
+def test_a_call_that_began_when_limits_were_lowered_tells_of_another_event():
+    limiter = Limiter("t", Limits(requests_per_minute=60))
+    for at in (5.0, 6.0, 7.0, 8.0):
+        assert limiter.throttled(at + 1, started=at)
+    assert limiter.facts(9.0)["pace"] == 0.24
+
+
 def test_a_lowered_pace_lets_fewer_start_at_once_and_later():
     limiter = Limiter("t", Limits(requests_per_minute=60))
     limiter.throttled(0.0, started=0.0, ramp=True)
@@ -539,7 +546,8 @@ def test_a_lease_that_was_not_used_goes_back_and_on_to_the_next_in_line():
     assert limiter.in_flight == 0
     unlimited = Limiter("u")
     waiter = lined_up(unlimited)
-    unlimited.return_unused(waiter.lease, 1.0)
+    unlimited.learn([Window("requests", 0, 60, 30.0)], 0.5)
+    unlimited.return_unused(waiter.lease, 31.0)
     assert not unlimited.active, "it rests again"
 
 
@@ -566,7 +574,6 @@ def test_those_in_line_hear_of_a_new_wait_and_of_what_headers_say():
     assert ticket.wake_at == 1.0
     limiter.hold(0.0, 8.0, 0.0)
     assert ticket.wake_at == 8.0
-    limiter.hold(1.0, 8.0, 0.9)  # no later than before: nothing changes
     limiter.learn([Window("requests", 0, 60, 30.0)], 0.0)
     assert ticket.wake_at == 30.0
     limiter.due(30.0)
@@ -581,6 +588,15 @@ def test_the_chance_of_a_wait_moves_the_first_turn_and_is_kept_when_it_is_only_h
         ticket = lined_up(limiter)
         limiter.due(20.0)
         assert ticket.wake_at == pytest.approx(20.0 + 2.0 * (0.75 if again is None else 0.25))
+
+
+def test_the_same_wait_told_again_changes_nothing():
+    limiter = Limiter("t")
+    limiter.hold(0.0, 20.0, 0.75)
+    limiter.hold(5.0, 20.0, 0.25)
+    ticket = lined_up(limiter)
+    limiter.due(20.0)
+    assert ticket.wake_at == pytest.approx(21.5)
 
 
 def test_the_shortest_wait_is_spread_over_fifty_milliseconds_and_then_it_is_over():
@@ -731,6 +747,7 @@ def test_a_dimension_that_requests_take_nothing_of_only_closes():
     limiter.learn([Window("images", 0, None, 30.0)], 0.0)
     assert refused(limiter, 29.0).at == 30.0
     granted(limiter, 30.0), granted(limiter, 30.0)
+    assert limiter.facts(30.0) == {"images_left": 1}
     assert Want(3, 4).of("images") == 0
 
 
