@@ -487,7 +487,7 @@ class Probes:
             None if found.cost_nano is None else found.cost_nano / 1e9,
         )
         gate, events = route.gate, self._books.events
-        if events.active and not (background and found.refusal is not None):  # a caller was faster: nothing was checked
+        if not background or found.refusal is None:  # else a caller was faster: nothing was checked
             events.emit(
                 TargetProbed(
                     "", self._clock.time(), test.target, test.ok, test.how, test.latency_s, test.kind, background

@@ -381,7 +381,7 @@ class HealthRecord:
     @property
     def success_rate(self) -> float | None:
         """Share of successes among the last calls that counted."""
-        return sum(self._results) / len(self._results) if self._results else None
+        return self._results.count(True) / len(self._results) if self._results else None
 
     @property
     def median_first_token_s(self) -> float | None:

@@ -37,6 +37,17 @@ _KINDS: Mapping[str, type[Event]] = {
 }
 
 
+_RARE = frozenset(
+    {
+        _events.BudgetExhausted, _events.BudgetOvercharged, _events.BudgetWarning, _events.CircuitChanged,
+        _events.LedgerTrouble, _events.RouterReconfigured, _events.TargetChanged, _events.TargetProbed,
+        _events.TargetRecovered, _events.TargetUnhealthy,
+    }
+)  # fmt: skip
+"""Told unasked, because they are rare. All others, steps of requests, are made only if somebody would hear of them."""
+_STEPS: tuple[type[Event], ...] = tuple(kind for kind in _KINDS.values() if kind not in _RARE and kind is not Event)
+
+
 def kinds_of(kinds: Iterable[EventKind]) -> tuple[type[Event], ...]:
     """The classes of kinds that may be named. `Event` itself stands for all.
 
@@ -99,6 +110,7 @@ class Dispatcher:
     def __init__(self, observers: Observers | None = (), capacity: int = 10_000) -> None:
         self._observers = tuple(_pairs(observers))
         self._told: dict[type[Event], tuple[Observer, ...]] = {}
+        self._steps = self._wants_steps()
         self._capacity = capacity
         self._anew()
         self.dropped = 0
@@ -114,24 +126,27 @@ class Dispatcher:
         one = (_callable(observer), kinds_of(kinds) or _wanted(observer))
         with self._lock:
             self._observers = (*self._observers, one)
-            self._told = {}
+            self._told, self._steps = {}, self._wants_steps()
 
         def remove() -> None:
             with self._lock:
                 self._observers = tuple(other for other in self._observers if other is not one)
-                self._told = {}
+                self._told, self._steps = {}, self._wants_steps()
 
         return remove
 
+    def _wants_steps(self) -> bool:
+        return any(issubclass(kind, wanted) for _, wanted in self._observers for kind in _STEPS)
+
     @property
     def active(self) -> bool:
-        """Whether anybody would hear of every step: an observer, or the log at information level."""
-        return bool(self._observers) or _log.isEnabledFor(logging.INFO)
+        """Whether anybody would hear of a request's steps: an observer, or the log at information level."""
+        return self._steps or _log.isEnabledFor(logging.INFO)
 
     @property
     def alert(self) -> bool:
         """Whether anybody would hear of what deserves attention: a fallback that was needed, a failure."""
-        return bool(self._observers) or _log.isEnabledFor(logging.WARNING)
+        return self._steps or _log.isEnabledFor(logging.WARNING)
 
     def _whom(self, kind: type[Event]) -> tuple[Observer, ...]:
         told = tuple(one for one, wanted in self._observers if issubclass(kind, wanted))

@@ -121,6 +121,17 @@ def test_the_base_class_stands_for_every_kind():
     assert kinds_of([Event, "circuit_changed"]) == (Event, CircuitChanged)
 
 
+def test_a_requests_steps_are_only_made_if_somebody_hears_of_them():
+    dispatcher = Dispatcher({"target_unhealthy": print, CircuitChanged: print})
+    assert not dispatcher.active
+    assert not dispatcher.alert or logging.getLogger("llm_fallback").isEnabledFor(logging.WARNING)
+    remove = dispatcher.add(print, ["fell_over"])
+    assert dispatcher.active
+    remove()
+    assert not dispatcher.active
+    assert Dispatcher([print]).active
+
+
 def test_nobody_to_tell_starts_no_thread():
     before = threading.active_count()
     dispatcher = Dispatcher({"target_recovered": print})
