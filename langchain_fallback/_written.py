@@ -22,6 +22,8 @@ def plain(value: Any) -> Any:
     """`value` as something JSON can hold, or None: what cannot be dumped is left out, not shown by its address."""
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
+    if hasattr(value, "as_options"):  # a ResponseCache: another process has one of its own
+        return plain(value.as_options())
     if is_dataclass(value) and not isinstance(value, type):
         return {k: p for k, v in asdict(value).items() if (p := plain(v)) is not None}
     if isinstance(value, Mapping):

@@ -44,6 +44,8 @@ def plain(value: Any) -> Any:
             return MISSING if any(item is MISSING for item in items) else items
         case frozenset() | set():
             return sorted(str(item) for item in value)
+        case _ if hasattr(value, "as_options"):  # a ResponseCache: another process has one of its own
+            return plain(value.as_options())
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
         case _:

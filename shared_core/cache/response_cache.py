@@ -238,6 +238,12 @@ class ResponseCache:
         self._known.clear()
         return self.store.clear()
 
+    def as_options(self) -> dict[str, Any]:
+        """The options it was given, as plain data: what a file would hold. A store of yours and a function are left
+        out."""
+        told = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in self.options.items()}
+        return {k: v for k, v in told.items() if isinstance(v, (str, int, float))}
+
     def close(self) -> None:
         """Let go of the file; it is opened again when used again."""
         self.store.close()

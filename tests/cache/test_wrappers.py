@@ -378,3 +378,19 @@ def test_a_hundred_calls_at_once_are_one_request_on_the_wire(server):
 
     assert set(asyncio.run(main())) == {"Hello there, you all."}
     assert len(server.requests) == 1
+
+
+class TestWrittenDown:
+    def test_a_langchain_model_is_dumped_with_its_cache(self, server):
+        """As options; what was kept stays here."""
+        from langchain_core.load import dumpd, load
+
+        model = FallbackChatModel(models=["ollama:x"], cache=ResponseCache(ttl_s=60, tenant=lambda request: "t"))
+        again = load(dumpd(model), allowed_objects=[FallbackChatModel], valid_namespaces=["langchain_fallback"])
+        assert (again.router.cache.ttl_s, again.router.cache.tenant) == (60, None)
+
+    def test_a_llamaindex_llm_is_told_with_its_cache(self, tmp_path):
+        """The same file, by its path."""
+        llm = FallbackLLM(models=["ollama:x"], cache=ResponseCache(path=tmp_path / "c.db", max_items=5))
+        again = FallbackLLM.from_dict(llm.to_dict())
+        assert again.router.cache.options == {"path": str(tmp_path / "c.db"), "max_items": 5}
