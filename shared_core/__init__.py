@@ -90,9 +90,10 @@ if TYPE_CHECKING:
     from shared_core.routing.chains import Chain
     from shared_core.routing.execution import Attempt, Execution
     from shared_core.routing.hedge import Hedge
-    from shared_core.routing.planner import Plan, TargetScore
+    from shared_core.routing.planner import Plan
     from shared_core.routing.price import Price
     from shared_core.routing.provider import Provider
+    from shared_core.routing.scores import TargetScore
     from shared_core.routing.strategies import RoutingStrategy, TargetView
     from shared_core.routing.target import Target
     from shared_core.telemetry.events import (
@@ -153,9 +154,10 @@ _HOMES: dict[str, str] = {
         "shared_core.routing.chains": "Chain",
         "shared_core.routing.execution": "Attempt Execution",
         "shared_core.routing.hedge": "Hedge",
-        "shared_core.routing.planner": "Plan TargetScore",
+        "shared_core.routing.planner": "Plan",
         "shared_core.routing.price": "Price",
         "shared_core.routing.provider": "Provider",
+        "shared_core.routing.scores": "TargetScore",
         "shared_core.routing.strategies": "RoutingStrategy TargetView",
         "shared_core.routing.target": "Target",
         "shared_core.telemetry.events": (

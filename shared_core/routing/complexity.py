@@ -24,26 +24,40 @@ COMPLEX: Final = 4
 """Points from which it is complex."""
 
 
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
 _WORD = re.compile(r"[a-z]+")
-_HARD: Final = _words(
+_HARD: Final = frozenset(
     """
     prove proof derive derivation theorem analyze analyse analyses analysis architect architecture tradeoff tradeoffs
     refactor refactoring debug optimize optimise optimization algorithm algorithms complexity strategy design implement
     compare contrast evaluate critique simulate forecast diagnose negotiate legal migrate migration concurrency
     concurrent distributed security vulnerability vulnerabilities comprehensive
-    """
+    """.split()  # noqa: SIM905  # a list of words is read more easily
 )
 _HARD_PHRASES: Final = (
     "step by step", "step-by-step", "trade-off", "root cause", "in depth", "think hard", "think carefully",
     "reason about", "reason through",
 )  # fmt: skip
-_MIDDLING: Final = _words("explain why write draft rewrite improve outline describe review plan")
+_MIDDLING: Final = frozenset(
+    {"explain", "why", "write", "draft", "rewrite", "improve", "outline", "describe", "review", "plan"}
+)
 _MIDDLING_PHRASES: Final = ("how do ", "how does ", "how to ", "how can ", "how would ")
-_EASY: Final = _words("translate classify spell spelling define convert extract hello hi thanks synonym synonyms label")
+_EASY: Final = frozenset(
+    {
+        "translate",
+        "classify",
+        "spell",
+        "spelling",
+        "define",
+        "convert",
+        "extract",
+        "hello",
+        "hi",
+        "thanks",
+        "synonym",
+        "synonyms",
+        "label",
+    }
+)
 _EASY_PHRASES: Final = (
     "yes or no", "true or false", "one word", "one sentence", "capital of", "thank you", "who is", "who was",
     "when is", "when was", "when did", "what is the", "what's the",
@@ -171,13 +185,14 @@ def _question(messages: Sequence[Message]) -> str:
     return next((m.text for m in reversed(messages) if m.role == "user"), messages[-1].text if messages else "")
 
 
-def _properties(schema: Any, depth: int = 0) -> int:
-    if depth > 8 or not isinstance(schema, (dict, list)):
-        return 0
+def _properties(schema: Any) -> int:
+    """How many properties a schema has, at all depths."""
     if isinstance(schema, list):
-        return sum(_properties(one, depth + 1) for one in schema)
+        return sum(map(_properties, schema))
+    if not isinstance(schema, dict):
+        return 0
     own = schema.get("properties")
-    return (len(own) if isinstance(own, dict) else 0) + sum(_properties(one, depth + 1) for one in schema.values())
+    return (len(own) if isinstance(own, dict) else 0) + sum(map(_properties, schema.values()))
 
 
 def estimate(features: Features) -> Judgement:

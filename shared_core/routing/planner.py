@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from shared_core.chat.request import ANYONE, ChatRequest, Constraints
@@ -19,10 +19,11 @@ from shared_core.routing.complexity import Judgement, tiered
 from shared_core.routing.policy import FlowPolicy
 from shared_core.routing.price import Price
 from shared_core.routing.provider import Provider
+from shared_core.routing.scores import TargetScore, scores_html
 from shared_core.routing.strategies import RouteView, RoutingStrategy, Scene, dearness, priority
 from shared_core.routing.target import Target
 
-__all__ = ["Plan", "Route", "TargetScore", "plan"]
+__all__ = ["Plan", "Route", "plan"]
 
 CHARS_PER_TOKEN = 6
 """Deliberately generous: a target is only excluded for its window when the request cannot possibly fit."""
@@ -64,58 +65,6 @@ class Route:
     def local(self) -> bool:
         """Runs on this machine."""
         return self.provider.local
-
-
-@dataclass(frozen=True, slots=True)
-class TargetScore:
-    """What speaks for and against one target. None is unknown or unmeasured."""
-
-    target: str
-    place: int | None
-    """In the order, from 1; None of one that is left out."""
-    score: float | None
-    """What the strategy went by, in `unit`: less is better, but for weights."""
-    unit: str
-    excluded: str | None = None
-    """Why it is left out."""
-    tier: str | None = None
-    weight: float = 1.0
-    local: bool = False
-    price_usd_per_mtok: tuple[float, float] | None = None
-    """US dollars per million tokens of input and of output."""
-    expected_cost_usd: float | None = None
-    """Of this request."""
-    expected_s: float | None = None
-    """Until the answer, or in a stream its first token, failures and its queue included."""
-    latency_p50_s: float | None = None
-    first_token_p50_s: float | None = None
-    success_rate: float | None = None
-    calls: int = 0
-    drift: float | None = None
-    """Its first tokens of late over its usual ones."""
-    circuit: str = "closed"
-    wait_s: float | None = None
-    unavailable: str | None = None
-    """Why it would be passed over at this moment: circuit, lock, rate limit."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """As plain data."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-
-def _cell(value: Any) -> str:
-    """A figure as a table shows it."""
-    match value:
-        case None | False:
-            return ""
-        case True:
-            return "yes"
-        case float():
-            return f"{value:.4g}"
-        case tuple():
-            return " / ".join(_cell(one) for one in value)
-        case _:
-            return str(value)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -220,20 +169,7 @@ class Plan:
         )
         rows += "".join(f"<tr><td>–</td><td>{escape(n)}</td><td>{escape(r)}</td></tr>" for n, r in self.excluded)
         head = "<tr><th></th><th>target</th><th>why</th></tr>"
-        return f"<table><caption>plan ({escape(self.title)})</caption>{head}{rows}</table>{self._scores_html()}"
-
-    def _scores_html(self) -> str:
-        from html import escape
-
-        if not self.scores:
-            return ""
-        shown = [{column: _cell(value) for column, value in row.items()} for row in self.table()]
-        columns = [column for column in shown[0] if any(row[column] for row in shown)]
-        head = "".join(f"<th>{escape(column.replace('_', ' '))}</th>" for column in columns)
-        rows = "".join(
-            "<tr>" + "".join(f"<td>{escape(row[column])}</td>" for column in columns) + "</tr>" for row in shown
-        )
-        return f"<table><caption>why this order</caption><tr>{head}</tr>{rows}</table>"
+        return f"<table><caption>plan ({escape(self.title)})</caption>{head}{rows}</table>{scores_html(self.scores)}"
 
 
 def plan(

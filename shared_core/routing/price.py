@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
+from functools import lru_cache
 
 from shared_core.chat.events import Usage
 from shared_core.errors import ConfigurationError
@@ -42,8 +43,6 @@ class Price:
     cache_write: Dollars | None
     second: Dollars
     request: Dollars
-    dearest_input: Decimal = field(init=False, repr=False, compare=False)
-    """The dearest rate of input, in dollars per million tokens."""
 
     def __init__(
         self,
@@ -68,8 +67,6 @@ class Price:
         self._set("cache_write", written, self.input)
         self._set("second", _one("second", second, "per_second", per_second), 0)
         self._set("request", _one("request", request, "per_request", per_request), 0)
-        dearest = max(Decimal(self.input), Decimal(self.cached or 0), Decimal(self.cache_write or 0))
-        object.__setattr__(self, "dearest_input", dearest)
 
     def _set(self, name: str, value: Dollars | None, default: Dollars) -> None:
         if value is None:
@@ -108,6 +105,11 @@ class Price:
         return (Decimal(str(seconds)) * second + request) * NANO if second or request else _NOTHING
 
     @property
+    def dearest_input(self) -> Decimal:
+        """The dearest rate of input, in dollars per million tokens."""
+        return _dearest(self.input, self.cached, self.cache_write)
+
+    @property
     def dearest(self) -> Decimal:
         """The dearest of input and output, in dollars per million tokens."""
         return max(self.dearest_input, Decimal(self.output))
@@ -136,6 +138,11 @@ def _one(name: str, value: Dollars | None, other: str, same: Dollars | None) -> 
     if value is not None and same is not None:
         raise ConfigurationError(f"Price takes {name} or {other}, which are the same; not both")
     return value if same is None else same
+
+
+@lru_cache(maxsize=1024)
+def _dearest(*rates: Dollars | None) -> Decimal:
+    return max(Decimal(rate or 0) for rate in rates)
 
 
 def _whole(nano: Decimal) -> int:

@@ -32,8 +32,9 @@ from shared_core.resilience.breaker import CircuitState
 from shared_core.resilience.health import HealthStatus, Pace, TargetHealth
 from shared_core.routing.capabilities import Capabilities
 from shared_core.routing.complexity import Features, Judgement, estimate, features_of
-from shared_core.routing.planner import Plan, Route, TargetScore, plan
+from shared_core.routing.planner import Plan, Route, plan
 from shared_core.routing.price import Price
+from shared_core.routing.scores import TargetScore
 from shared_core.routing.strategies import (
     STRATEGIES,
     RouteView,

@@ -133,6 +133,8 @@ def test_what_is_counted_in_a_request():
     assert f.hard_words == 0, "what the system prompt says is not what is asked"
     assert f.all_tokens == (18 * 50 + 5 + 400 + 23) // 4
     assert features_of(request.replace(output=OutputSchema())).schema_fields == 1
+    either = {"type": "object", "anyOf": [{"properties": {"a": {}, "b": {}}}, {"properties": {"c": {}}}, True]}
+    assert features_of(request.replace(output=OutputSchema(either))).schema_fields == 3
 
 
 def test_words_in_the_middle_of_a_long_text_are_not_looked_for():
@@ -255,3 +257,16 @@ def test_a_word_that_is_none_is_refused_where_it_is_given(wrong):
         Chain(complexity=wrong)
     with pytest.raises(InvalidRequest, match="unknown complexity"):
         HI.replace(complexity=wrong)
+
+
+def test_a_judgement_reads_as_a_line():
+    assert str(judged("simple", HI)) == "simple, as asked"
+    assert str(estimate(FULL)) == "simple, 0 points: nothing hard about it"
+    assert str(estimate(replace(FULL, code=True, tools=2))) == "medium, 3 points: tools: 2, code"
+    assert judged("complex", HI).as_dict() == {"level": "complex", "asked": "complex"}
+    assert estimate(replace(FULL, tools=2)).as_dict() == {
+        "level": "medium",
+        "asked": "auto",
+        "points": 1,
+        "why": ["tools: 2"],
+    }

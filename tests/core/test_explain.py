@@ -320,16 +320,3 @@ def test_a_maximum_that_is_no_price_is_refused_rather_than_obeyed_by_nobody(pric
 
     with pytest.raises(InvalidRequest, match="max_price"):
         Constraints(max_price=price)
-
-
-def test_a_model_named_per_call_does_not_get_round_the_constraints():
-    fleet = [
-        Target(provider=ScriptedProvider(name="x", model="small"), name="a", price=Price(1, 1)),
-        Target(provider=ScriptedProvider(name="y", model="other"), name="b", price=Price(2, 2)),
-    ]
-    router = Router(fleet)
-    deny = HI.replace(model="large", constraints={"deny": ["x:large"]})
-    assert router.explain(deny).excluded == (("a", "constraint: denied"),)
-    dear = HI.replace(model="large", constraints={"max_price": 5})
-    assert router.explain(dear).excluded == (("a", "constraint: the price of 'large' is unknown and a maximum is set"),)
-    assert router.explain(HI.replace(model="small", constraints={"max_price": 5})).targets == ("a", "b")

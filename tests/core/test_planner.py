@@ -380,3 +380,45 @@ def test_a_pinned_target_is_asked_first_and_the_others_keep_their_order():
     assert r.explain(HI).targets == ("b", "a", "c")
     r.unpin()
     assert r.explain(HI).targets == ("a", "b", "c")
+
+
+def test_a_plan_of_explain_has_a_record_of_its_own_and_is_made_again_from_it():
+    from shared_core.routing.planner import Plan
+
+    plan = router({}, {"enabled": False}).explain(HI)
+    record = plan.record()
+    record["targets"].clear()
+    assert [row["name"] for row in plan.record()["targets"]] == ["a", "b"], "what is done to a record stays there"
+    again = Plan.replay(plan.record())
+    assert (again.targets, again.excluded, again.record()) == (plan.targets, plan.excluded, plan.record())
+    with pytest.raises(ConfigurationError, match=r"^only a plan of router\.explain\(request\) has a record$"):
+        Plan(()).record()
+
+
+def test_a_model_named_per_call_does_not_get_round_the_constraints():
+    from shared_core.routing.planner import plan
+    from shared_core.routing.strategies import priority
+
+    r = Router(
+        [
+            Target("x:small", provider=ScriptedProvider(name="engine", model="small"), name="a", price=Price(1, 1)),
+            Target("y:other", provider=ScriptedProvider(name="y", model="other"), name="b", price=Price(2, 2)),
+        ]
+    )
+    for denied in ("large", "x:large", "engine:large"):
+        asked = HI.replace(model="large", constraints={"deny": [denied]})
+        assert r.explain(asked).excluded == (("a", "constraint: denied"),), denied
+    assert r.explain(HI.replace(model="large", constraints={"deny": ["x:medium"]})).excluded == ()
+    dear = HI.replace(model="large", constraints={"max_price": 5})
+    unknown = "constraint: the price of 'large' is unknown and a maximum is set"
+    assert r.explain(dear).excluded == (("a", unknown),), "another vendor's target is asked for its own model"
+    assert r.explain(HI.replace(model="small", constraints={"max_price": 5})).targets == ("a", "b")
+    assert plan(dear, r._fleet.routes, priority).excluded == (("a", unknown), ("b", unknown)), "of whom is not known"
+
+
+@pytest.mark.parametrize("beside", [{"second": 1}, {"request": "0.01"}, {"second": 1, "request": 1}])
+def test_a_maximum_per_token_keeps_out_what_costs_otherwise(beside):
+    r = router({"price": Price(1, 1, **beside)}, {"price": Price(1, 1)})
+    assert r.explain(HI.replace(constraints={"max_price": 5})).excluded == (
+        ("a", "constraint: it is not paid by the token alone, and a maximum per token is set"),
+    )

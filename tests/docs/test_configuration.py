@@ -49,7 +49,11 @@ def test_the_file_on_the_page_makes_a_router_as_it_says(path, face):
     assert [t.name for t in router.targets] == ["openai:gpt-5-mini", "claude", "llamacpp:tiny"]
     assert (router.targets[0].api_key, router.targets[1].api_key) == ("k", "none")
     assert (line.rules.timeouts.first_token, line.rules.timeouts.total) == (10, 120)
-    assert (line.rules.complexity, line.rules.limits.requests_per_minute, line.rules.breaker.consecutive_failures) == ("auto", 600, 3)
+    assert (line.rules.complexity, line.rules.limits.requests_per_minute, line.rules.breaker.consecutive_failures) == (
+        "auto",
+        600,
+        3,
+    )
     assert line.rules.flow.hedger.hedge == Hedge()
     assert router.chains["chat"].timeouts == Timeouts(total=60)
     router.close()
