@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, time, timedelta, tzinfo
 from decimal import Decimal
+from functools import cached_property
 from html import escape
 from typing import Any, Literal, NamedTuple, get_args
 from zoneinfo import ZoneInfo
@@ -75,15 +76,9 @@ class Budget:
     warn_at: Sequence[float] = (0.5, 0.8, 0.95)
     timezone: str | tzinfo = "UTC"
     name: str | None = None
-    limit_nano: int = field(init=False, repr=False, compare=False)
-    """The limit in nano-dollars."""
-    tz: tzinfo = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        try:
-            limit = Decimal("NaN") if isinstance(self.limit_usd, bool) else Decimal(str(self.limit_usd))
-        except ArithmeticError:
-            limit = Decimal("NaN")
+        limit = self._limit
         if not limit.is_finite() or limit < 0 or limit * NANO > _MOST_NANO:
             raise ConfigurationError(
                 f"Budget.limit_usd must be a number of dollars from 0 to 9 billion, not {self.limit_usd!r}"
@@ -101,9 +96,25 @@ class Budget:
         shares = tuple(sorted({float(share) for share in self.warn_at}))
         if not all(0 < share <= 1 for share in shares):
             raise ConfigurationError(f"Budget.warn_at must be shares in (0, 1], not {tuple(self.warn_at)!r}")
-        object.__setattr__(self, "limit_nano", int(limit * NANO))
         object.__setattr__(self, "warn_at", shares)
-        object.__setattr__(self, "tz", _zone(self.timezone))
+        assert self.tz is not None  # looked up, so that a wrong name is refused here
+
+    @property
+    def _limit(self) -> Decimal:
+        try:
+            return Decimal("NaN") if isinstance(self.limit_usd, bool) else Decimal(str(self.limit_usd))
+        except ArithmeticError:
+            return Decimal("NaN")
+
+    @cached_property
+    def limit_nano(self) -> int:
+        """The limit in nano-dollars."""
+        return int(self._limit * NANO)
+
+    @cached_property
+    def tz(self) -> tzinfo:
+        """The time zone."""
+        return _zone(self.timezone)
 
     @property
     def title(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from typing import Any
 
 import pytest
@@ -97,3 +98,17 @@ def test_a_budget_of_a_user_holds_through_both_wrappers_and_is_caught_as_what_it
         with pytest.raises(BudgetExceeded), instrument_tags({"user": "ann"}):
             llm.complete("x")
         assert str(llm.complete("x")) == "hi there"
+
+
+def test_budgets_and_a_ledgers_path_travel_with_both_models(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "k")
+    options: Any = {"ledger": str(tmp_path / "costs.db"), "budgets": [Budget("1.5", "day", timezone="Europe/Berlin")]}
+    model = FallbackChatModel(models=["openai:gpt-5-mini"], **options)
+    llm = FallbackLLM(models=["openai:gpt-5-mini"], **options)
+    again = FallbackLLM.from_dict(llm.to_dict())
+    for one in (model, pickle.loads(pickle.dumps(model))):
+        assert one.router.budget_status()[0].limit_usd == 1.5
+        one.router.close()
+    for other in (llm, again, pickle.loads(pickle.dumps(llm))):
+        assert other.router.budget_status()[0].budget.tz.key == "Europe/Berlin"
+        other.router.close()
