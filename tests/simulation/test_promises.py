@@ -7,9 +7,11 @@ from dataclasses import replace
 import pytest
 
 from shared_core import ChatRequest, CircuitState, ErrorKind, user
+from shared_core._books import Books
+from shared_core._watch import Watchdog
 from shared_core.resilience.admission import Gate
 from shared_core.resilience.breaker import CircuitBreaker, Permit
-from shared_core.testing import BrownOut, Chaos, ClockStep, Flap, Load, Outage, SimTarget, simulate
+from shared_core.testing import BrownOut, Chaos, ClockStep, Flap, Load, Outage, RateLimitStorm, SimTarget, simulate
 from tests.simulation.worlds import run, world
 
 PRIMARY, SECOND, LOCAL = "openai:gpt-5-mini", "anthropic:claude-sonnet-4-5", "llamacpp:tiny"
@@ -140,6 +142,16 @@ def test_identical_requests_with_a_cache_are_one_packet():
     assert report.broken == ()
 
 
+def test_two_hundred_identical_waits_do_not_thunder():
+    """All are refused at one instant and told the same second; afterwards no two of them come at the same moment."""
+    storm = RateLimitStorm(0, 60, PRIMARY, limit=60)
+    report = simulate(TARGETS[:1], [storm], seconds=31, load=Load(rps=200 / 30, burst=200, poisson=False))
+    later = [packet.at for packet in report.packets if packet.at > 30.5]
+    assert report.packets[199].at == report.packets[0].at
+    assert len(later) > 150
+    assert len(set(later)) == len(later)
+
+
 # ── the watch can see ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -184,3 +196,33 @@ def test_a_retry_after_a_money_error_is_noticed(monkeypatch):
     rules = dict(errors.RULES) | {ErrorKind.BILLING: errors.RULES[ErrorKind.TRANSIENT]}
     monkeypatch.setattr(errors, "RULES", rules)
     assert any("after a money error" in text for text in outage(kind="billing"))
+
+
+def test_a_request_that_outlives_its_deadline_is_noticed(monkeypatch):
+    """A watchdog that sleeps."""
+    monkeypatch.setattr(Watchdog, "arm", lambda self: None)
+    assert any("had not ended" in text for text in outage(kind="timeout", load=Load(rps=1, timeout_s=5)))
+
+
+def test_an_end_that_is_told_twice_is_noticed(monkeypatch):
+    """Books that repeat themselves."""
+    real = Books._tell_failure
+
+    def twice(self, *given):
+        real(self, *given)
+        real(self, *given)
+
+    monkeypatch.setattr(Books, "_tell_failure", twice)
+    assert any("told to have ended 2 times" in text for text in outage(kind="bad_request"))
+
+
+def test_an_attempt_without_a_row_is_noticed(monkeypatch):
+    """Books that forget to write down what failed."""
+    real = Books._enter
+
+    def forgetful(self, execution, step):
+        if step.outcome.error is None:
+            real(self, execution, step)
+
+    monkeypatch.setattr(Books, "_enter", forgetful)
+    assert any("rows in the ledger" in text for text in outage())
