@@ -432,7 +432,7 @@ def _rival(
     for turn in tuple(queue):
         route = turn.route
         left = deadline - clock()
-        usual = hedger.usual_s(route.name, route.gate, 0.5, streaming=request.streaming)
+        usual = hedger.usual_s(route.name, route.gate, 50, streaming=request.streaming)
         if route.gate is call.route.gate or not route.gate.allows_retry or (usual is not None and usual >= left):
             continue
         if not hedger.spend():

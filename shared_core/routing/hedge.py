@@ -48,7 +48,7 @@ class Hedge:
     samples: int = 20
 
     def __post_init__(self) -> None:
-        _seconds(self.after)
+        _percent(self.after)
         _ranged("min_s", self.min_s, 0.0, math.inf)
         _ranged("budget", self.budget, 0.0, 1.0)
         _ranged("burst", self.burst, 1.0, math.inf)
@@ -59,15 +59,15 @@ class Hedge:
             raise ConfigurationError(f"Hedge.samples must be a whole number, not {self.samples!r}")
 
     @property
-    def share(self) -> float | None:
-        """The percentile as a share from 0 to 1; None where `after` is in seconds."""
-        return _seconds(self.after)
+    def percent(self) -> int | None:
+        """The percentile, from 1 to 99; None where `after` is in seconds."""
+        return _percent(self.after)
 
 
-def _seconds(after: Any) -> float | None:
-    """The share that 'p95' means, None for a number of seconds."""
+def _percent(after: Any) -> int | None:
+    """What 'p95' means, None for a number of seconds."""
     if isinstance(after, str) and after[:1] == "p" and after[1:].isdigit() and 1 <= int(after[1:]) <= 99:
-        return int(after[1:]) / 100
+        return int(after[1:])
     if isinstance(after, bool) or not isinstance(after, (int, float)) or not after > 0 or math.isinf(after):
         raise ConfigurationError(f"Hedge.after must be 'p1' to 'p99' or a number of seconds > 0, not {after!r}")
     return None
@@ -112,10 +112,10 @@ class _Firsts:
         self._recent.append(seconds)
         insort(self._sorted, seconds)
 
-    def at(self, share: float, samples: int) -> float | None:
+    def at(self, percent: int, samples: int) -> float | None:
         """The nearest-rank percentile, None before there are `samples`."""
         count = len(self._sorted)
-        return None if count < samples else self._sorted[min(count - 1, math.ceil(share * count) - 1)]
+        return None if count < samples else self._sorted[-(-percent * count // 100) - 1]
 
 
 class Hedger:
@@ -153,18 +153,18 @@ class Hedger:
                 firsts = self._firsts[name, streaming] = _Firsts(gate)
             firsts.add(seconds)
 
-    def usual_s(self, name: str, gate: object, share: float, *, streaming: bool) -> float | None:
-        """How long that share of its answers took to begin, None unmeasured."""
+    def usual_s(self, name: str, gate: object, percent: int, *, streaming: bool) -> float | None:
+        """Within how long so many of a hundred of its answers began, None unmeasured."""
         with self._lock:
             firsts = self._firsts.get((name, streaming))
-            return None if firsts is None or firsts.gate is not gate else firsts.at(share, self.hedge.samples)
+            return None if firsts is None or firsts.gate is not gate else firsts.at(percent, self.hedge.samples)
 
     def after_s(self, name: str, gate: object, *, streaming: bool) -> float | None:
         """After how many seconds without content somebody is to be asked beside this target; None never."""
-        share = self.hedge.share
-        if share is None:
+        percent = self.hedge.percent
+        if percent is None:
             return max(self.hedge.min_s, float(self.hedge.after))
-        usual = self.usual_s(name, gate, share, streaming=streaming)
+        usual = self.usual_s(name, gate, percent, streaming=streaming)
         return None if usual is None else max(self.hedge.min_s, usual)
 
     @property

@@ -265,8 +265,10 @@ def _ordered(
 
 def _by_tier(request: ChatRequest, eligible: list[Route], complexity: Judgement, scene: Scene) -> list[Route]:
     """The eligible in the order of their tiers."""
-    cost = dearness(request) if complexity.level == "simple" else None
-    costs = [0.0 if cost is None else cost(RouteView(route, scene)) for route in eligible]
+    costs: list[float] = []  # only the simple have to be cheap
+    if complexity.level == "simple":
+        cost = dearness(request)
+        costs = [cost(RouteView(route, scene)) for route in eligible]
     return list(tiered(complexity.level, eligible, [route.target.tier for route in eligible], costs))
 
 

@@ -270,3 +270,11 @@ def test_a_judgement_reads_as_a_line():
         "points": 1,
         "why": ["tools: 2"],
     }
+
+
+def test_a_price_by_the_second_is_taken_for_the_usual_seconds_here_too():
+    router = Router([target("slow", "fast", Price(second=1)), target("quick", "fast", Price(second=1))])
+    for route, seconds in zip(router._fleet.routes, (9.0, 0.1), strict=True):
+        route.gate.health.success(seconds, None, 0.0)
+    assert router.explain(HI.replace(complexity="simple")).targets == ("quick", "slow")
+    assert router.explain(HI.replace(complexity="complex")).targets == ("slow", "quick")

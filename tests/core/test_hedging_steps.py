@@ -89,8 +89,8 @@ def test_the_percentile_is_that_of_the_last_hundred(times, percent):
     got = measured(Hedge(after=f"p{percent}", min_s=0, samples=1), times).after_s("a", "gate", streaming=True)
     last = sorted(times[-100:])
     assert got in last
-    assert sum(t <= got for t in last) >= percent / 100 * len(last), "as long as that share of answers took, or longer"
-    assert sum(t < got for t in last) < percent / 100 * len(last), "and no longer than that"
+    assert 100 * sum(t <= got for t in last) >= percent * len(last), "as long as that share of answers took, or longer"
+    assert 100 * sum(t < got for t in last) < percent * len(last), "and no longer than that"
 
 
 def test_it_is_never_sooner_than_the_least_wait():
@@ -398,8 +398,8 @@ def test_who_needs_longer_than_is_left_is_not_asked():
 def test_a_percentile_does_not_sink_with_the_races_that_are_lost():
     w = World("ab", hedge=Hedge(after=0.5, min_s=0, budget=1.0))
     took = w.hedger._firsts["a", True]
-    assert took.at(0.5, 1) == pytest.approx(0.5, abs=0.01), "it would have taken at least as long"
-    assert w.hedger._firsts["b", True].at(0.5, 1) < 0.1
+    assert took.at(50, 1) == pytest.approx(0.5, abs=0.01), "it would have taken at least as long"
+    assert w.hedger._firsts["b", True].at(50, 1) < 0.1
 
 
 @st.composite
