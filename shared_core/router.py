@@ -52,7 +52,8 @@ from shared_core.telemetry.dispatch import Dispatcher, EventKind, Observer, Obse
 from shared_core.telemetry.events import RouterReconfigured, TargetChange, TargetChanged
 
 if TYPE_CHECKING:
-    from shared_core._cached import Cached, DefaultAnswer
+    from shared_core._cached import Cached
+    from shared_core._last_resort import DefaultAnswer
     from shared_core._probes import Probes, TargetTest, TargetTests
     from shared_core.cache.response_cache import CacheLike, ResponseCache
     from shared_core.chat.request import CacheUse
@@ -662,6 +663,8 @@ class Router:
                 self._probes.close()
             for provider in self._fleet.providers():
                 await provider.aclose()
+            if getattr(self._books.ledger, "durable", False):
+                await asyncio.to_thread(self._books.ledger.close)  # it waits for the disk
             self.close()
 
     def __enter__(self) -> Self:
