@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import sqlite3
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import pytest
 
 from shared_core import Budget, ChatRequest, Price, Router, Target, Usage, user
 from shared_core.cli import main
+from shared_core.errors import LedgerError
 from shared_core.ledger.entry import EntryStatus, LedgerEntry
 from shared_core.ledger.sqlite import SQLiteLedger
+from shared_core.ledger.sums import LedgerFile
 from shared_core.testing import ScriptedProvider
 
 
@@ -184,3 +187,27 @@ def test_the_command_starts_without_vendors_or_frameworks(path):
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert run.returncode == 0, run.stderr
     assert "openai:gpt" in run.stdout
+
+
+def test_a_file_that_somebody_keeps_to_himself_is_told_as_locked(path):
+    """After waiting as long as it was told to; not as corrupt, and not for ever."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    other.execute("INSERT INTO owners (boot, space, pid, started, opened) VALUES ('', '', 0, '', 0)")
+    try:
+        with pytest.raises(LedgerError) as caught, LedgerFile(path, busy_timeout_s=0.02) as file:
+            file.costs()
+        assert caught.value.reason == "locked"
+    finally:
+        other.close()
+
+
+def test_a_report_can_be_sent_to_another_process(path):
+    """It is a value: it compares and pickles."""
+    with LedgerFile(path) as file:
+        report = file.costs(now=1_795_000_000.0)
+        again = pickle.loads(pickle.dumps(report))
+        assert again == report
+        assert again.targets[0].target == "openai:gpt"
+        assert str(again) == str(report)
