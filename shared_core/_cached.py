@@ -8,39 +8,32 @@ and async. Routers without a cache, single-flight and default answer never come 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import os
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from shared_core._clock import Clock
 from shared_core._followers import LOST, AsyncWaker, Reading, Unfit, running_loop
 from shared_core._identity import identity_of
+from shared_core._kept_books import KeptBooks, Show
 from shared_core._lane import in_thread
+from shared_core._last_resort import DefaultAnswer, LastResort
 from shared_core.cache.decide import may_keep, may_rescue, may_use_default, servable
 from shared_core.cache.entry import Kept, Tape, events_of_kept
 from shared_core.cache.flight import Flight, Flights
 from shared_core.cache.keys import Unkeyable, digest, form, native_form, request_form
 from shared_core.cache.response_cache import Counted, Found, ResponseCache
-from shared_core.chat.events import Answer, ChatEvent, Finished, TextDelta, Usage, collect
-from shared_core.chat.request import ChatRequest
+from shared_core.chat.events import Answer, ChatEvent, Finished, TextDelta, collect
 from shared_core.errors import (
-    ConfigurationError,
-    DeadlineExceeded,
-    ErrorKind,
     FallbackError,
-    ProviderError,
-    StreamBroken,
 )
-from shared_core.ledger.entry import EntryStatus, LedgerEntry, Purpose
 from shared_core.routing.execution import Execution
 from shared_core.routing.planner import Plan, Route
-from shared_core.telemetry.events import CacheHit, RequestSucceeded
 
 if TYPE_CHECKING:
     from shared_core._books import Books
@@ -48,22 +41,13 @@ if TYPE_CHECKING:
     from shared_core.cache.response_cache import CacheLike
     from shared_core.routing.relay import Relay
 
-__all__ = ["Cached", "DefaultAnswer"]
+__all__ = ["Cached"]
 
 T = TypeVar("T")
 _log = logging.getLogger("llm_fallback.cache")
 
-DefaultAnswer = Callable[[ChatRequest, FallbackError], "str | Answer | Awaitable[str | Answer | None] | None"]
-"""A user's own answer for when everything has failed: told the request and the error; None lets the error be raised."""
-
-_GRACE_S = 1.0
-"""What a default answer may take at least, in seconds, however late it is."""
 _ROTATING = frozenset({"round_robin", "weighted", "performance"})
 """Strategies under which it is all the same which of the targets answers."""
-
-
-CacheStatus = Literal["hit", "joined", "stale", "default"]
-"""How an answer came about that nobody was asked for."""
 
 
 class Look(NamedTuple):
@@ -71,16 +55,6 @@ class Look(NamedTuple):
 
     keys: Iterable[bytes]
     stale: bool
-
-
-class Show(NamedTuple):
-    """Hand over an answer that is there. The end."""
-
-    kept: Kept
-    target: str | None
-    provider: str | None
-    status: CacheStatus
-    age_s: float | None
 
 
 class Ask(NamedTuple):
@@ -110,7 +84,7 @@ class Default(NamedTuple):
 
 
 Step = Learn | Look | Show | Ask | Follow | Default
-Report = Found | BaseException | Answer | None
+Report = Found | BaseException | Kept | None
 
 
 @dataclass(slots=True)
@@ -145,7 +119,8 @@ class Cached:
         clock: Clock,
     ) -> None:
         self.cache = cache
-        self._default = default_answer
+        self._default = None if default_answer is None else LastResort(default_answer, clock.monotonic)
+        self._kept_books = KeptBooks(cache, books, clock)
         self._driver, self._books, self._clock = driver, books, clock
         self.now = clock.monotonic
         self._flights = Flights(in_thread) if single_flight else None
@@ -173,10 +148,6 @@ class Cached:
         Raises:
             ConfigurationError: an option of the cache is wrong, or the default answer cannot be called.
         """
-        if default_answer is not None and not callable(default_answer):
-            raise ConfigurationError(
-                f"default_answer must be a function of the request and the error, not {default_answer!r}"
-            )
         kept = ResponseCache.of(cache)
         shares = (kept is not None and kept.single_flight) if single_flight is None else bool(single_flight)
         if kept is None and not shares and default_answer is None:
@@ -228,7 +199,7 @@ class Cached:
                     if self.now() < execution.deadline:
                         alone = alone or failure is not LOST
                         continue
-                    failure = self.late(execution, "")
+                    failure = self._kept_books.late(execution, "")
             if failure is None:
                 return None
             if isinstance(failure, FallbackError):
@@ -272,9 +243,9 @@ class Cached:
         if asked.reads and may_rescue(failure) and (yield from self._look(asked, asked.plan.routes, stale=True)):
             return None
         if self._default is not None and may_use_default(failure):
-            answer = yield Default(failure)
-            if isinstance(answer, Answer):
-                yield Show(_kept_of(answer), None, None, "default", None)
+            kept = yield Default(failure)
+            if isinstance(kept, Kept):
+                yield Show(kept, None, None, "default", None)
                 return None
         execution.held = False
         self._books.failed(execution, failure)
@@ -388,7 +359,7 @@ class Cached:
             step = steps.send(self._found(step))
             if type(step) is Show:
                 steps.close()
-                return step.kept.answer(*self._enter(execution, step))  # type: ignore[arg-type]  # see `_enter`
+                return step.kept.answer(*self._kept_books.enter(execution, step))  # type: ignore[arg-type]  # see `KeptBooks.enter`
         return collect(self._run(execution, plan, relay, steps, step))
 
     def run(self, execution: Execution, plan: Plan, relay: Relay) -> Generator[ChatEvent, None, None]:
@@ -431,7 +402,8 @@ class Cached:
                     case Follow():
                         report = yield from self._follow(execution, step.flight)
                     case Default():
-                        report = self._defaulted(execution, step.error)
+                        assert self._default is not None
+                        report = self._default.call(execution, step.error)
                 step = None
         finally:
             steps.close()
@@ -471,7 +443,7 @@ class Cached:
             flight.leave(waker.set)
 
     def _follow(self, execution: Execution, flight: Flight) -> Generator[ChatEvent, None, BaseException | None]:
-        reading = Reading(self, execution, flight)
+        reading = Reading(self._kept_books, execution, flight)
         waker = threading.Event()
         left = False
         try:
@@ -491,7 +463,7 @@ class Cached:
         finally:
             flight.leave(waker.set)
             if left:
-                self._left(execution, "abandoned")
+                self._kept_books.left(execution, "abandoned")
 
     def _found(self, step: Look) -> Found | None:
         assert self.cache is not None
@@ -512,17 +484,6 @@ class Cached:
                 keep()
             yield event
 
-    def _defaulted(self, execution: Execution, error: FallbackError) -> Answer | None:
-        assert self._default is not None
-        default = self._default
-        try:
-            said = default(execution.request, error)
-            if inspect.isawaitable(said):
-                said = _awaited_in_thread(said, self._grace(execution))
-        except Exception as problem:  # noqa: BLE001  # a last resort that fails must not hide why it was needed
-            return self._hook_failed(error, problem)
-        return self._fitting(execution, error, said)
-
     # ── performing, async ────────────────────────────────────────────────────────────────────────────────────────────
 
     async def ainvoke(self, execution: Execution, plan: Plan, relay: Relay) -> Answer:
@@ -536,7 +497,7 @@ class Cached:
             step = steps.send(self._found(step) if self._instant else await self._afound(step))
             if type(step) is Show:
                 steps.close()
-                return step.kept.answer(*self._enter(execution, step))  # type: ignore[arg-type]  # see `_enter`
+                return step.kept.answer(*self._kept_books.enter(execution, step))  # type: ignore[arg-type]  # see `KeptBooks.enter`
         events = self._arun(execution, plan, relay, steps, step)
         return collect([event async for event in events])
 
@@ -592,7 +553,8 @@ class Cached:
                             await events.aclose()
                         report = ended.report
                     case Default():
-                        report = await self._adefaulted(execution, step.error)
+                        assert self._default is not None
+                        report = await self._default.acall(execution, step.error)
                 step = None
         finally:
             steps.close()
@@ -632,7 +594,7 @@ class Cached:
                 await asyncio.wait([task])  # its connection is closed before we are gone
 
     async def _afollow(self, execution: Execution, flight: Flight, ended: _Ended) -> AsyncGenerator[ChatEvent, None]:
-        reading = Reading(self, execution, flight)
+        reading = Reading(self._kept_books, execution, flight)
         waker = AsyncWaker()
         left = ""
         try:
@@ -654,7 +616,7 @@ class Cached:
         finally:
             flight.leave(waker.set)
             if left:
-                self._left(execution, left)
+                self._kept_books.left(execution, left)
 
     async def _afound(self, step: Look) -> Found | None:
         return await self._off_loop(self._found, step)
@@ -684,28 +646,10 @@ class Cached:
         finally:
             await events.aclose()
 
-    async def _adefaulted(self, execution: Execution, error: FallbackError) -> Answer | None:
-        assert self._default is not None
-        default = self._default
-        try:
-            async with asyncio.timeout(self._grace(execution)):
-                if _is_async(default):
-                    said: Any = default(execution.request, error)
-                else:
-                    said = await asyncio.to_thread(default, execution.request, error)
-                if inspect.isawaitable(said):
-                    said = await said
-        except Exception as problem:  # noqa: BLE001  # a last resort that fails must not hide why it was needed
-            return self._hook_failed(error, problem)
-        return self._fitting(execution, error, said)
-
     # ── what comes of it ─────────────────────────────────────────────────────────────────────────────────────────────
 
     def _patience(self, execution: Execution) -> float:
         return max(0.0, min(execution.deadline - self.now(), threading.TIMEOUT_MAX))
-
-    def _grace(self, execution: Execution) -> float:
-        return max(_GRACE_S, execution.deadline - self.now())
 
     def _count(self, what: Counted) -> None:
         if self.cache is not None:
@@ -716,7 +660,7 @@ class Cached:
         if not flight.lost:
             return flight.error
         said = "".join(event.text for event in flight.events[:delivered] if type(event) is TextDelta)
-        return self.late(execution, said) if said else LOST
+        return self._kept_books.late(execution, said) if said else LOST
 
     def _worth(self, asked: _Asked, tape: Tape, last: Finished) -> Callable[[], object] | None:
         """What keeps the answer that `last` ends, if it may be kept."""
@@ -746,7 +690,7 @@ class Cached:
 
     def _replay(self, execution: Execution, step: Show) -> Iterator[tuple[ChatEvent, float]]:
         """The events of an answer that is there, each with the seconds to wait before it."""
-        target, facts = self._enter(execution, step)
+        target, facts = self._kept_books.enter(execution, step)
         request = execution.request
         last = step.kept.finished(target, facts)
         pace = self._pace if request.streaming and step.status != "default" else 0.0
@@ -759,142 +703,6 @@ class Cached:
             else:
                 yield event, 0.0
 
-    def _enter(self, execution: Execution, step: Show) -> tuple[str | None, dict[str, Any]]:
-        """Journal, statistics, ledger and events of an answer that nobody was asked for; its target and metadata."""
-        kept, status = step.kept, step.status
-        execution.outcome = "answered"
-        execution.cache = status
-        execution.ended = now = self.now()
-        books, at = self._books, self._clock.time()
-        books.last = execution
-        saved = kept.cost_nano
-        if self.cache is not None:
-            if status == "default":
-                self.cache.count("defaults")
-            else:
-                self.cache.saved("hits" if status == "hit" else "joined" if status == "joined" else "stale", saved, at)
-        if status != "default":
-            self._record(execution, step, at)
-        saved_usd = None if saved is None or status == "default" else saved / 1e9
-        used_fallback = step.target != execution.primary
-        facts: dict[str, Any] = {}
-        told = books.events.active
-        if self._books.metadata or told:
-            facts = {
-                **execution.metadata(),
-                "target": step.target,
-                "provider": step.provider,
-                "model": kept.model,
-                "used_fallback": used_fallback,
-                "cache": status,
-            }
-            if status != "default":
-                facts["saved_usd"] = saved_usd
-                facts["usage_cached"] = True
-            if step.age_s is not None:
-                facts["age_s"] = round(step.age_s, 6)
-        if told:
-            books.events.emit(CacheHit(execution.id, at, step.target, status, step.age_s, saved_usd))
-            books.events.emit(
-                RequestSucceeded(
-                    execution.id,
-                    at,
-                    step.target or "default",
-                    len(execution.attempts),
-                    now - execution.started,
-                    used_fallback,
-                    facts["cost_usd"],
-                )
-            )
-        return step.target, facts if self._books.metadata else {}
-
-    def _record(self, execution: Execution, step: Show, at: float) -> None:
-        """The ledger's row: nothing was sent, it cost nothing. `bound_nano` is what the answer cost when given."""
-        request, kept = execution.request, step.kept
-        self._books.ledger.record(
-            LedgerEntry(
-                execution.id,
-                0,
-                step.target or "",
-                step.provider or "",
-                kept.model or "",
-                at,
-                "answered",
-                EntryStatus.POSTED,
-                kept.usage,
-                0,
-                kept.cost_nano,
-                self.now() - execution.started,
-                user=request.user,
-                tags=request.tags,
-                chain=request.chain,
-                purpose=Purpose.CACHE,
-                response_id=kept.response_id,
-            )
-        )
-
-    def joined(self, execution: Execution, events: Sequence[ChatEvent], last: Finished, leader: Execution) -> Finished:
-        """A follower's last event: the leader's answer, under its own name and at no cost."""
-        served = leader.served_by
-        kept = Kept(
-            "",
-            usage=last.usage or Usage(),
-            response_id=last.response_id,
-            model=last.model,
-            cost_nano=served.cost_nano if served is not None else None,
-        )
-        target, facts = self._enter(execution, Show(kept, last.target, last.provider, "joined", None))
-        if facts:
-            facts["joined"] = leader.id
-            facts["continued"] = bool(leader.seams)
-            facts["used_fallback"] = leader.used_fallback
-        return replace(last, target=target, fallback=facts)
-
-    def late(self, execution: Execution, delivered: str) -> FallbackError:
-        """The error of a follower whose own deadline has come."""
-        execution.ended = self.now()
-        execution.outcome = "failed"
-        total = execution.deadline - execution.started
-        message = f"no answer within {total:g} s (waiting for an identical request that is in flight)"
-        cause = ProviderError.of(ErrorKind.TIMEOUT, "the identical request in flight has not been answered in time")
-        cause.code = "deadline"
-        failed = DeadlineExceeded(message, [cause], fallback=execution.metadata())
-        failed.__cause__ = cause
-        if not delivered:
-            return failed
-        broken = StreamBroken(
-            f"the answer broke off after {len(delivered)} characters\n{message}",
-            partial=delivered,
-            usage=None,
-            fallback=execution.metadata(),
-        )
-        broken.__cause__ = failed
-        return broken
-
-    def _left(self, execution: Execution, how: str) -> None:
-        """A follower has gone."""
-        error: BaseException = GeneratorExit() if how == "abandoned" else asyncio.CancelledError()
-        self._books.interrupted(execution, None, error)
-
-    def _fitting(self, execution: Execution, error: FallbackError, said: Any) -> Answer | None:
-        """The user's own answer, if it is one."""
-        if said is None:
-            return None
-        answer = Answer(said) if isinstance(said, str) else said
-        if not isinstance(answer, Answer):
-            wrong = TypeError(f"default_answer must return a text, an Answer or None, not {type(said).__name__}")
-            return self._hook_failed(error, wrong)
-        check = execution.request.check
-        if check is not None and (fault := check(answer)) is not None:
-            error.add_note(f"default_answer gave an answer that does not pass: {fault}")
-            return None
-        return answer
-
-    @staticmethod
-    def _hook_failed(error: FallbackError, problem: Exception) -> None:
-        error.add_note(f"default_answer failed as well: {type(problem).__name__}: {problem}")
-        _log.error("default_answer failed", exc_info=problem)
-
 
 class _Ended:
     """How asking or following ended: an async generator cannot return a value."""
@@ -903,43 +711,3 @@ class _Ended:
 
     def __init__(self) -> None:
         self.report: BaseException | None = None
-
-
-def _is_async(hook: Any) -> bool:
-    return inspect.iscoroutinefunction(hook) or inspect.iscoroutinefunction(type(hook).__call__)
-
-
-def _awaited_in_thread(said: Awaitable[T], limit_s: float) -> T:
-    """What `said` comes to, on an event loop of its own in another thread: a sync call has none."""
-
-    async def bounded() -> T:
-        async with asyncio.timeout(limit_s):
-            return await said
-
-    done: Future[T] = Future()
-
-    def job() -> None:
-        try:
-            done.set_result(asyncio.run(bounded()))
-        except BaseException as error:  # noqa: BLE001  # carried to the caller's thread, where it is raised
-            done.set_exception(error)
-
-    in_thread(job)
-    return done.result(limit_s + _GRACE_S)
-
-
-def _kept_of(answer: Answer) -> Kept:
-    return Kept(
-        answer.text,
-        (),
-        answer.reasoning,
-        answer.tool_calls,
-        answer.finish_reason,
-        answer.raw_finish_reason,
-        answer.usage,
-        answer.response_id,
-        answer.model,
-        answer.provider,
-        answer.extra,
-        None,
-    )

@@ -14,7 +14,7 @@ from shared_core.errors import AllTargetsFailed, DeadlineExceeded, FallbackError
 from shared_core.routing.execution import Execution
 
 if TYPE_CHECKING:
-    from shared_core._cached import Cached
+    from shared_core._kept_books import KeptBooks
 
 __all__ = ["LOST", "AsyncWaker", "Reading", "Unfit", "running_loop"]
 
@@ -34,8 +34,8 @@ class Unfit(Exception):
 class Reading:
     """A follower's reading of a flight. No I/O; both faces drive it."""
 
-    def __init__(self, cached: Cached, execution: Execution, flight: Flight) -> None:
-        self._cached, self._execution, self._flight = cached, execution, flight
+    def __init__(self, books: KeptBooks, execution: Execution, flight: Flight) -> None:
+        self._books, self._execution, self._flight = books, execution, flight
         request = execution.request
         self._check = request.check
         self.whole = not request.streaming or self._check is not None
@@ -64,7 +64,7 @@ class Reading:
                 if type(event) is TextDelta:
                     self._delivered.append(event.text)
                 elif type(event) is Finished:
-                    event = self._cached.joined(self._execution, events, event, flight.leader)
+                    event = self._books.joined(self._execution, event, flight.leader)
                 yield event
         if over:
             self._end(self._outcome())
@@ -78,13 +78,13 @@ class Reading:
             if not self._delivered:
                 return LOST
             if error is None:
-                return self._cached.late(self._execution, "".join(self._delivered))
+                return self._books.late(self._execution, "".join(self._delivered))
         return None if error is None else _again(error)
 
     def check_deadline(self) -> None:
         """End when the follower's own time is up, whoever else goes on."""
-        if not self.ended and not self._flight.over and self._cached.now() >= self._execution.deadline:
-            self._end(self._cached.late(self._execution, "".join(self._delivered)))
+        if not self.ended and not self._flight.over and self._books.now() >= self._execution.deadline:
+            self._end(self._books.late(self._execution, "".join(self._delivered)))
 
     def _end(self, report: BaseException | None) -> None:
         self.ended = True

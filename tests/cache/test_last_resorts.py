@@ -185,7 +185,7 @@ class TestDefault:
 
     def test_an_async_hook_that_hangs_is_not_waited_for(self, monkeypatch):
         """Whatever the face."""
-        monkeypatch.setattr("shared_core._cached._GRACE_S", 0.05)
+        monkeypatch.setattr("shared_core._last_resort._GRACE_S", 0.05)
 
         async def hangs(request, error):
             await asyncio.Event().wait()
