@@ -47,6 +47,10 @@ class Provider(Protocol):
     * `says_all(native) -> bool`: whether `Finished.native` holds nothing that the events do not tell. Without it an
       answer that comes with one is not kept.
 
+    A vendor with a list of models that is free to read may have `ping(guard) -> bool` and `aping(guard)`, for health
+    checks: True when it was read, False where there is none, and the errors of a call. One request; sync it obeys the
+    guard as `stream` does, async the router limits it.
+
     What runs a model on this machine may have more, none of which blocks or does I/O beyond reading its own state:
 
     * `wait_s(request) -> float | None`: seconds until a request would have its turn; None unmeasured.

@@ -26,7 +26,8 @@ Observer = Callable[[Event], object | Awaitable[object]]
 """Called with each event, on the dispatcher's thread; may be async. What it returns or raises changes nothing."""
 EventKind = type[Event] | str
 """A kind of event: its class, or its name in snake case."""
-Observers = Observer | Sequence[Observer] | Mapping[EventKind, Observer | Sequence[Observer]]
+_Told = Observer | Sequence[Observer]
+Observers = _Told | Mapping[EventKind, _Told] | Mapping[str, _Told] | Mapping[type[Event], _Told]
 """What `on_event` takes: an observer, several, or a mapping of kinds of event to who hears of them."""
 
 _log = logging.getLogger("llm_fallback")

@@ -314,6 +314,47 @@ def test_a_locked_account_is_checked_again_by_a_call(colour):
         assert router.invoke("Hi").target == "a"
 
 
+def test_callers_and_checks_together_never_have_two_probes_in_flight():
+    clock = VirtualClock()
+    inside = [0, 0]
+    lock = threading.Lock()
+
+    def answer(_: object) -> str:
+        with lock:
+            inside[0] += 1
+            inside[1] = max(inside)
+        time.sleep(0.002)
+        with lock:
+            inside[0] -= 1
+        return "OK"
+
+    provider = ScriptedProvider(*[K.TRANSIENT] * 5, answer)
+    targets = [at(provider), at(ScriptedProvider(), "b")]
+    options: dict[str, Any] = {"retry": {"same_target": 0}, "breaker": {"successes_to_close": 1000}}
+    with Router(targets, clock=clock, **options) as router:
+        for _ in range(5):
+            router.invoke("Hi")
+        clock.advance(60)
+
+        def caller() -> None:
+            for _ in range(20):
+                router.invoke("Hi")
+
+        def checker() -> None:
+            for _ in range(20):
+                router.test_target("a")
+
+        threads = [threading.Thread(target=one) for one in (caller, checker) * 4]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert router.health()["a"].circuit is CircuitState.HALF_OPEN
+        assert router.health()["a"].in_flight == 0
+    assert provider.calls > 6
+    assert inside[1] == 1, "one probe at a time, whoever makes it"
+
+
 def test_the_list_alone_does_not_make_calls_that_fail_forgotten():
     clock = VirtualClock()
     provider = Pinged(K.TRANSIENT)
