@@ -304,15 +304,15 @@ class Cached:
             return native or b""
         try:
             return (native, form(settings(), "settings"))
-        except (Unkeyable, RecursionError) as error:
-            _log.debug("answers of %s are not cached: %s", route.name, error)
+        except Exception as error:  # noqa: BLE001  # a cache is never the reason why a request fails
+            _log.debug("answers of %s are not cached: %s: %s", route.name, type(error).__name__, error)
             return None
 
     def _native(self, asked: _Asked) -> bytes | None:
         if asked.native is None:
             try:
                 asked.native = digest(native_form(asked.execution.request.native))
-            except (Unkeyable, RecursionError) as error:
+            except Exception as error:  # noqa: BLE001  # a cache is never the reason why a request fails
                 asked.native = b""
                 _log.debug("request %s is not cached for wrapped models: %s", asked.execution.id, error)
         return asked.native or None
@@ -341,6 +341,9 @@ class Cached:
                 who = None if told is None else digest(told)
             except (Unkeyable, RecursionError) as error:
                 _log.info("answers of %s are not cached: %s", route.name, error)
+                self._identities[route, step.model] = None
+            except Exception as error:  # noqa: BLE001  # a cache is never the reason why a request fails
+                _log.warning("answers of %s are not cached: %s: %s", route.name, type(error).__name__, error)
                 self._identities[route, step.model] = None
             else:
                 if who is not None:  # else its file is still to come

@@ -221,8 +221,17 @@ _SIMPLE: dict[type, Callable[[Any, str], Any]] = {
 
 
 def _object(value: Any, at: str) -> Any:
+    where = f"{at.lstrip('.') or 'it'}: {type(value).__module__}.{type(value).__qualname__}"
+    try:
+        return _told(value, at, where)
+    except (Unkeyable, RecursionError):
+        raise
+    except Exception as error:  # somebody else's object, whose properties may do anything
+        raise Unkeyable(f"{where} does not tell its value: {type(error).__name__}: {error}") from error
+
+
+def _told(value: Any, at: str, where: str) -> Any:
     kind = type(value)
-    where = f"{at.lstrip('.') or 'it'}: {kind.__module__}.{kind.__qualname__}"
     own = getattr(value, "cache_form", None)
     if own is not None and not isinstance(value, type):
         return ("own", kind.__qualname__, form(own(), at))

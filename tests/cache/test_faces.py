@@ -416,6 +416,32 @@ class TestWhatCannotBeTold:
         third = Router(newer, cache=router.cache)
         assert [status(face(third)) for _ in range(2)] == ["miss", "miss"]
 
+    @pytest.mark.parametrize("what", ["identity", "settings"])
+    def test_a_provider_that_cannot_tell_is_answered_uncached(self, face, what):
+        """A cache is never the reason why a request fails."""
+
+        class Odd(ScriptedProvider):
+            pass
+
+        def fails(self, *given):
+            raise RuntimeError("not now")
+
+        setattr(Odd, what, fails)
+        router = Router(Odd("x"), cache=True)
+        assert [(got := face(router)).text, status(got)] == ["x", "miss"]
+        assert status(face(router)) == "miss"
+
+    def test_an_object_whose_properties_fail_is_answered_uncached(self, bench, face):
+        """Somebody else's, in a vendor's option."""
+
+        class Odd:
+            @property
+            def cache_form(self):
+                raise RuntimeError("not now")
+
+        b = bench("x", cache=True)
+        assert status(face(b.router, ASK.replace(extra={"a": {"b": Odd()}}))) == "uncacheable"
+
     def test_targets_of_one_model_are_told_apart(self, face):
         """By endpoint, key, options and what they say they can take."""
         cache = ResponseCache()
