@@ -582,8 +582,8 @@ class Limiter:
         """Nothing to keep to any more: nobody need ask."""
         for rate in [r for r in self._learned.values() if max(r.closed_until, r.spoken_for) <= now]:
             del self._learned[rate.dimension]
-        if self.limits.any or self._learned or self._line or self.in_flight:
-            return
+        if self.limits.any or self._learned or self.in_flight:
+            return  # else nobody is in line, but for a wait that is not over
         if self._held_until > -math.inf:
             if now < self._held_until + self._spread_s:
                 return

@@ -637,6 +637,22 @@ def test_the_pace_rises_by_what_was_cut_within_a_minutes_worth_of_successes(limi
     assert limiter.pace == pytest.approx(after)
 
 
+def test_the_pace_rises_to_the_full_rate_and_no_further():
+    limiter = Limiter("t", Limits(requests_per_minute=2))
+    limiter.throttled(0.0, started=0.0)
+    for i in range(1, 3):
+        limiter.release(granted(limiter, 200.0 * i), 200.0 * i, answered=True)
+    assert limiter.pace == 1.0
+
+
+def test_of_three_slots_one_in_use_is_not_half():
+    limiter = Limiter("t", Limits(concurrency=5))
+    limiter.throttled(0.0, started=0.0)
+    for _ in range(5):
+        limiter.release(granted(limiter, 1.0), 1.0, answered=True)
+    assert limiter.slots == 3
+
+
 @pytest.mark.parametrize(("at", "pace"), [(600.0, 0.707), (600.1, 1.0)])
 def test_a_throttle_is_remembered_for_ten_minutes(at, pace):
     limiter = Limiter("t", Limits(requests_per_minute=60))
