@@ -23,7 +23,9 @@ from shared_core import (
     ToolSpec,
     user,
 )
+from shared_core.cache import MemoryStore
 from shared_core.ledger.entry import Purpose
+from shared_core.testing import ScriptedProvider
 from tests.cache.gated import Gated, auntil, until
 
 ASK = ChatRequest((user("Hello"),))
@@ -121,6 +123,26 @@ class TestShared:
         assert gated.calls == 1
         stats = router.cache.stats()
         assert stats.joined + stats.hits == 999
+
+    @pytest.mark.parametrize("how", ["invoke", "ainvoke"])
+    def test_who_has_looked_too_early_looks_again(self, how):
+        """Between its look and its turn to lead, another caller has asked and kept: nobody is asked twice."""
+
+        class Racing(MemoryStore):
+            raced = False
+
+            def get(self, key, now):
+                if self.raced:
+                    return super().get(key, now)
+                self.raced = True
+                router.invoke(ASK)
+                return None
+
+        provider = ScriptedProvider("Hello world")
+        router = Router(provider, cache=Racing())
+        answer = router.invoke(ASK) if how == "invoke" else asyncio.run(router.ainvoke(ASK))
+        assert (answer.text, answer.fallback["cache"], provider.calls) == ("Hello world", "hit", 1)
+        assert len(router._cached._flights) == 0
 
     def test_other_requests_are_not_shared(self, gated):
         """What says something else, and what may be asked of others."""
