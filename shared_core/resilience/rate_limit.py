@@ -256,10 +256,10 @@ class Limiter:
         self._cut_at = -math.inf
         self._learned: dict[str, _Rate] = {}
         self._held_until = -math.inf
-        self._spread_s = 0.0
+        self._spread_s: float  # set with the wait that it belongs to
         self._chance = 0.0
         self._gap_s: float | None = None
-        self._next_at = -math.inf
+        self._next_at: float  # set with the gap
         self._line: OrderedDict[Ticket, None] = OrderedDict()
         self._mean_output = _FIRST_GUESS
         self._mean_s: float | None = None

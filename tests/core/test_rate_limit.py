@@ -742,6 +742,25 @@ def test_a_newcomer_behind_others_is_told_when_the_first_of_them_may_go():
     assert refused(limiter, 1.5) == Verdict(math.inf, "others go first, 1 waiting")
 
 
+def test_of_reasons_that_hold_as_long_the_first_is_told():
+    limiter = Limiter("t", Limits(requests_per_minute=12, burst_s=1))
+    granted(limiter)
+    limiter.hold(0.0, 5.0, None)
+    limiter.learn([Window("tokens", 0, 10, 5.0)], 0.0)
+    assert refused(limiter) == Verdict(5.0, "the server asked to wait")
+    ticket = lined_up(limiter)
+    limiter.due(5.0)
+    assert ticket.lease is not None, "without a chance the first goes when the wait is over"
+
+
+def test_a_newcomer_is_told_when_the_first_in_line_may_go_and_not_when_it_might_itself():
+    limiter = Limiter("t", Limits(input_tokens_per_minute=100))
+    limiter.release(granted(limiter, 0.0, Want(100, 0)), 3.0, answered=True)
+    lined_up(limiter, 0.0, Want(50, 0))
+    verdict = refused(limiter, 0.0, Want(1, 0))
+    assert verdict == Verdict(math.inf, "rate limit: 100 input-tokens a minute, 1 waiting", pytest.approx(30.0))
+
+
 def test_a_guess_needs_slots_and_a_call_that_has_ended():
     limiter = Limiter("t", Limits(concurrency=2, requests_per_minute=2))
     limiter.release(granted(limiter, 0.0), 8.0, answered=True)
