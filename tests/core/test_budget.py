@@ -100,6 +100,7 @@ def test_a_window_holds_its_moment_begins_a_local_day_and_is_followed_by_the_nex
         ("America/Sao_Paulo", date(2018, 11, 4), 23),  # midnight itself was skipped
         ("America/Havana", date(2026, 11, 1), 25),  # midnight came twice
         ("Australia/Lord_Howe", date(2026, 4, 5), 24.5),
+        ("America/Toronto", date(1919, 3, 31), 23.5),  # half past eleven was followed by half past midnight
         ("UTC", date(2026, 3, 29), 24),
     ],
 )

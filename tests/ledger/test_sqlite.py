@@ -301,6 +301,9 @@ def test_a_fork_takes_no_connection_along_and_both_sides_go_on(tmp_path: Path) -
             if pid == 0:
                 try:
                     assert ledger._connection is None and ledger._thread is None
+                    held = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if n.isdigit()
+                            and os.path.lexists(f"/proc/self/fd/{n}")] if os.path.exists("/proc/self/fd") else []
+                    assert not [name for name in held if "costs.db" in name], held
                     ticket = ledger.reserve(draft(None, 1, "child"), dispatch=True)
                     ledger.settle(ticket, entry(ticket.draft, 1))
                     ledger.close()
@@ -374,9 +377,9 @@ def test_a_caller_who_leaves_while_waiting_leaves_nothing_set_aside(tmp_path: Pa
                 await asyncio.gather(*waiting, return_exceptions=True)
             finally:
                 ledger._gate.release()
+            await asyncio.to_thread(ledger.flush)
 
         asyncio.run(leave())
-        ledger.flush()
         (reading,) = ledger.meters().values()
         assert reading.held == 0
         assert {e.status for e in ledger.entries()} <= {EntryStatus.VOIDED}
