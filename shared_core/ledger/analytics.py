@@ -690,34 +690,46 @@ def _needs(module: str, what: str) -> Any:
 
 def cost_report(source: CostSource, query: CostQuery) -> CostReport:
     """Everything `source` knows of the rows that `query` lets through."""
-    groups: dict[str, tuple[CostLine, ...]] = {}
-    for dimension in DIMENSIONS:
-        kind = TargetCost if dimension == "target" else CostLine
-        found = source.cost_sums(query, (dimension,))
-        # Of requests without a user, tag or chain there is nothing to tell; a past without days is in the totals.
-        lines = [kind(key[0], *sums) for key, sums in found if key[0]]
-        if dimension == "day":
-            lines.sort(key=lambda line: line.name)
-        else:
-            lines.sort(key=lambda line: (-line.cost_nano, -line.estimated_nano - line.unknown_nano, line.name))
-        groups[dimension] = tuple(lines)
-    # Targets partition the rows, so that their lines add up to the total.
-    total = [0] * len(SUMS)
-    for line in groups["target"]:
-        for index, name in enumerate(SUMS):
-            total[index] += getattr(line, name)
+    # Targets partition the rows: their lines add up to the total, and their parts of a day to the day.
     parts = [
         DayCost(date.fromisoformat(day), target, CostLine(target, *sums))
         for (day, target), sums in source.cost_sums(query, ("day", "target"))
         if day
     ]
     parts.sort(key=lambda part: (part.day, part.target))
-    return CostReport(query, CostLine("total", *total), groups, tuple(parts), _month(source, query))
+    groups: dict[str, tuple[CostLine, ...]] = {}
+    for dimension in DIMENSIONS:
+        if dimension == "day":
+            days: dict[str, list[CostLine]] = {}
+            for part in parts:
+                days.setdefault(part.day.isoformat(), []).append(part.line)
+            groups["day"] = tuple(_together(day, lines) for day, lines in days.items())
+            continue
+        kind = TargetCost if dimension == "target" else CostLine
+        found = source.cost_sums(query, (dimension,))
+        # Of requests without a user, tag or chain there is nothing to tell.
+        lines = [kind(key[0], *sums) for key, sums in found if key[0]]
+        lines.sort(key=lambda line: (-line.cost_nano, -line.estimated_nano - line.unknown_nano, line.name))
+        groups[dimension] = tuple(lines)
+    total = _together("total", groups["target"])
+    return CostReport(query, total, groups, tuple(parts), _month(source, query, groups["day"]))
 
 
-def _month(source: CostSource, query: CostQuery) -> Projection:
+def _together(name: str, lines: Iterable[CostLine]) -> CostLine:
+    """The sum of some lines."""
+    sums = [0] * len(SUMS)
+    for line in lines:
+        for index, figure in enumerate(SUMS):
+            sums[index] += getattr(line, figure)
+    return CostLine(name, *sums)
+
+
+def _month(source: CostSource, query: CostQuery, days: Sequence[CostLine]) -> Projection:
     now = datetime.fromtimestamp(query.now, query.zone)
     start = min(now.replace(day=1), now - timedelta(days=8)).replace(hour=0, minute=0, second=0, microsecond=0)
+    if query.since is None and query.until is None:
+        known = {date.fromisoformat(line.name): line.cost_nano for line in days}
+        return project_month({day: nano for day, nano in known.items() if day >= start.date()}, now)
     asked = query.within(start.timestamp(), None)
     cost = SUMS.index("cost_nano")
     daily = {date.fromisoformat(day): sums[cost] for (day,), sums in source.cost_sums(asked, ("day",)) if day}

@@ -6,6 +6,7 @@ import csv
 import io
 import sqlite3
 from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -20,6 +21,7 @@ from shared_core.ledger.sqlite import SQLiteLedger
 from shared_core.ledger.sums import LedgerFile
 from shared_core.ledger.tally import Tally
 from shared_core.testing import ScriptedProvider, VirtualClock
+from tools.money_trials.place import folder
 
 COST = SUMS.index("cost_nano")
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
@@ -92,13 +94,12 @@ def same(a: CostReport, b: CostReport) -> None:
     assert a.month == b.month
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(entries(), max_size=25), st.lists(filters, min_size=1, max_size=4))
-def test_memory_and_sqlite_add_up_to_the_same(tmp_path_factory, rows, asked):
+def test_memory_and_sqlite_add_up_to_the_same(rows, asked):
     """Whatever the rows, the filters and the time zone; and both to what a loop over the rows says."""
     memory = MemoryLedger()
-    path = tmp_path_factory.mktemp("ledger") / "costs.db"
-    with SQLiteLedger(path) as sqlite:
+    with folder("costs") as place, SQLiteLedger(path := Path(place) / "costs.db") as sqlite:
         for row in rows:
             memory.record(row)
             sqlite.record(row)
@@ -111,6 +112,8 @@ def test_memory_and_sqlite_add_up_to_the_same(tmp_path_factory, rows, asked):
                 same(report, file.costs(now=NOW, **given_))
                 passed = [row for row in rows if passes(row, given_)]
                 assert report.total.cost_nano == sum(reported(row) for row in passed)
+                assert sum(report.by_day.values()) == report.total.cost_nano
+                assert report.month == memory.costs(**{**given_, "now": NOW, "since": NOW + DAY, "until": None}).month
                 assert report.total.attempts == sum(row.purpose is not Purpose.CACHE for row in passed)
 
 
@@ -127,6 +130,13 @@ def passes(row: LedgerEntry, given_: dict) -> bool:
 
 def reported(row: LedgerEntry) -> int:
     return 0 if row.status is EntryStatus.ESTIMATED else row.cost_nano or 0
+
+
+@pytest.fixture
+def tmp_path():
+    """In memory, where there is such a folder: what is tested waits for no disk."""
+    with folder("test") as place:
+        yield Path(place)
 
 
 @pytest.fixture(params=["memory", "sqlite"])

@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from shared_core.ledger.entry import EntryStatus, LedgerEntry
 from shared_core.ledger.sqlite import SQLiteLedger
 from shared_core.ledger.sums import LedgerFile
 from shared_core.testing import ScriptedProvider
+from tools.money_trials.place import folder
 
 
 def entry(cost, at, **more) -> LedgerEntry:
@@ -31,6 +33,13 @@ def entry(cost, at, **more) -> LedgerEntry:
             **more,
         }
     )  # fmt: skip
+
+
+@pytest.fixture
+def tmp_path():
+    """In memory, where there is such a folder: what is tested waits for no disk."""
+    with folder("test") as place:
+        yield Path(place)
 
 
 @pytest.fixture

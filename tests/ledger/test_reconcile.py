@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -17,6 +18,7 @@ from shared_core.ledger.exports import model_key, read_export
 from shared_core.ledger.reconcile import reconcile
 from shared_core.ledger.sqlite import SQLiteLedger
 from shared_core.testing import ScriptedProvider
+from tools.money_trials.place import folder
 
 AT = datetime(2026, 11, 18, 9, tzinfo=UTC).timestamp()
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
@@ -102,6 +104,13 @@ REQUESTS_CSV = (
     "chatcmpl-1,2025-11-18 10:30:45,gpt-4o,150,75,225,$0.0012\n"
     "chatcmpl-2,2025-11-18 23:59:59,gpt-4o,200,100,300,0.0450\n"
 )
+
+
+@pytest.fixture
+def tmp_path():
+    """In memory, where there is such a folder: what is tested waits for no disk."""
+    with folder("test") as place:
+        yield Path(place)
 
 
 @pytest.mark.parametrize(
