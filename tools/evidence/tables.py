@@ -443,7 +443,7 @@ def _simulation_worlds(facts: Mapping[str, Any]) -> str:
         ("requests in them", worlds["requests"]),
         ("packets", worlds["packets"]),
         ("**worlds in which a promise was broken**", worlds["broken"]),
-        ("requests simulated per minute on one core, all well", int(speed["healthy_requests_per_minute"])),
+        ("requests simulated per minute of processor time, all well", int(speed["healthy_requests_per_minute"])),
         ("the same, through an outage", int(speed["outage_requests_per_minute"])),
         *(
             (f"packets per call to a dead target over ten minutes ({dead['kind']})", f"{dead['packets_per_call']:.3f}")
