@@ -353,8 +353,9 @@ class SQLiteLedger:
         """The rows, oldest first; the last `limit` of them when given."""
         self.flush()
         last = "" if limit is None else f"ORDER BY id DESC LIMIT {int(limit)}"
-        names = dict(self.query("SELECT id, name FROM names"))
         rows = self.query(f"SELECT {', '.join(_COLUMNS)} FROM entries {last}")
+        # After the rows, whose names are all there then: names are only ever added.
+        names = dict(self.query("SELECT id, name FROM names"))
         return tuple(sorted((_entry(row, names) for row in rows), key=lambda entry: entry.id or 0))
 
     def costs(self, **filters: Unpack[CostFilters]) -> CostReport:

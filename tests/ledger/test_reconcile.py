@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
 from pathlib import Path
 
@@ -360,14 +360,8 @@ def test_an_import_of_many_hands_posts_once(tmp_path):
             one.record(entry(1_000))
             one.record(unknown(500))
         one.flush()
-        hands = [
-            threading.Thread(target=ledger.reconcile, args=(bill(27_000), "openai"), kwargs={"now": NOW})
-            for ledger in (one, two, one, two)
-        ]
-        for hand in hands:
-            hand.start()
-        for hand in hands:
-            hand.join()
+        with ThreadPoolExecutor(4) as hands:
+            list(hands.map(lambda ledger: ledger.reconcile(bill(27_000), "openai", now=NOW), (one, two, one, two)))
         assert one.costs(now=NOW).total.cost_nano == 27_000
 
 
