@@ -101,6 +101,8 @@ def next_check(check: HealthCheck, standing: Standing, begun: float, chance: flo
     if standing.refused:
         if standing.retry_at is None:
             return math.inf  # forced open: an operator will say
+        if not standing.clear:
+            return standing.retry_at  # each process has its own: an open time is jittered already
         wait = max(0.0, standing.retry_at - begun if heard is None else standing.retry_at - heard)
         return standing.retry_at + chance * min(_SPREAD_S, 0.1 * wait)
     if not standing.clear:

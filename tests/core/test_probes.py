@@ -383,10 +383,10 @@ def test_all_targets_are_tested_at_the_same_time_and_the_table_says_how(colour):
             router.warm()
             begun = time.monotonic()
             tests = (
-                router.test_targets(timeout_s=0.4) if colour == "sync" else asyncio.run(all_of(router, timeout_s=0.4))
+                router.test_targets(timeout_s=1.0) if colour == "sync" else asyncio.run(all_of(router, timeout_s=1.0))
             )
             took = time.monotonic() - begun
-        assert took < 1.15, "one after another they would take 1.2 s"
+        assert took < 2.9, "one after another they would take 3 s"
         assert [test.ok for test in tests] == [False, False, False, True]
         assert not tests.ok
         assert len(tests) == 4
@@ -524,8 +524,10 @@ def test_a_target_that_is_well_is_checked_when_an_interval_has_passed_give_or_ta
 
 @given(st.floats(0, 0.999))
 def test_the_end_of_a_pause_is_waited_for_and_never_cut_short(chance):
-    standing = CLEAR._replace(clear=False, refused=True, retry_at=130.0)
+    standing = CLEAR._replace(refused=True, retry_at=130.0)
     assert 130.0 <= next_check(HealthCheck(), standing, 0.0, chance) <= 131.0
+    broken = standing._replace(clear=False)
+    assert next_check(HealthCheck(), broken, 0.0, chance) == 130.0, "or a user would be the one who finds out"
     assert next_check(HealthCheck(), standing._replace(retry_at=None), 0.0, chance) == float("inf")
 
 
