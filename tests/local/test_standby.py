@@ -105,8 +105,8 @@ def told(*script, hosted, log, **options) -> tuple[Router, Reader]:
 TOLD = [
     # the hosted target's answer, what the local one answers, what happened in which order
     ("it answers: the prompt is dropped", "hello there", "local", ["load", "read", "hosted", "drop"]),
-    ("it fails: kept until the local one speaks", ErrorKind.CONNECT, "ok", ["load", "read", "hosted", "drop"]),
-    ("both fail: dropped at the end", ErrorKind.CONNECT, ErrorKind.CONNECT, ["load", "read", "hosted", "drop"]),
+    ("it fails: kept until the local one speaks", ErrorKind.OVERLOADED, "ok", ["load", "read", "hosted", "drop"]),
+    ("both fail: dropped at the end", ErrorKind.OVERLOADED, ErrorKind.OVERLOADED, ["load", "read", "hosted", "drop"]),
     ("it breaks off: dropped at its first word", Broken("hello"), " there", ["load", "read", "hosted", "drop"]),
 ]  # fmt: skip
 
@@ -154,7 +154,7 @@ def test_two_hosted_targets_read_it_once():
     log: list[str] = []
     reader = Reader("ok", log=log)
     with Router(
-        [ScriptedProvider(ErrorKind.CONNECT, name="a"), ScriptedProvider(ErrorKind.CONNECT, name="b"), reader],
+        [ScriptedProvider(ErrorKind.OVERLOADED, name="a"), ScriptedProvider(ErrorKind.OVERLOADED, name="b"), reader],
         retry=ONCE,
     ) as router:
         assert router.invoke("Hello").text == "ok"
@@ -198,13 +198,13 @@ def test_a_router_without_a_standby_names_none_in_its_calls(monkeypatch):
 
     original = Driver._call
 
-    def spied(self, call, relay, ahead):
+    def spied(self, call, relay, ahead, *more):
         seen.append(call)
         assert ahead is None
-        return original(self, call, relay, ahead)
+        return original(self, call, relay, ahead, *more)
 
     monkeypatch.setattr(Driver, "_call", spied)
-    with Router([ScriptedProvider(ErrorKind.CONNECT, name="a"), ScriptedProvider("ok", name="b")], retry=ONCE) as r:
+    with Router([ScriptedProvider(ErrorKind.OVERLOADED, name="a"), ScriptedProvider("ok", name="b")], retry=ONCE) as r:
         r.invoke("Hello")
     assert [c.standby for c in seen] == [None, None]
 
@@ -274,7 +274,7 @@ def test_a_standby_that_cannot_be_loaded_is_logged_and_shown_and_hurts_nobody(st
 def test_the_failover_finds_its_prompt_read(standing_by, noise, face):
     def hosted(request):
         assert until(lambda: supervisor(local)._schedule._read is not None)
-        return ErrorKind.CONNECT
+        return ErrorKind.OVERLOADED
 
     router, local = standing_by(hosted)
     local.warm()
@@ -289,7 +289,7 @@ def test_a_failover_in_the_middle_of_reading_goes_on_with_what_is_read(standing_
         assert until(lambda: local.report().facts["serving"] == 1)
         begun = cpu_s(local.pid)
         assert until(lambda: cpu_s(local.pid) > begun + 0.05)
-        return ErrorKind.CONNECT
+        return ErrorKind.OVERLOADED
 
     router, local = standing_by(hosted, n_ctx=4096)
     local.warm()
@@ -356,7 +356,7 @@ def test_a_crash_while_reading_ahead_is_nobodys_failure(standing_by):
         killed.append(local.pid)
         os.kill(local.pid, signal.SIGKILL)
         assert gone(killed[0])
-        return ErrorKind.CONNECT
+        return ErrorKind.OVERLOADED
 
     killed: list[int] = []
     router, local = standing_by(hosted, n_ctx=4096)
@@ -371,7 +371,7 @@ def test_a_crash_while_reading_ahead_is_nobodys_failure(standing_by):
 
 
 def test_health_shows_a_local_targets_facts(standing_by):
-    router, local = standing_by(ErrorKind.CONNECT, standby=None)
+    router, local = standing_by(ErrorKind.OVERLOADED, standby=None)
     before = router.health()[router.targets[1].name]
     assert before.facts["state"] == "cold"
     assert before.status is HealthStatus.UNKNOWN
