@@ -60,13 +60,13 @@ ANSWER = Kept("Paris is the capital of France.", usage=Usage(10, 7), model="m", 
 
 
 class TestWritten:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(KEPT, st.binary(min_size=32, max_size=32), st.integers(0, 400))
     def test_what_was_written_is_read_back_as_it_was(self, kept, key, compress_over):
         """Signatures, thoughts, tool calls and vendors' facts included, compressed or not."""
         assert read(key, write(key, kept, compress_over)) == kept
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=150, deadline=None)
     @given(st.data())
     def test_a_bit_that_was_changed_makes_it_unreadable(self, data):
         """Whichever it is."""
@@ -207,7 +207,7 @@ class TestStores:
         assert store.clear() == 1
         assert store.size() == (0, 0)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(st.lists(st.tuples(st.sampled_from("pgdc"), st.integers(0, 5), st.integers(0, 900)), max_size=30))
     def test_both_stores_are_one_plain_model(self, tmp_path_factory, steps):
         """A dictionary in the order of use."""
@@ -343,7 +343,7 @@ class TestProcesses:
         path = os.fspath(tmp_path / "c.db")
         context = multiprocessing.get_context("spawn")
         out = context.Queue()
-        crew = [context.Process(target=_work, args=(path, n, 150, out)) for n in range(3)]
+        crew = [context.Process(target=_work, args=(path, n, 80, out)) for n in range(3)]
         for process in crew:
             process.start()
         results = [out.get(timeout=60) for _ in crew]

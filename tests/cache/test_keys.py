@@ -138,7 +138,7 @@ def alike(a, b) -> bool:
 
 
 class TestChanges:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(REQUEST, st.data())
     def test_changing_any_field_that_can_change_an_answer_changes_the_key(self, request_, data):
         """Each field of the table in turn, with a value that does not say the same."""
@@ -148,13 +148,13 @@ class TestChanges:
         same = alike(getattr(request_, name), other) if name != "check" else (request_.check is None) == (other is None)
         assert (key(changed) == key(request_)) is same
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(MESSAGE, MESSAGE)
     def test_two_messages_have_one_key_only_if_they_say_the_same(self, a, b):
         """Roles, names, origins, and every part with everything in it."""
         assert (key(ChatRequest((a,))) == key(ChatRequest((b,)))) is alike(a, b)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.sampled_from(PARTS).flatmap(lambda kind: st.tuples(kind, kind)), st.data())
     def test_changing_any_field_of_a_part_changes_the_key(self, two, data):
         """Whatever kind of part it is."""
@@ -167,7 +167,7 @@ class TestChanges:
         before, after = (ChatRequest((Message("user", (p,)),)) for p in (part, changed))
         assert (key(before) == key(after)) is alike(part, changed)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(PLAIN, PLAIN)
     def test_plain_data_has_one_form_only_if_it_is_the_same(self, a, b):
         """What vendor options, schemas and opaque blocks are made of."""
@@ -205,7 +205,7 @@ class TestChanges:
 
 
 class TestSameness:
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(REQUEST, st.randoms(use_true_random=False))
     def test_the_order_of_dictionaries_does_not_matter(self, request_, random):
         """Schemas, vendor options and opaque blocks, filled the other way round; other kinds of mapping, too."""
@@ -224,7 +224,7 @@ class TestSameness:
             again = again.replace(output=replace(request_.output, schema=schema))
         assert key(again) == key(request_)
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(st.integers(-(2**53), 2**53))
     def test_equal_numbers_have_equal_keys(self, number):
         """1 and 1.0 are one number to every vendor."""
