@@ -63,14 +63,9 @@ class KeptBooks:
         facts: dict[str, Any] = {}
         told = books.events.active
         if self._books.metadata or told:
-            facts = {
-                **execution.metadata(),
-                "target": step.target,
-                "provider": step.provider,
-                "model": kept.model,
-                "used_fallback": used_fallback,
-                "cache": status,
-            }
+            facts = dict(execution.metadata())
+            facts["target"], facts["provider"], facts["model"] = step.target, step.provider, kept.model
+            facts["used_fallback"], facts["cache"] = used_fallback, status
             if status != "default":
                 facts["saved_usd"] = saved_usd
                 facts["usage_cached"] = True
