@@ -1180,7 +1180,7 @@ def test_the_command_line_serves_and_reports(capsys):
     """URLs first, then one line for each request."""
     stop = threading.Event()
     thread = threading.Thread(
-        target=cli.main, args=(["--port", "0", "--script", "gpt-x=503,ok"],), kwargs={"until": stop}
+        target=cli.main, args=(["--port", "0", "--script", "gpt-x=503,ok"],), kwargs={"until": stop}, daemon=True
     )
     thread.start()
     out = ""
@@ -1198,6 +1198,16 @@ def test_the_command_line_serves_and_reports(capsys):
     assert [line.split()[0] for line in lines] == ["openai", "anthropic", "google", "#0", "#1"]
     assert "503 → answered" in lines[3]
     assert "ok → answered" in lines[4]
+
+
+def test_the_command_line_serves_https_and_says_whom_to_trust(capsys):
+    """Addresses with https, and a file that holds the authority's certificate."""
+    stop = threading.Event()
+    stop.set()
+    assert cli.main(["--port", "0", "--tls"], until=stop) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("openai     https://127.0.0.1:")
+    assert Path(lines[3].removeprefix("authority  ")).read_text().startswith("-----BEGIN CERTIFICATE-----")
 
 
 @pytest.mark.parametrize("argv", [["--script", "gpt-x"], ["--script", "gpt-x=oops"], ["--default", "nope"]])
