@@ -126,7 +126,7 @@ class Driver:
                         if step.late_s < math.inf:
                             report = self._late(step, heats)
                         if report is None:
-                            report = yield from self._call(step, relay, ahead, _of(step, heats))
+                            report = yield from self._call(step, relay, ahead, _of(step, heats) if heats else None)
                     case Race():
                         pending.append(step.second)
                         self._books.hedged(execution)
@@ -135,9 +135,9 @@ class Driver:
                         report = yield from self._call(step.call, relay, ahead, _of(step.call, heats))
                     case Settle():
                         pending = [call for call in pending if call.admission is not step.admission]
-                        for heat in heats:
-                            if heat.call.admission is step.admission:
-                                heat.drop()
+                        for other in heats:
+                            if other.call.admission is step.admission:
+                                other.drop()
                         self._books.settle(execution, step, self._chance(), self.routes)
                     case Wait():
                         self._books.waits(execution, step.route, step.seconds, in_line=False)
@@ -148,8 +148,8 @@ class Driver:
         finally:
             if ahead is not None:
                 ahead.drop()
-            for heat in heats:
-                heat.drop()
+            for other in heats:
+                other.drop()
         if failure is not None:
             raise self._books.failed(execution, failure)
         yield self._books.answered(execution, relay)
@@ -191,7 +191,9 @@ class Driver:
                                 report = await self._alate(call, heats)
                         if report is None:
                             ended = _Ended()
-                            events = self._acall(execution, call, relay, ended, ahead, _of(call, heats))
+                            events = self._acall(
+                                execution, call, relay, ended, ahead, _of(call, heats) if heats else None
+                            )
                             try:
                                 async for event in events:
                                     yield event
@@ -204,9 +206,9 @@ class Driver:
                         report = await self._arace(step, heats)
                     case Settle():
                         pending = [call for call in pending if call.admission is not step.admission]
-                        for heat in heats:
-                            if heat.call.admission is step.admission:
-                                heat.drop()
+                        for other in heats:
+                            if other.call.admission is step.admission:
+                                other.drop()
                         self._books.settle(execution, step, self._chance(), self.routes)
                     case Wait():
                         self._books.waits(execution, step.route, step.seconds, in_line=False)
@@ -217,8 +219,8 @@ class Driver:
         finally:
             if ahead is not None:
                 ahead.drop()
-            for heat in heats:
-                heat.drop()
+            for other in heats:
+                other.drop()
             if heats:
                 try:
                     await AsyncHeat.gone(heats)
@@ -525,22 +527,25 @@ async def _arung(bell: asyncio.Event, heats: Sequence[AsyncHeat], seconds: float
 
 
 def _decided(heats: Sequence[Heat] | Sequence[AsyncHeat]) -> Won | Lost | None:
-    """Who of two has brought content, or else who has ended without; the first before the second."""
+    """Who of two has ended without content, or else who has brought some; the first before the second.
+
+    A failure goes first, so that it counts as one though the other has content by now.
+    """
+    for heat in heats:
+        if heat.over and not heat.has_content:
+            error = heat.error
+            if error is None:
+                return Lost(heat.call, _unfinished(0))
+            if not isinstance(error, Exception):
+                raise error  # a call was cancelled from inside: that is the caller's affair, not the target's
+            return Lost(heat.call, _classified(error, heat.call, heat.guard))
     for heat in heats:
         if heat.has_content:
             return Won(heat.call)
     for heat in heats:
-        call = heat.call
-        if heat.over:
-            error = heat.error
-            if error is None:
-                return Lost(call, _unfinished(0))
-            if not isinstance(error, Exception):
-                raise error  # a call was cancelled from inside: that is the caller's affair, not the target's
-            return Lost(call, _classified(error, call, heat.guard))
         if heat.guard.expired:
             heat.drop()
-            return Lost(call, _classified(_timed_out(heat.guard), call, heat.guard))
+            return Lost(heat.call, _classified(_timed_out(heat.guard), heat.call, heat.guard))
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from shared_core.chat.request import ANYONE, ChatRequest, Constraints
@@ -116,7 +117,7 @@ class Plan:
         self, *, notes: Mapping[str, str], scores: tuple[TargetScore, ...], record: Mapping[str, Any]
     ) -> Plan:
         """The same plan, with why it is as it is."""
-        return replace(self, notes=notes, scores=scores, snapshot=record)
+        return replace(self, notes=notes, scores=scores, snapshot=MappingProxyType(dict(record)))
 
     def record(self) -> dict[str, Any]:
         """The snapshot as data of its own, for `json.dump`: figures and names, no key and nothing of what was asked.
