@@ -5,7 +5,7 @@
 #   SUITE=providers   only the tests that meet a vendor SDK at the wire
 #   ARGS="-k breaker" passed on to the program that is run
 #   LIVE=1            the demo talks to real vendors, with the keys in your environment
-#   SOAK=30 SEED=123  how many minutes `make soak` looks for trouble; which find it shows again
+#   SOAK=30 SEED=123  how many minutes each part of `make soak` looks for trouble; which find it shows again
 
 .SHELLFLAGS := -eu -c
 MAKEFLAGS += --no-print-directory
@@ -54,9 +54,16 @@ test: setup ## the whole suite (WORLD=newest, PYTHON=python3.13, SUITE=providers
 	@$(RUN) -m pytest $(if $(filter providers,$(SUITE)),-m provider,$(if $(SUITE),tests/$(SUITE))) $(ARGS)
 
 .PHONY: soak
-soak: setup ## callers and kills at the local model for a minute; random conversations at every target for SOAK=10 minutes
+soak: setup ## the machines, random worlds, money under kills, callers at the local model, conversations: from new seeds
+	@SOAK=$(SOAK) SEED=$(SEED) $(RUN) -m tests.core.soak
+	@$(RUN) -m tools.simulation.soak --seeds 10000 --jobs 2 $(if $(SEED),--first $(SEED))
+	@SOAK=$(SOAK) SEED=$(SEED) $(RUN) -m tools.money_trials soak
 	@$(RUN) -m tools.local_soak $(if $(SEED),--seed $(SEED))
 	@SOAK=$(SOAK) SEED=$(SEED) $(RUN) -m tests.history.soak $(ARGS)
+
+.PHONY: faults
+faults: setup ## every fault at every wire, sync and async, whole and streamed, also over TLS
+	@$(RUN) -m tools.evidence faults --out .build/evidence
 
 .PHONY: check
 check: setup ## ruff, mypy --strict, import contracts, exports, README and docs executed
