@@ -176,6 +176,7 @@ class World:
         self.routes = routes or [route(name) for name in names]
         self.now = 1000.0
         self.steps: list[str] = []
+        self.raw: list[Any] = []
         self.open: dict[int, Call] = {}
         self.settled: list[Settle] = []
         self.granted: list[Admission] = []
@@ -202,6 +203,7 @@ class World:
 
     def _perform(self, step: Any) -> Any:
         self.now += 0.001
+        self.raw.append(step)
         match step:
             case Admit():
                 self.steps.append(f"admit {step.route.name}")
@@ -454,3 +456,92 @@ def test_whatever_happens_everything_is_settled_once_and_at_most_one_is_asked_be
     assert (w.result is None) == (w.execution.served_by is not None)
     for s in w.settled:
         assert s.outcome.cancelled == (s.attempt.outcome == "cancelled")
+
+
+@pytest.mark.parametrize("request_", [STREAM, WHOLE, WHOLE.replace(model="other")], ids=["stream", "whole", "model"])
+def test_the_second_call_is_made_like_any_first_try(request_):
+    routes = [route(name, first_token=9.0, attempt=20.0, idle=7.0, connect=3.0) for name in "abc"]
+    routes[1].provider.origin = "origin"
+    w = World("", routes=routes, request=request_, total=100.0)
+    admit = next(step for step in w.raw if isinstance(step, Admit) and step.route is routes[1])
+    race = next(step for step in w.raw if isinstance(step, Race))
+    lost, call = w.settled[0], race.second
+    left = w.execution.deadline - call.attempt.started
+    assert admit.request is call.request is request_
+    assert admit.lease_s == pytest.approx(left if request_.streaming else 20.0, abs=0.01)
+    assert call.admission is w.granted[1]
+    assert (call.first_s, call.idle_s) == ((9.0, 7.0) if request_.streaming else (20.0, float("inf")))
+    assert (call.connect_s, call.deadline, call.late_s) == (3.0, w.execution.deadline, float("inf"))
+    attempt = call.attempt
+    assert (attempt.target, attempt.provider, attempt.model) == ("b", "vendor-b", request_.model or "m")
+    assert (attempt.hedge, attempt.retry, attempt.origin) == (True, False, "origin")
+    assert lost.outcome.latency_s == lost.attempt.duration_s == pytest.approx(0.02, abs=0.01)
+    assert race.first.attempt is lost.attempt
+
+
+def test_a_call_that_failed_in_a_race_is_settled_with_its_error_and_no_retry_of_it_is_promised():
+    error = failing(K.TRANSIENT)
+    w = World("ab", race=lambda step: Lost(step.second, error))
+    settled = w.settled[0]
+    assert (settled.outcome.error, settled.outcome.cancelled, settled.will_retry) == (error, False, False)
+    assert (settled.attempt.error, error.target) == (error, "b")
+
+
+def test_only_a_first_try_from_the_start_is_raced_and_only_once():
+    ends = {"a": [failing(K.TRANSIENT), None], "b": [failing(K.OVERLOADED)]}
+    again = World("ab", late=lambda call: call.attempt.retry, ends=lambda call: ends[call.route.name].pop(0))
+    assert again.execution.attempts[1].retry
+    assert again.execution.hedged is None, "a retry is not"
+    broken = {"a": (failing(K.STREAM_CUT),)}
+    seam = World("abc", late=lambda call: call.route.name != "a", ends=lambda call: broken.get(call.route.name))
+    assert seam.execution.seams == [4]
+    assert seam.execution.hedged is None, "a continuation is not"
+    twice = World("abcd", race=lambda step: Lost(step.first, failing(K.AUTH)), ends=lambda call: failing(K.AUTH))
+    assert sum(step.startswith("race") for step in twice.steps) == 1
+
+
+def test_each_targets_own_times_decide_when_and_for_whom():
+    routes = [route("a"), route("b"), route("c")]
+    world = World.__new__(World)
+    began = Hedger.__init__
+
+    def measured_before(self: Hedger, hedge: Hedge) -> None:
+        began(self, hedge)
+        for name, times in (("a", [0.03, 0.05]), ("b", [1.0, 9.0, 9.0]), ("c", [0.1, 0.1, 9.0])):
+            gate = next(one.gate for one in routes if one.name == name)
+            for seconds in times:
+                self.began(name, gate, streaming=True, seconds=seconds)
+                self.began(name, gate, streaming=False, seconds=0.001)
+
+    try:
+        Hedger.__init__ = measured_before  # type: ignore[method-assign]
+        World.__init__(world, "", routes=routes, hedge=Hedge(after="p95", min_s=0, budget=1.0, samples=2), total=5.0)
+    finally:
+        Hedger.__init__ = began  # type: ignore[method-assign]
+    hedged = world.execution.hedged
+    assert (hedged.after_s, hedged.target) == (pytest.approx(0.05, abs=0.01), "c"), (
+        "b usually needs longer than is left"
+    )
+
+
+def test_a_second_request_costs_one_and_no_more():
+    hedger = Hedger(Hedge(budget=1.0))
+    for _ in range(3):
+        hedger.request()
+    assert [hedger.spend() for _ in range(4)] == [True, True, True, False]
+    hedger.refund()
+    assert [hedger.spend(), hedger.spend()] == [True, False]
+    with pytest.raises(ConfigurationError, match=r"^Hedge\.budget must be above 0; leave hedge= out to have none$"):
+        Hedge(budget=0)
+
+
+def test_old_times_are_forgotten_one_by_one():
+    hedger = measured(Hedge(after="p99", min_s=0, samples=100), [float(n) for n in range(1, 101)])
+    assert hedger.after_s("a", "gate", streaming=True) == 99.0
+    for _ in range(100):
+        hedger.began("a", "gate", streaming=True, seconds=0.5)
+    assert hedger.after_s("a", "gate", streaming=True) == 0.5
+    hedger.began("a", "gate", streaming=True, seconds=7.0)
+    assert hedger.after_s("a", "gate", streaming=True) == 0.5
+    hedger.began("a", "gate", streaming=True, seconds=8.0)
+    assert hedger.after_s("a", "gate", streaming=True) == 7.0
