@@ -399,11 +399,11 @@ class SQLiteLedger:
                 self._wake.notify()
 
     def _wait(self, op: _Op) -> Any:
-        op.lock = threading.Lock()
-        op.lock.acquire()
+        told = op.lock = threading.Lock()  # held by name: the writer lets go of the operation's when it has answered
+        told.acquire()
         self._submit(op)
         try:
-            op.lock.acquire()
+            told.acquire()
         except BaseException:
             self._submit(_Op(ABANDON, op))  # interrupted: nobody will settle it
             raise

@@ -363,6 +363,21 @@ def test_rows_of_many_callers_share_a_commit(tmp_path: Path) -> None:
         assert commits < 40, "not one for each"
 
 
+def test_an_answer_that_comes_before_its_caller_waits_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caller that is put aside by the machine right after handing in finds the writer done with it."""
+    with SQLiteLedger(tmp_path / "costs.db") as ledger:
+        submit = ledger._submit
+
+        def dawdling(op: Any) -> None:
+            submit(op)
+            until = time.monotonic() + 5.0
+            while op.lock is not None and time.monotonic() < until:
+                time.sleep(0.001)
+
+        monkeypatch.setattr(ledger, "_submit", dawdling)
+        assert isinstance(ledger.reserve(draft()), Ticket)
+
+
 def test_a_caller_who_leaves_while_waiting_leaves_nothing_set_aside(tmp_path: Path) -> None:
     budgets = Budgets([Budget(usd(1000), "day")])
     with SQLiteLedger(tmp_path / "costs.db") as ledger:
