@@ -63,7 +63,7 @@ soak: setup ## the machines, random worlds, money under kills, callers at the lo
 
 .PHONY: faults
 faults: setup ## every fault at every wire, sync and async, whole and streamed, also over TLS
-	@$(RUN) -m tools.evidence faults --out .build/evidence
+	@FAULT_WIRES=openai,anthropic,google $(RUN) -m pytest tests/faults $(ARGS)
 
 .PHONY: check
 check: setup ## ruff, mypy --strict, import contracts, exports, README and docs executed
