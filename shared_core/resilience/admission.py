@@ -416,7 +416,7 @@ class Gate:
         used: Want | None = None
         if usage is not None and not usage.estimated:
             used = Want(usage.input_tokens, usage.output_tokens)
-        elif outcome.error is not None and outcome.error.rule.settlement is Settlement.VOID:
+        elif outcome.error is not None and outcome.error.settlement is Settlement.VOID:
             used = Want()  # it was refused before any token was read
         self.limiter.release(lease, now, used, answered=outcome.error is None and not outcome.cancelled)
 
