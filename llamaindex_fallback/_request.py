@@ -11,9 +11,12 @@ from pydantic import BaseModel
 
 from llamaindex_fallback._cache import native_form
 from llamaindex_fallback._convert import FRAMEWORK, peek, to_messages
+from shared_core.chat.quick import quickly
 from shared_core.chat.request import LIMITS, AnswerCheck, ChatRequest, Native, OutputSchema, ToolSpec, constraints_of
 from shared_core.chat.schema_check import SchemaCheck
 from shared_core.errors import InvalidRequest, UnknownOption, nearest
+
+_request = quickly(ChatRequest)
 
 _ALIASES: Final[Mapping[str, str]] = {"timeout": "timeout_s", "allow_parallel_tool_calls": "parallel_tool_calls"}
 _OURS: Final = frozenset({"messages", "streaming", "native", "continues"})
@@ -68,7 +71,7 @@ def to_request(messages: Sequence[ChatMessage], *, streaming: bool, **options: A
     if not _PLAIN.issuperset(given):
         _spell_out(given)
     theirs = tuple(messages)
-    return ChatRequest(
+    return _request(
         messages=to_messages(theirs),
         streaming=streaming,
         native=Native(FRAMEWORK, theirs, form=native_form) if theirs else None,  # an empty request is refused

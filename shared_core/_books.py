@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from shared_core._clock import Clock
 from shared_core.chat.events import Finished, Usage
+from shared_core.chat.quick import quickly
 from shared_core.chat.request import ChatRequest
 from shared_core.errors import FallbackError, InvalidOutput, ProviderError, Settlement
 from shared_core.ledger.entry import EntryStatus, Ledger, LedgerEntry, Purpose
@@ -42,6 +43,7 @@ _CHARS_PER_TOKEN = 4
 _ASSUMED_OUTPUT = 4096
 """Output tokens assumed for the bound of an attempt that set no limit and whose model's limit is unknown."""
 _NOTHING_USED = Usage()
+_entry, _finished = quickly(LedgerEntry), quickly(Finished)  # one of each with every request
 _HEALTH = frozenset({"unhealthy", "recovered"})
 
 
@@ -185,7 +187,7 @@ class Books:
             purpose = Purpose.PROBE
         else:
             purpose = Purpose.HEDGE if attempt.hedge else Purpose.CALL
-        entry = LedgerEntry(
+        entry = _entry(
             execution.id,
             attempt.number,
             route.name,
@@ -317,7 +319,7 @@ class Books:
                     tuple(_failure(a) for a in execution.attempts if a.error is not None),
                 )
             )
-        return Finished(
+        return _finished(
             finished.reason,
             finished.raw_reason,
             usage,

@@ -134,7 +134,7 @@ class Driver:
                     case Resume():
                         report = yield from self._call(step.call, relay, ahead, _of(step.call, heats))
                     case Settle():
-                        pending = [call for call in pending if call.admission is not step.admission]
+                        _settled(pending, step)
                         for other in heats:
                             if other.call.admission is step.admission:
                                 other.drop()
@@ -205,7 +205,7 @@ class Driver:
                         self._books.hedged(execution)
                         report = await self._arace(step, heats)
                     case Settle():
-                        pending = [call for call in pending if call.admission is not step.admission]
+                        _settled(pending, step)
                         for other in heats:
                             if other.call.admission is step.admission:
                                 other.drop()
@@ -503,6 +503,14 @@ def _always() -> bool:
 
 
 _Run = TypeVar("_Run", Heat, AsyncHeat)
+
+
+def _settled(pending: list[Call], step: Settle) -> None:
+    """It is not pending any longer."""
+    for index, call in enumerate(pending):
+        if call.admission is step.admission:
+            del pending[index]
+            return
 
 
 def _of(call: Call, heats: Sequence[_Run]) -> _Run | None:

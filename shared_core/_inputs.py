@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from shared_core.chat.quick import quickly
 from shared_core.chat.request import ChatRequest, Message, user
 from shared_core.errors import ConfigurationError, InvalidRequest
 from shared_core.ledger.entry import Ledger
@@ -17,6 +18,7 @@ __all__ = ["RequestLike", "TargetLike", "as_request", "as_target", "ledger_of", 
 
 TargetLike = Target | str | Mapping[str, Any] | Provider
 RequestLike = ChatRequest | str | Message | Sequence[Message]
+_request = quickly(ChatRequest)
 
 
 def option(what: str, cls: type[Any], value: Any) -> Any:
@@ -47,11 +49,11 @@ def as_request(request: RequestLike, *, streaming: bool) -> ChatRequest:
         case ChatRequest():
             return request if request.streaming is streaming else request.replace(streaming=streaming)
         case str():
-            return ChatRequest((user(request),), streaming=streaming)
+            return _request((user(request),), streaming=streaming)
         case Message():
-            return ChatRequest((request,), streaming=streaming)
+            return _request((request,), streaming=streaming)
         case [Message(), *_] if all(isinstance(m, Message) for m in request):
-            return ChatRequest(tuple(request), streaming=streaming)
+            return _request(tuple(request), streaming=streaming)
         case _:
             raise InvalidRequest(f"a request is a string, Messages or a ChatRequest, not {type(request).__name__}")
 

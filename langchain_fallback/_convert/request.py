@@ -14,6 +14,7 @@ from langchain_fallback._cache import native_form
 from langchain_fallback._convert.messages import from_langchain, neutral
 from langchain_fallback._convert.options import LOOSE, loose_options
 from langchain_fallback._convert.tools import neutral_choice, output_schema, specs_of
+from shared_core.chat.quick import quickly
 from shared_core.chat.request import (
     ANYONE,
     LIMITS,
@@ -35,6 +36,8 @@ __all__ = [
     "FRAMEWORK",
     "to_request",
 ]
+
+_request = quickly(ChatRequest)
 
 FRAMEWORK = "langchain"
 """What `Native.framework` says when LangChain's own objects ride along."""
@@ -160,7 +163,7 @@ def to_request(
         stops = [stops]
     wanted = get("response_format")
     output = None if wanted is None else output_schema(wanted, get("strict"))
-    return ChatRequest(
+    return _request(
         messages=neutral,
         tools=specs,
         tool_choice=choice,

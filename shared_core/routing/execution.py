@@ -172,8 +172,10 @@ class Execution:
     @property
     def served_by(self) -> Attempt | None:
         """The attempt that finished the answer."""
-        # Not always the last one: somebody may have been asked beside it.
-        return next((a for a in reversed(self.attempts) if a.outcome == "answered"), None)
+        for attempt in reversed(self.attempts):  # not always the last one: somebody may have been asked beside it
+            if attempt.outcome == "answered":
+                return attempt
+        return None
 
     @property
     def recovered(self) -> bool:
@@ -183,27 +185,34 @@ class Execution:
     @property
     def used_fallback(self) -> bool:
         """Whether anybody but the first target of the plan had a part in the answer."""
-        served = self.served_by
-        return bool(served and (served.target != self.primary or self.seams or self.restarts))
+        return self._fell_over(self.served_by)
+
+    def _fell_over(self, served: Attempt | None) -> bool:
+        return served is not None and bool(served.target != self.primary or self.seams or self.restarts)
 
     @property
     def cost_nano(self) -> int | None:
         """What attempts of known cost add up to, in nano-dollars; None when the answer itself has no price."""
-        served = self.served_by
-        if served is not None and served.cost_nano is None:
-            return None
-        return sum(a.cost_nano or 0 for a in self.attempts)
+        return self._cost(self.served_by)
+
+    def _cost(self, served: Attempt | None) -> int | None:
+        if served is not None:
+            if served.cost_nano is None:
+                return None
+            if len(self.attempts) == 1:
+                return served.cost_nano
+        return sum([a.cost_nano or 0 for a in self.attempts])
 
     def metadata(self) -> Mapping[str, Any]:
         """What the answer carries as `fallback` metadata."""
         served = self.served_by
-        cost = self.cost_nano
+        cost = self._cost(served)
         facts: dict[str, Any] = {
             "id": self.id,
             "target": served.target if served else None,
             "provider": served.provider if served else None,
             "model": served.model if served else None,
-            "used_fallback": self.used_fallback,
+            "used_fallback": self._fell_over(served),
             "continued": bool(self.seams),
             "strategy": self.strategy,
             "attempts": [a.as_dict() for a in self.attempts],
@@ -217,7 +226,7 @@ class Execution:
             facts["complexity"] = self.complexity.as_dict()
         if self.hedged is not None:
             facts["hedged"] = self.hedged.as_dict()
-        uncertain = sum(a.bound_nano or 0 for a in self.attempts)
+        uncertain = sum([a.bound_nano or 0 for a in self.attempts])
         if uncertain and cost is not None:
             facts["cost_at_most_usd"] = (cost + uncertain) / 1e9
         if self.seams:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+from shared_core.chat.quick import quickly
 from shared_core.chat.request import ANYONE, ChatRequest, Constraints
 from shared_core.errors import ConfigurationError
 from shared_core.resilience.admission import Gate
@@ -232,7 +233,7 @@ def plan(
             eligible = _by_tier(request, eligible, complexity, Scene(request, turn, clock))
         if first is not None:
             eligible.sort(key=lambda route: first not in (route.name, route.target.model))
-    return Plan(
+    return _plan(
         tuple(eligible),
         tuple(excluded),
         strategy_name,
@@ -245,6 +246,7 @@ def plan(
 
 
 _NOBODY: frozenset[str] = frozenset()
+_plan = quickly(Plan)
 
 
 def _ordered(
