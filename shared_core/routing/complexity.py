@@ -15,9 +15,11 @@ __all__ = ["Complexity", "Features", "Judgement", "checked", "estimate", "featur
 Level = Literal["simple", "medium", "complex"]
 
 _CHARS_PER_TOKEN: Final = 4
-_LOOKED_AT: Final = 4_000
-"""Characters of the last question (three quarters of them its first, the rest its last) that are searched for words,
-so that the cost does not grow with what is pasted in."""
+_FIRST: Final = 3_000
+"""Characters at the beginning of the last question that are searched for words, so that the cost does not grow with
+what is pasted in."""
+_LAST: Final = 1_000
+"""Characters at its end that are searched, too."""
 MEDIUM: Final = 1
 """Points from which a request is of medium complexity."""
 COMPLEX: Final = 4
@@ -140,9 +142,7 @@ def checked(complexity: Any) -> Complexity | None:
 def features_of(request: ChatRequest) -> Features:
     """What counts in `request`. Takes the same time for any length of text, but for counting it."""
     question = _question(request.messages)
-    looked_at = (
-        question if len(question) <= _LOOKED_AT else question[: _LOOKED_AT * 3 // 4] + question[-_LOOKED_AT // 4 :]
-    )
+    looked_at = question[:_FIRST] + question[max(_FIRST, len(question) - _LAST) :]
     lowered = looked_at.lower()
     words = set(_WORD.findall(lowered))
     media = results = turns = characters = 0
@@ -198,7 +198,7 @@ def _properties(schema: Any) -> int:
 def estimate(features: Features) -> Judgement:
     """How complex a request with these features is. More of anything but easy words never makes it simpler."""
     f = features
-    rows: tuple[tuple[int, str, int], ...] = (
+    rows: tuple[tuple[int, str, int | None], ...] = (
         (_steps(f.question_tokens, 60, 400, 2000), "a question of about {} tokens", f.question_tokens),
         (_steps(f.all_tokens, 4000, 16000), "a conversation of about {} tokens", f.all_tokens),
         (_steps(f.turns, 6, 20), "{} turns", f.turns),
@@ -206,22 +206,22 @@ def estimate(features: Features) -> Judgement:
         (_steps(f.tool_results, 3), "{} tool results", f.tool_results),
         (_steps(f.schema_fields, 4, 12), "a schema of {} fields", f.schema_fields),
         (_steps(f.media, 1, 4), "pictures, documents or sounds: {}", f.media),
-        (2 if f.code else 0, "code", 0),
-        (1 if f.maths else 0, "formulas", 0),
+        (2 if f.code else 0, "code", f.code),
+        (1 if f.maths else 0, "formulas", f.maths),
         (_steps(f.parts, 3, 6), "{} parts", f.parts),
         (2 * min(3, f.hard_words), "words of hard tasks: {}", f.hard_words),
-        (min(1, f.middling_words), "asks for an explanation or a text", 0),
-        (_steps(f.max_tokens or 0, 4000), "a long answer is allowed", 0),
+        (min(1, f.middling_words), "asks for an explanation or a text", f.middling_words),
+        (_steps(f.max_tokens, 4000), "a long answer is allowed", f.max_tokens),
         # A word such as 'translate' says nothing about what comes with tools, code or proofs.
-        (-min(2, f.easy_words) if not (f.hard_words or f.code or f.tools) else 0, "words of easy tasks", 0),
+        (-min(2, f.easy_words) if not (f.hard_words or f.code or f.tools) else 0, "words of easy tasks", f.easy_words),
     )
     points = sum([worth for worth, _, _ in rows])
     level: Level = "complex" if points >= COMPLEX else "medium" if points >= MEDIUM else "simple"
     return Judgement(level, "auto", points, tuple([why.format(figure) for worth, why, figure in rows if worth]))
 
 
-def _steps(figure: int, *thresholds: int) -> int:
-    return sum([figure >= threshold for threshold in thresholds])
+def _steps(figure: int | None, *thresholds: int) -> int:
+    return sum([figure >= threshold for threshold in thresholds]) if figure else 0
 
 
 def judged(complexity: Complexity, request: ChatRequest) -> Judgement:

@@ -26,7 +26,8 @@ from shared_core import (
     tool,
     user,
 )
-from shared_core.routing.complexity import COMPLEX, MEDIUM, Features, estimate, features_of, judged
+from shared_core.chat.request import Native
+from shared_core.routing.complexity import COMPLEX, MEDIUM, Features, Judgement, estimate, features_of, judged, tiered
 from shared_core.testing import ScriptedProvider
 
 HI = ChatRequest((user("Hello"),))
@@ -119,7 +120,7 @@ def test_what_is_counted_in_a_request():
         (
             system("Prove everything. " * 50),
             user("First"),
-            assistant("x" * 400),
+            assistant("x" * 401),
             tool("1", "result"),
             user([Text("Why? How? What? ```x```"), Image(data=b"x"), File(data=b"x")]),
         ),
@@ -131,16 +132,40 @@ def test_what_is_counted_in_a_request():
     assert (f.turns, f.tools, f.tool_results, f.media, f.schema_fields, f.max_tokens) == (3, 1, 1, 2, 2, 77)
     assert (f.question_tokens, f.parts, f.code) == (5, 3, True)
     assert f.hard_words == 0, "what the system prompt says is not what is asked"
-    assert f.all_tokens == (18 * 50 + 5 + 400 + 23) // 4
+    assert f.all_tokens == (18 * 50 + 5 + 401 + 23) // 4
     assert features_of(request.replace(output=OutputSchema())).schema_fields == 1
     either = {"type": "object", "anyOf": [{"properties": {"a": {}, "b": {}}}, {"properties": {"c": {}}}, True]}
     assert features_of(request.replace(output=OutputSchema(either))).schema_fields == 3
 
 
-def test_words_in_the_middle_of_a_long_text_are_not_looked_for():
-    hidden = ChatRequest((user("y " * 4000 + "prove" + " y" * 4000),))
-    at_the_end = ChatRequest((user("y " * 4000 + "prove"),))
-    assert (features_of(hidden).hard_words, features_of(at_the_end).hard_words) == (0, 1)
+def test_nothing_is_counted_in_a_request_whose_messages_only_the_framework_knows():
+    assert features_of(ChatRequest((), native=Native("x", ["m"]))) == Features()
+
+
+def test_the_last_user_turn_is_what_is_asked_and_without_one_the_last_turn():
+    asked, answered = user("Prove it."), assistant("Hello? Hello?")
+    assert features_of(ChatRequest((user("Why?"), asked, answered))) == Features(2, 6, 3, parts=0, hard_words=1)
+    assert features_of(ChatRequest((system("Prove it."), answered))) == Features(3, 5, 1, parts=2, easy_words=1)
+
+
+def test_different_words_and_phrases_of_each_kind_are_counted_once_each():
+    text = "Translate: hello, hello! Write how to write, and why. Prove, step by step, the TRADE-OFF; prove it."
+    f = features_of(ChatRequest((user(text),)))
+    assert (f.hard_words, f.middling_words, f.easy_words) == (3, 3, 2)
+
+
+@pytest.mark.parametrize(
+    ("length", "place", "found"),
+    [
+        (4000, 0, 1), (4000, 2998, 1), (4000, 3995, 1),
+        (4001, 2995, 1), (4001, 2996, 0), (4001, 2998, 0), (4001, 3000, 0), (4001, 3001, 1),
+        (90_000, 0, 1), (90_000, 2995, 1), (90_000, 2996, 0), (90_000, 40_000, 0), (90_000, 88_999, 0),
+        (90_000, 89_000, 1), (90_000, 89_995, 1),
+    ],
+)  # fmt: skip
+def test_words_are_looked_for_in_the_first_3000_characters_and_the_last_1000(length, place, found):
+    text = " " * place + "prove" + " " * (length - place - 5)
+    assert features_of(ChatRequest((user(text),))) == Features(length // 4, length // 4, 1, hard_words=found)
 
 
 # ── the order ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -178,6 +203,10 @@ def test_simple_is_fast_and_cheap_first_and_complex_the_best_first(level):
     answer = router.invoke(HI.replace(complexity=level))
     assert answer.fallback["complexity"] == {"level": level, "asked": level}
     assert answer.target == ORDERS[level][0]
+
+
+def test_what_is_medium_stays_in_the_strategys_order():
+    assert tiered("medium", ["a", "b", "c"], ["fast", "best", None], [3, 2, 1]) == ["a", "b", "c"]
 
 
 def test_within_a_tier_the_strategy_decides_what_is_complex():
@@ -257,6 +286,31 @@ def test_a_word_that_is_none_is_refused_where_it_is_given(wrong):
         Chain(complexity=wrong)
     with pytest.raises(InvalidRequest, match="unknown complexity"):
         HI.replace(complexity=wrong)
+
+
+def test_each_reason_is_told_in_these_words():
+    everything = Features(2000, 16000, 20, 6, 3, 12, 4, True, True, 6, 3, 1, 9, 4000)
+    assert estimate(everything) == Judgement(
+        "complex",
+        "auto",
+        27,
+        (
+            "a question of about 2000 tokens",
+            "a conversation of about 16000 tokens",
+            "20 turns",
+            "tools: 6",
+            "3 tool results",
+            "a schema of 12 fields",
+            "pictures, documents or sounds: 4",
+            "code",
+            "formulas",
+            "6 parts",
+            "words of hard tasks: 3",
+            "asks for an explanation or a text",
+            "a long answer is allowed",
+        ),
+    )
+    assert estimate(replace(FULL, easy_words=2)) == Judgement("simple", "auto", -2, ("words of easy tasks",))
 
 
 def test_a_judgement_reads_as_a_line():
