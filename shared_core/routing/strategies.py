@@ -78,7 +78,7 @@ class TargetView:
     ) -> None:
         self.route: Any = _Given(target, price or _unknown, health or _unknown, wait_s or _unknown, local)
         """What is viewed: for the planner, not for strategies."""
-        self._scene = Scene(_NO_REQUEST, turn, lambda: 0.0)
+        self._scene = _BY_HAND._replace(turn=turn)
 
     @property
     def target(self) -> Target:
@@ -179,7 +179,8 @@ class _Given:
         return self._wait_s()
 
 
-_NO_REQUEST: Final = ChatRequest((user(""),))
+_BY_HAND: Final = Scene(ChatRequest((user(""),)), 0, lambda: 0.0)
+"""What views made by hand share: what was said of a target holds for any request, at any time."""
 
 
 class RoutingStrategy(Protocol):
@@ -265,6 +266,8 @@ _SCALE: Final = 10**9
 """Rates are kept in so many parts of a nano-dollar: whole numbers, exact for prices of up to twelve decimals."""
 _Rates = tuple[Price, int, int, int]
 _known: dict[int, _Rates] = {}
+_KEPT: Final = 4096
+"""Prices whose rates are kept at most; then all are forgotten, and those still in use worked out again."""
 
 
 def _rates(price: Price) -> _Rates | None:
@@ -277,7 +280,7 @@ def _rates(price: Price) -> _Rates | None:
         return found
     if type(price) is not Price or price.second:
         return None
-    if len(_known) > 4096:
+    if len(_known) >= _KEPT:
         _known.clear()
     rates = [
         int((Decimal(dollars) * parts * _SCALE).to_integral_value(rounding=ROUND_CEILING))

@@ -278,6 +278,11 @@ def test_nobody_is_ever_left_out_for_it(rows, complexity, strategy, text):
         assert with_it.targets == without.targets
 
 
+def test_a_word_that_is_nearly_one_names_it():
+    with pytest.raises(ConfigurationError, match=r"^unknown complexity 'simpel'\. Did you mean 'simple'\?$"):
+        Chain(complexity="simpel")  # type: ignore[arg-type]  # it is refused
+
+
 @pytest.mark.parametrize("wrong", ["hard", "SIMPLE", 3, True])
 def test_a_word_that_is_none_is_refused_where_it_is_given(wrong):
     with pytest.raises(ConfigurationError, match="unknown complexity"):

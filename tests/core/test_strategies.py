@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shared_core import ConfigurationError, ErrorKind, Price, Router, Target
+from shared_core.chat.events import Usage
 from shared_core.chat.request import ChatRequest, user
 from shared_core.resilience.breaker import CircuitState
 from shared_core.resilience.health import HealthStatus, TargetHealth
-from shared_core.routing.strategies import EXPLORE_EVERY, RECHECK_EVERY, STRATEGIES, TargetView, strategy_named
+from shared_core.routing import strategies
+from shared_core.routing.strategies import (
+    EXPLORE_EVERY,
+    RECHECK_EVERY,
+    STRATEGIES,
+    TargetView,
+    dearness,
+    expected_s,
+    strategy_named,
+)
 from shared_core.testing import ScriptedProvider, VirtualClock
 
 HI = ChatRequest((user("Hello"),))
 
 
 def health(
-    name: str, calls: int = 10, rate: float | None = 1.0, whole: float | None = 1.0, first: float | None = 0.5
+    name: str,
+    calls: int = 10,
+    rate: float | None = 1.0,
+    whole: float | None = 1.0,
+    first: float | None = 0.5,
+    drift: float | None = None,
+    drifting: bool = False,
 ) -> TargetHealth:
     return TargetHealth(
-        name, HealthStatus.HEALTHY, CircuitState.CLOSED, calls, rate, 0, whole, whole, first, first, 0, None, None, True
-    )
+        name, HealthStatus.HEALTHY, CircuitState.CLOSED, calls, rate, 0, whole, whole, first, first, 0, None, None,
+        True, drift=drift, drifting=drifting,
+    )  # fmt: skip
 
 
 def view(
@@ -41,8 +61,40 @@ def view(
     return TargetView(target, turn, lambda: price, lambda: reading, lambda: wait)
 
 
+def nothing_known(name: str) -> TargetView:
+    return TargetView(Target(provider=ScriptedProvider("x"), name=name))
+
+
 def order(strategy: str, views: Sequence[TargetView], request: ChatRequest = HI) -> list[str]:
     return [one.name for one in strategy_named(strategy)[1](request, views)]
+
+
+def test_of_a_view_made_by_hand_nothing_is_known_but_what_is_said():
+    target = Target(provider=ScriptedProvider("x"), name="mine")
+    bare = TargetView(target)
+    assert (bare.target, bare.name, bare.turn, bare.local) == (target, "mine", 0, False)
+    assert (bare.price, bare.health, bare.pace, bare.wait_s) == (None, None, None, None)
+    price, reading = Price(1, 2), health("mine")
+    said = TargetView(target, 7, lambda: price, lambda: reading, lambda: 1.5, local=True)
+    assert (said.turn, said.price, said.health, said.pace) == (7, price, reading, reading.pace)
+    assert (said.wait_s, said.local, repr(said)) == (1.5, True, "TargetView('mine')")
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_nobody_and_one_alone_are_ordered_by_every_strategy(name: str):
+    assert order(name, []) == []
+    for turn in range(2 * RECHECK_EVERY):
+        assert order(name, [view("alone", turn, weight=turn % 2, calls=turn)]) == ["alone"]
+
+
+def test_those_on_this_machine_come_first_and_both_kinds_stay_as_configured():
+    views = [TargetView(view(name).target, local=name in ("b", "d")) for name in "abcd"]
+    assert order("local_first", views) == ["b", "d", "a", "c"]
+
+
+def test_each_call_begins_one_target_further_on():
+    begun = ["".join(order("round_robin", [view(name, turn) for name in "abc"])) for turn in range(5)]
+    assert begun == ["abc", "bca", "cab", "abc", "bca"]
 
 
 # ── cost ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -82,6 +134,57 @@ def test_health_is_read_only_for_prices_by_the_second():
     assert order("cost", views) == ["a", "b"]
 
 
+dollars = st.one_of(st.just(0), st.decimals(0, 1000, places=12), st.floats(0, 100).map(lambda f: round(f, 6)))
+
+
+@given(dollars, dollars, dollars, st.integers(1, 5000), st.one_of(st.none(), st.integers(1, 1000)))
+def test_what_is_compared_is_to_the_nano_what_the_price_says(
+    told: Decimal | float, said: Decimal | float, each: Decimal | float, characters: int, most: int | None
+):
+    price, asked = Price(told, said, request=each), ChatRequest((user("x" * characters),), max_tokens=most)
+    usage = Usage(characters // 4, min(most or 400, 400))
+    for _ in range(2):  # anew, and from what is kept of it
+        assert dearness(asked)(view("a", price=price)) == price.cost_nano(usage)
+
+
+@pytest.mark.parametrize("where", ["input", "output", "request"])
+def test_a_price_however_small_is_dearer_than_nothing(where: str):
+    price = Price(**{where: "0.0000000000000000000001"})
+    assert dearness(ChatRequest((user("word"),)))(view("a", price=price)) == 1
+    assert dearness(HI)(view("free", price=Price())) == 0
+    assert dearness(HI)(view("unknown")) == math.inf
+
+
+def test_seconds_are_counted_beside_tokens_and_a_price_of_ones_own_kind_counts_for_itself():
+    class AtNight(Price):
+        def cost_nano(self, usage: Usage, seconds: float = 0.0) -> int:
+            return 7
+
+    price, usage = Price(1, 2, second="0.5", request=3), Usage(1, 400)
+    assert dearness(HI)(view("a", price=price, whole=1.25)) == price.cost_nano(usage, 1.25)
+    assert dearness(HI)(view("a", price=price, whole=None)) == price.cost_nano(usage)
+    unread = TargetView(view("a").target, price=lambda: price)
+    assert dearness(HI)(unread) == price.cost_nano(usage)
+    assert dearness(HI)(view("a", price=AtNight(1, 2))) == 7
+
+
+def test_rates_are_worked_out_once_for_a_price_and_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch):
+    """Decimals take longer than all else, and prices may be made anew with every request."""
+    kept: dict[int, tuple[Price, int, int, int]] = {}
+    monkeypatch.setattr(strategies, "_known", kept)
+    monkeypatch.setattr(strategies, "_KEPT", 3)
+    prices, sizes = [Price(1, 2, request=3) for _ in range(7)], []
+    for price in prices:
+        found = strategies._rates(price)
+        assert found == (price, 10**12, 2 * 10**12, 3 * 10**18)
+        assert found[0] is price
+        assert strategies._rates(price) is found
+        sizes.append(len(kept))
+    assert sizes == [1, 2, 3, 1, 2, 3, 1]
+    stale = kept[id(prices[0])] = kept[id(prices[-1])]  # as if its memory had been given to another price
+    assert strategies._rates(prices[0]) is not stale
+
+
 # ── performance ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -99,6 +202,49 @@ def test_failing_half_the_time_counts_as_twice_the_time_and_waiting_counts_as_ti
 def test_who_is_not_measured_is_behind_those_who_answer_and_before_those_who_never_do():
     views = [view("new", calls=1), view("dead", rate=0.0, whole=None), view("known", whole=60.0)]
     assert order("performance", views) == ["known", "new", "dead"]
+
+
+def test_everybody_who_never_answers_comes_last_as_configured():
+    dead = [view(f"dead {at}", rate=0.0) for at in range(3)]
+    views = [dead[0], nothing_known("unheard of"), dead[1], view("slow", whole=60.0), dead[2], view("new", calls=2)]
+    assert order("performance", views) == ["slow", "unheard of", "new", "dead 0", "dead 1", "dead 2"]
+    assert order("performance", dead) == ["dead 0", "dead 1", "dead 2"]
+
+
+@pytest.mark.parametrize(
+    ("told", "whole_s", "first_s"),
+    [
+        ({"whole": 2.0, "first": 0.25}, 2.0, 0.25),
+        ({"whole": 2.0, "first": 0.25, "rate": 0.5}, 4.0, 0.5),
+        ({"whole": 2.0, "first": 0.25, "rate": 0.5, "wait": 3.0}, 7.0, 3.5),
+        ({"whole": 2.0, "first": 0.25, "drift": 1.5, "drifting": True}, 2.0 * 1.5 * 4, 0.25 * 1.5 * 4),
+        ({"whole": 2.0, "first": 0.25, "drift": 1.5}, 2.0, 0.25),
+        ({"whole": 2.0, "first": 0.25, "drifting": True}, 2.0, 0.25),
+        ({"whole": None, "first": 0.25}, None, 0.25),
+        ({"whole": 2.0, "first": None}, 2.0, None),
+        ({"whole": None, "first": None, "rate": 0.0}, math.inf, math.inf),
+        ({"rate": None}, None, None),
+        ({"calls": 2}, None, None),
+        ({"calls": 3}, 1.0, 0.5),
+    ],
+    ids=str,
+)
+def test_an_answer_is_expected_after_so_many_seconds(
+    told: dict[str, Any], whole_s: float | None, first_s: float | None
+):
+    one = view("one", **told)
+    assert expected_s(HI, one) == whole_s
+    assert expected_s(HI.replace(streaming=True), one) == first_s
+    assert expected_s(HI, nothing_known("other")) is None
+
+
+def test_who_becomes_slower_comes_behind_those_it_would_fall_behind_and_is_tried_now_and_then():
+    for turn in range(4 * EXPLORE_EVERY):
+        slower = view("slower", turn, drift=1.5, drifting=True)
+        views = [slower, view("five", turn, whole=5.0), view("seven", turn, whole=7.0), view("new", turn, calls=0)]
+        ahead = ["slower", "new"][turn // EXPLORE_EVERY % 2] if turn % EXPLORE_EVERY == EXPLORE_EVERY - 1 else None
+        usual = ["five", "slower", "seven", "new"]
+        assert order("performance", views) == sorted(usual, key=lambda name: name != ahead)
 
 
 def test_the_unmeasured_are_tried_now_and_then_in_turn():
@@ -150,11 +296,10 @@ def test_each_is_first_as_often_as_its_weight_says(weights: list[float]):
     """Within a few calls of the exact share, over any number of calls."""
     calls, whole = 500, sum(weights)
     names = [f"t{at}" for at in range(len(weights))]
+    targets = [view(name, weight=weight).target for name, weight in zip(names, weights, strict=True)]
     firsts: Counter[str] = Counter()
     for turn in range(calls):
-        ordered = order(
-            "weighted", [view(name, turn, weight=weight) for name, weight in zip(names, weights, strict=True)]
-        )
+        ordered = order("weighted", [TargetView(target, turn) for target in targets])
         assert sorted(ordered) == names
         firsts[ordered[0]] += 1
     for name, weight in zip(names, weights, strict=True):
