@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from shared_core import (
@@ -25,9 +25,10 @@ from shared_core import (
 )
 from shared_core.resilience.admission import Admission, Refusal
 from shared_core.resilience.breaker import Permit
+from shared_core.routing import flow as decisions
 from shared_core.routing.execution import Execution
 from shared_core.routing.flow import Admit, Call, Late, Lost, Race, Resume, Settle, Wait, Won, flow
-from shared_core.routing.hedge import Hedge, Hedger, hedger_of
+from shared_core.routing.hedge import Hedge, Hedged, Hedger, hedger_of
 from shared_core.routing.planner import Plan
 from shared_core.routing.policy import FlowPolicy
 from shared_core.routing.relay import Relay
@@ -84,6 +85,7 @@ def test_nobody_is_asked_beside_a_target_that_is_not_measured_yet():
     assert hedger.after_s("a", "gate", streaming=True) is None
 
 
+@example([1.0, 2.0, 3.0], 67)
 @given(st.lists(st.floats(0.001, 100), min_size=1, max_size=250), st.integers(1, 99))
 def test_the_percentile_is_that_of_the_last_hundred(times, percent):
     got = measured(Hedge(after=f"p{percent}", min_s=0, samples=1), times).after_s("a", "gate", streaming=True)
@@ -398,10 +400,11 @@ def test_who_needs_longer_than_is_left_is_not_asked():
 
 
 def test_a_percentile_does_not_sink_with_the_races_that_are_lost():
-    w = World("ab", hedge=Hedge(after=0.5, min_s=0, budget=1.0))
-    took = w.hedger._firsts["a", True]
-    assert took.at(50, 1) == pytest.approx(0.5, abs=0.01), "it would have taken at least as long"
-    assert w.hedger._firsts["b", True].at(50, 1) < 0.1
+    w = World("ab", hedge=Hedge(after=0.5, min_s=0, budget=1.0, samples=1))
+    a, b = (w.hedger.usual_s(one.name, one.gate, 50, streaming=True) for one in w.routes)
+    assert a == pytest.approx(0.5, abs=0.01), "it would have taken at least as long"
+    assert b is not None
+    assert b < 0.1
 
 
 @st.composite
@@ -507,7 +510,7 @@ def test_each_targets_own_times_decide_when_and_for_whom():
 
     def measured_before(self: Hedger, hedge: Hedge) -> None:
         began(self, hedge)
-        for name, times in (("a", [0.03, 0.05]), ("b", [1.0, 9.0, 9.0]), ("c", [0.1, 0.1, 9.0])):
+        for name, times in (("a", [0.03, 0.05]), ("b", [1.0, 9.0, 9.0]), ("c", [0.1, 9.0])):
             gate = next(one.gate for one in routes if one.name == name)
             for seconds in times:
                 self.began(name, gate, streaming=True, seconds=seconds)
@@ -545,3 +548,64 @@ def test_old_times_are_forgotten_one_by_one():
     assert hedger.after_s("a", "gate", streaming=True) == 0.5
     hedger.began("a", "gate", streaming=True, seconds=8.0)
     assert hedger.after_s("a", "gate", streaming=True) == 7.0
+
+
+# ── at their edges ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def first_call(*, limit: float = 30.0, deadline: float = 5.0) -> tuple[Call, Execution]:
+    """A call of a target `a`, made at 0 seconds."""
+    execution = Execution("x", STREAM, 0.0, deadline)
+    attempt = execution.begin("a", "vendor-a", "m", 0.0, retry=False, seam=None)
+    admission = Admission(Permit(0), 0.0)
+    return Call(route("a"), STREAM, attempt, admission, limit, 20.0, 5.0, deadline), execution
+
+
+def saved(hedge: Hedge = AT_ONCE) -> Hedger:
+    hedger = Hedger(hedge)
+    hedger.request()
+    return hedger
+
+
+def test_a_correction_is_not_raced_and_neither_is_a_call_that_is_cut_off_at_that_moment():
+    call, execution = first_call()
+    fresh, corrected = decisions._Turn(call.route), decisions._Turn(call.route)
+    corrected.rejected = failing(K.INVALID_OUTPUT)
+    relay, hedger = Relay(streaming=True), saved()
+    assert decisions._late_s(call, fresh, execution, relay, hedger) == 0.02
+    assert decisions._late_s(call, corrected, execution, relay, hedger) == float("inf")
+    assert decisions._late_s(call._replace(first_s=0.02), fresh, execution, relay, hedger) == float("inf")
+
+
+def test_who_usually_needs_all_that_is_left_is_not_asked():
+    call, execution = first_call(deadline=5.0)
+    behind = deque(decisions._Turn(route(name)) for name in "bc")
+    hedger = saved(Hedge(after=0.02, min_s=0, budget=1.0, samples=1))
+    hedger.began("b", behind[0].route.gate, streaming=True, seconds=5.0)
+    step = next(decisions._rival(execution, hedger, call, behind, lambda: 0.0))
+    assert step.route.name == "c"
+
+
+def test_the_second_call_leaves_time_to_those_behind_it():
+    w = World("abc", total=10.0)
+    call = next(step.second for step in w.raw if isinstance(step, Race))
+    left = w.execution.deadline - call.attempt.started
+    assert call.first_s == pytest.approx(left / 2), "half of it is for c"
+
+
+def test_a_second_that_wins_and_fails_has_its_retries_like_any_other():
+    w = World("ab", ends=lambda call: failing(K.TRANSIENT) if call.route.name == "b" else None)
+    assert [(a.target, a.retry) for a in w.execution.attempts] == [
+        ("a", False), ("b", False), ("b", True), ("a", False),
+    ]  # fmt: skip
+
+
+def test_a_late_call_that_finds_nobody_beside_it_has_its_retry():
+    ends = [failing(K.TRANSIENT), None]
+    w = World("ab", admits=lambda step: step.route.name == "a", ends=lambda call: ends.pop(0))
+    assert w.steps[2:] == ["admit b", "resume a", "settle a: failed", "admit a", "call a", "settle a: answered"]
+    assert w.execution.attempts[-1].retry
+
+
+def test_the_journal_tells_when_the_second_was_asked_to_the_microsecond():
+    assert Hedged("a", "b", 0.12345678).as_dict()["after_s"] == 0.123457
