@@ -125,11 +125,6 @@ def test_seconds_that_nobody_has_measured_are_not_counted():
 
 
 def test_health_is_read_only_for_prices_by_the_second():
-    """It takes longer to read than everything else a decision needs."""
-
-    def never() -> TargetHealth:
-        raise AssertionError("nobody needs it")
-
     views = [TargetView(view(name).target, 0, lambda: Price(1, 1), never) for name in ("a", "b")]
     assert order("cost", views) == ["a", "b"]
 
@@ -155,17 +150,25 @@ def test_a_price_however_small_is_dearer_than_nothing(where: str):
     assert dearness(HI)(view("unknown")) == math.inf
 
 
-def test_seconds_are_counted_beside_tokens_and_a_price_of_ones_own_kind_counts_for_itself():
-    class AtNight(Price):
-        def cost_nano(self, usage: Usage, seconds: float = 0.0) -> int:
-            return 7
+def never() -> TargetHealth:
+    """Health takes longer to read than everything else a decision needs."""
+    raise AssertionError("nobody needs it")
 
+
+def test_seconds_are_counted_beside_tokens():
     price, usage = Price(1, 2, second="0.5", request=3), Usage(1, 400)
     assert dearness(HI)(view("a", price=price, whole=1.25)) == price.cost_nano(usage, 1.25)
     assert dearness(HI)(view("a", price=price, whole=None)) == price.cost_nano(usage)
     unread = TargetView(view("a").target, price=lambda: price)
     assert dearness(HI)(unread) == price.cost_nano(usage)
-    assert dearness(HI)(view("a", price=AtNight(1, 2))) == 7
+
+
+def test_a_price_of_ones_own_kind_counts_for_itself():
+    class AtNight(Price):
+        def cost_nano(self, usage: Usage, seconds: float = 0.0) -> int:
+            return 7
+
+    assert dearness(HI)(TargetView(view("a").target, 0, lambda: AtNight(1, 2), never)) == 7
 
 
 def test_rates_are_worked_out_once_for_a_price_and_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch):
@@ -183,6 +186,9 @@ def test_rates_are_worked_out_once_for_a_price_and_only_so_many_are_kept(monkeyp
     assert sizes == [1, 2, 3, 1, 2, 3, 1]
     stale = kept[id(prices[0])] = kept[id(prices[-1])]  # as if its memory had been given to another price
     assert strategies._rates(prices[0]) is not stale
+    for price in prices:
+        dearness(HI)(view("a", price=price))
+        assert kept[id(price)] is strategies._rates(price), "that is what costs are compared by"
 
 
 # ── performance ──────────────────────────────────────────────────────────────────────────────────────────────────────
