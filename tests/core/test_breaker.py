@@ -248,6 +248,25 @@ def test_without_chance_the_jitter_is_in_its_middle():
     assert breaker.acquire(13.5, 1.0) == Rejection("circuit open", 13.5 + 15.0)
 
 
+def test_a_hastened_probe_is_due_at_once_and_never_later_than_it_was():
+    breaker = opened(0.0, chance=1.0)
+    breaker.hasten(3.0)
+    assert breaker.open_until == 3.0
+    breaker.hasten(8.0)
+    assert breaker.open_until == 3.0
+    assert breaker.acquire(3.0, 30.0) == Permit(breaker.generation, probe=True)
+    breaker.hasten(4.0)
+    assert breaker.state is HALF_OPEN
+
+
+def test_another_configuration_counts_from_now_on():
+    breaker = CircuitBreaker()
+    assert run(breaker, BAD, 0.0) is None
+    breaker.configure(BreakerConfig(consecutive_failures=2, open_s=7.0))
+    assert run(breaker, BAD, 0.0, chance=1.0) is OPEN
+    assert breaker.open_until == 7.0
+
+
 def test_an_operator_can_force_it_open_switch_it_off_and_reset_it():
     breaker = CircuitBreaker()
     breaker.force_open()

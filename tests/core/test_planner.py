@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from shared_core import (
@@ -21,6 +23,7 @@ from shared_core import (
 )
 from shared_core.chat.request import Audio
 from shared_core.errors import InvalidRequest
+from shared_core.routing.planner import plan as plan_of
 from shared_core.testing import ScriptedProvider, VirtualClock
 
 HI = ChatRequest((user("Hello"),))
@@ -185,6 +188,27 @@ def test_a_users_own_strategy_sees_health_and_may_leave_targets_out():
     assert plan.excluded == (("d", "disabled"), ("a", "left out by strategy 'healthiest'"))
     assert plan.strategy == "healthiest"
     assert seen == [[("a", "UNKNOWN", 0), ("b", "UNKNOWN", 0), ("c", "UNKNOWN", 0)]]
+
+
+def test_a_strategy_learns_how_long_this_request_would_wait_for_its_turn():
+    waits = {"a": 3.0, "b": 1.0, "c": 2.0}
+    routes = [
+        SimpleNamespace(
+            name=name,
+            target=SimpleNamespace(enabled=True),
+            capabilities=Capabilities(),
+            wait_s=lambda asked, name=name: waits[name] if asked is HI else None,
+        )
+        for name in waits
+    ]
+    planned = plan_of(HI, routes, lambda _, views: sorted(views, key=lambda view: view.wait_s))
+    assert [one.name for one in planned.routes] == ["b", "c", "a"]
+
+
+def test_the_explained_plan_shows_the_figures_that_the_strategy_went_by():
+    plan = router({"price": Price(input=3)}, {"price": Price(input=1)}, strategy="cost").explain(HI)
+    assert {score.target: score.price_usd_per_mtok[0] for score in plan.scores} == {"a": 3.0, "b": 1.0}
+    assert "<caption>why this order</caption>" in plan._repr_html_()
 
 
 def test_a_strategy_that_names_a_target_twice_is_refused():
