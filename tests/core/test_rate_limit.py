@@ -308,6 +308,33 @@ def test_a_hold_is_never_shortened_and_does_not_slow_later_callers():
 # ── adapting ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_a_wait_that_is_over_within_a_microsecond_is_over():
+    limiter = Limiter("a", Limits(concurrency=4))
+    limiter.hold(-1.0, 1e-6, 0.0)
+    assert limiter.peek(0.0) is None
+    assert limiter.peek(-1e-6) is not None
+
+
+def test_when_the_time_of_a_line_after_a_wait_is_up_the_rest_of_it_goes_at_once():
+    limiter = Limiter("a", Limits(concurrency=4))
+    limiter.hold(0.0, 10.0, 0.0)  # those in line go within the second after it
+    first, second = lined_up(limiter), lined_up(limiter)
+    limiter.due(10.75)  # late: half a second apart, the next turn would be at 11.25
+    assert (first.waiting, second.waiting) == (False, True)
+    limiter.due(11.0)
+    assert not second.waiting
+
+
+def test_a_vendor_that_has_plenty_again_at_the_end_of_its_wait_limits_nothing():
+    limiter = Limiter("a")
+    limiter.learn([Window("requests", 10, 100, 60.0)], 0.0)
+    limiter.learn([Window("requests", 0, 100, 5.0)], 0.0)
+    limiter.learn([Window("requests", 100, 100)], 4.9)
+    assert limiter.active, "it said to wait until 5"
+    limiter.learn([Window("requests", 100, 100)], 5.0)
+    assert not limiter.active
+
+
 def test_a_throttle_lowers_slots_and_rates_once_for_all_that_were_in_flight():
     limiter = Limiter("t", Limits(concurrency=10, requests_per_minute=60))
     assert limiter.throttled(5.0, started=4.0)
