@@ -488,3 +488,12 @@ def test_nobody_reads_ahead_where_nobody_was_told_to_or_nobody_is_behind():
     assert [call.standby for call in Hand([None], [], [], [], routes=standing_by()).calls] == [None]
     alone = Hand([None], [], routes=[route("a"), route("b", local=True, standby="warm")], prefill=True)
     assert [call.standby for call in alone.calls] == [None]
+
+
+def test_a_parked_retry_that_is_refused_leaves_the_retry_to_the_next_one_that_is_parked():
+    h = Hand(
+        [no(K.OVERLOADED), Refusal("circuit open", None)],
+        [no(K.OVERLOADED, retry_after_s=3.0), None],
+        retry=RetryPolicy(total=1),
+    )
+    assert (h.result, h.asked) == (None, "abb")
