@@ -66,6 +66,8 @@ def cost_sums(
     asked = frozenset(by) | frozenset(filters)
     table = next((name for name, keys in _TABLES.items() if asked <= keys), None)
     sums: _Found = {}
+    if "tag" in by and "tag" in filters:
+        table = None  # rows with that tag are shown under all of theirs, and the days know each tag by itself
     if table is None or ("day" in by and query.zone is not UTC):
         _add(sums, _rows(connection, query, by, numbers, query.since, query.until))
         return _named(connection, by, sums)
@@ -122,7 +124,7 @@ def _rows(
     until: float | None,
 ) -> Iterator[tuple[_Key, tuple[int, ...]]]:
     """The same from the rows themselves. A day is one of the query's zone."""
-    joined = " JOIN tag_of ON tag_of.tags = NEW.tags" if "tag" in by or "tag" in numbers else ""
+    joined = " JOIN tag_of ON tag_of.tags = NEW.tags" if "tag" in by else ""
     where, values = _conditions(numbers, "NEW.")
     where.append("NEW.state >= 2")
     for limit, sign in ((since, ">="), (until, "<")):
@@ -152,8 +154,9 @@ def _rows(
 
 
 def _conditions(numbers: dict[str, int], prefix: str = "") -> tuple[list[str], list[int]]:
-    columns = {name: "tag_of.tag" if prefix and name == "tag" else f"{prefix}{name}" for name in numbers}
-    return [f"{columns[name]} = ?" for name in numbers], list(numbers.values())
+    tagged = f"{prefix}tags IN (SELECT tags FROM tag_of WHERE tag = ?)"  # a row may have several
+    where = [tagged if prefix and name == "tag" else f"{prefix}{name} = ?" for name in numbers]
+    return where, list(numbers.values())
 
 
 def _add(into: _Found, found: Iterable[tuple[_Key, tuple[int, ...]]]) -> None:

@@ -269,7 +269,7 @@ def flow(
         error = yield call
         if hedger is not None:
             if type(error) is Late:
-                heat = yield from _hedged(execution, relay, hedger, turn, call, queue, clock)
+                heat = yield from _hedged(execution, relay, policy, hedger, turn, call, queue, parked, clock)
                 turn, call, error = heat.turn, heat.call, heat.error
                 route, granted, attempt = call.route, call.admission, call.attempt
                 window = route.capabilities.context_window
@@ -377,10 +377,12 @@ def _late_s(call: Call, turn: _Turn, execution: Execution, relay: Relay, hedger:
 def _hedged(
     execution: Execution,
     relay: Relay,
+    policy: FlowPolicy,
     hedger: Hedger,
     turn: _Turn,
     call: Call,
     queue: deque[_Turn],
+    parked: list[_Turn],
     clock: Callable[[], float],
 ) -> Generator[Step, Report, _Heat]:
     """`call` is late: ask somebody beside it, and go on with who brings content first. The other one is cut off.
@@ -403,13 +405,13 @@ def _hedged(
             # It would have taken at least as long: without this its percentile would sink with every race that it lost.
             hedger.began(call.route.name, call.route.gate, streaming=call.request.streaming, seconds=now - left.started)
         yield _cut_off(other, now)
-        waits.tries -= 1
-        queue.appendleft(waits)  # nothing is wrong with it: if the winner breaks, it may go on
+        waits.not_before = now
+        parked.append(waits)  # nothing is wrong with it: if the winner breaks it may go on, and that is a retry
         failed = None
     else:
         error = report.error
         left.outcome, left.error, error.target = "failed", error, other.route.name
-        if other is call and error.disposition is Disposition.FAIL:
+        if other is call and _verdict(error, relay, policy) is Disposition.FAIL:
             yield _cut_off(second, now)  # the request itself is at fault
             return _Heat(turn, call, error)
         yield Settle(other.route, other.admission, _outcome(left, error, now), left, False)

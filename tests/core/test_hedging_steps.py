@@ -174,6 +174,7 @@ class World:
         earned: int = 0,
         says: str = "text",
         total: float = 600.0,
+        **policy: Any,
     ) -> None:
         self.routes = routes or [route(name) for name in names]
         self.now = 1000.0
@@ -191,7 +192,7 @@ class World:
         steps = flow(
             self.execution,
             Plan(tuple(self.routes)),
-            FlowPolicy(hedger=self.hedger),
+            FlowPolicy(hedger=self.hedger, **policy),
             self.relay,
             clock=lambda: self.now,
             chance=lambda: 0.5,
@@ -320,6 +321,18 @@ def test_a_second_that_fails_costs_the_first_nothing(kind):
     assert w.steps[3:] == ["race a b", "settle b: failed", "resume a", "settle a: answered"]
     assert w.execution.served_by.target == "a"
     assert w.execution.hedged.winner == "a"
+
+
+def test_a_refusal_that_is_routed_around_leaves_the_second_to_answer():
+    w = World("ab", race=lambda step: Lost(step.first, failing(K.POLICY)), route_around_policy=True)
+    assert w.result is None
+    assert w.execution.served_by.target == "b"
+
+
+@pytest.mark.parametrize("total", [0, 1, 2])
+def test_a_race_makes_no_more_requests_than_targets_and_retries(total):
+    w = World("ab", ends=lambda call: failing(K.STREAM_CUT), retry=RetryPolicy(total=total))
+    assert len(w.execution.attempts) == 2 + total
 
 
 def test_a_first_that_fails_leaves_the_second_to_answer():

@@ -117,6 +117,16 @@ def test_memory_and_sqlite_add_up_to_the_same(rows, asked):
                 assert report.total.attempts == sum(row.purpose is not Purpose.CACHE for row in passed)
 
 
+def test_rows_of_one_tag_are_shown_under_all_of_theirs(tmp_path):
+    memory = MemoryLedger()
+    with SQLiteLedger(tmp_path / "costs.db") as sqlite:
+        for ledger in (memory, sqlite):
+            ledger.record(entry(tags=("b", "a")))
+            ledger.record(entry())
+            assert [(line.name, line.attempts) for line in ledger.costs(tag="a").by("tag")] == [("a", 1), ("b", 1)]
+            assert ledger.costs(tag="a").total.attempts == 1
+
+
 def passes(row: LedgerEntry, given_: dict) -> bool:
     return all(
         row.at >= value if name == "since"

@@ -404,10 +404,11 @@ class _Simulation:
         left = Counter(attempt.target for attempt in tries if attempt.outcome in ("cancelled", "abandoned"))
         if any(not 0 <= count <= left[target] for target, count in unsent.items()):
             self._broken(number, f"{len(tries)} attempts in the journal, packets to {sent}")
-        # A connection that never came about carried no request: such a try may be made again, once, without counting.
-        refused = sum(packet.outcome == ErrorKind.CONNECT for packet in asked.packets)
-        most = len(self.vendors) + self.retries
-        if len(sent) - refused > most or len(sent) > most + 1:
+        # A connection that never came about carried no request: such a try may be made again, once at each target,
+        # without counting.
+        refusing = [packet.target for packet in asked.packets if packet.outcome == ErrorKind.CONNECT]
+        refused, most = len(refusing), len(self.vendors) + self.retries
+        if len(sent) - refused > most or len(sent) > most + len(set(refusing)):
             self._broken(number, f"{len(sent)} packets ({refused} refused) for {len(self.vendors)} targets")
         if any(attempt.ended is None or attempt.outcome == "running" for attempt in tries):
             self._broken(number, "an attempt was never settled")
