@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pluggy
@@ -33,6 +34,16 @@ LEFT_OUT = {
         "langchain_google_genai": "LangChain's Google class accepts google-genai<3 only",
     },
 }
+
+
+@pytest.fixture(autouse=True)
+def log_as_it_was() -> Iterator[None]:
+    """A test that turns the log on (`preset="development"` does) turns it on for itself only."""
+    log = logging.getLogger("llm_fallback")
+    level, handlers = log.level, list(log.handlers)
+    yield
+    log.setLevel(level)
+    log.handlers[:] = handlers
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

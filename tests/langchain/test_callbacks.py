@@ -469,8 +469,8 @@ async def test_a_caller_who_leaves_is_no_error(server: FaultServer, caplog: pyte
 def test_an_open_circuit_is_no_news_with_every_request(server: FaultServer, caplog: pytest.LogCaptureFixture) -> None:
     """Through an outage of an hour a log would hold nothing else."""
     model = FallbackChatModel(models=models_of(server, MIXED[0]), max_retries=0)
-    model.router.force_open(model.router.targets[0].name)
     with caplog.at_level(logging.WARNING, "llm_fallback"):
+        model.router.force_open(model.router.targets[0].name)
         for _ in range(3):
             assert model.invoke("Hello").response_metadata["fallback"]["used_fallback"]
     assert caplog.records == []
