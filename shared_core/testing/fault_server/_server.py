@@ -318,13 +318,13 @@ class FaultServer:
             self._accepted = 0
             self._changed.notify_all()
 
-    def wait_for(self, predicate: Callable[[FaultServer], bool], timeout: float = 2.0) -> None:
+    def wait_for(self, predicate: Callable[[FaultServer], bool], timeout: float = 10.0) -> None:
         """Block until `predicate(self)` holds; asked again whenever the log changes. Raises `TimeoutError`."""
         with self._changed:
             if not self._changed.wait_for(lambda: predicate(self), timeout):
                 raise TimeoutError(f"Still not so after {timeout} s. The log: {self!r}")
 
-    def wait_idle(self, timeout: float = 2.0) -> None:
+    def wait_idle(self, timeout: float = 10.0) -> None:
         """Block until no request is in flight. Raises `TimeoutError`."""
         self.wait_for(lambda server: server.in_flight == 0, timeout)
 
