@@ -288,7 +288,8 @@ def test_a_failover_in_the_middle_of_reading_goes_on_with_what_is_read(standing_
     def hosted(request):
         assert until(lambda: local.report().facts["serving"] == 1)
         begun = cpu_s(local.pid)
-        assert until(lambda: cpu_s(local.pid) > begun + 0.05)
+        # Time enough for some of it on a busy machine; on a quick one it may be all.
+        assert until(lambda: cpu_s(local.pid) > begun + 0.2 or local.report().facts["serving"] == 0)
         return ErrorKind.OVERLOADED
 
     router, local = standing_by(hosted, n_ctx=4096)
