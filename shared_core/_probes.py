@@ -35,6 +35,7 @@ from shared_core.errors import (
     ErrorKind,
     FallbackError,
     ProviderError,
+    is_number,
 )
 from shared_core.resilience.admission import Outcome, Refusal
 from shared_core.resilience.breaker import CircuitState
@@ -345,7 +346,7 @@ class Probes:
     def _apart(self, route: Route, timeout_s: float | None) -> tuple[Route, float]:
         """The target on a route of its own, whose limits are those of a check."""
         timeout = self._settings.timeout_s if timeout_s is None else timeout_s
-        if isinstance(timeout, bool) or not 0 < timeout < math.inf:
+        if not is_number(timeout, above=0):
             raise ConfigurationError(f"timeout_s must be a positive number of seconds, not {timeout!r}")
         known = self._routes.get(route.name)
         if known is not None and known[0] is route and known[1].timeouts.attempt == timeout:

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import difflib
 import enum
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,6 +69,7 @@ __all__ = [
     "StreamBroken",
     "UnknownOption",
     "UnknownProvider",
+    "is_number",
     "nearest",
     "quieted",
     "redact",
@@ -608,6 +610,18 @@ def quieted(error: Exception) -> Exception:
         else:
             link = None if link.__suppress_context__ else link.__context__
     return error
+
+
+def is_number(
+    value: Any, *, least: float = -math.inf, above: float = -math.inf, most: float = math.inf, whole: bool = False
+) -> bool:
+    """Whether an option is a finite number in that range: neither NaN, nor True, which Python counts as 1.
+
+    `least` and `most` belong to the range, `above` does not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)):
+        return False
+    return least <= value <= most and above < value < math.inf
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

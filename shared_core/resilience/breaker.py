@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from shared_core.errors import ConfigurationError
+from shared_core.errors import ConfigurationError, is_number
 
 __all__ = ["BreakerConfig", "CircuitBreaker", "CircuitState", "Permit", "Rejection", "Result"]
 
@@ -69,7 +69,7 @@ class BreakerConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0 or math.isinf(value):
+            if not is_number(value, above=0):
                 raise ConfigurationError(f"BreakerConfig.{f.name} must be a number > 0, not {value!r}")
         for name in ("consecutive_failures", "minimum_calls", "successes_to_close"):
             if not isinstance(getattr(self, name), int):
@@ -155,7 +155,7 @@ class CircuitBreaker:
         """What `acquire` would refuse with now, changing nothing; None when it would permit."""
         state = self._state
         if state is CircuitState.FORCED_OPEN:
-            return Rejection("circuit forced open", None)
+            return _FORCED
         if state is CircuitState.OPEN and now < self._open_until:
             return Rejection("circuit open", self._open_until)
         if state is CircuitState.HALF_OPEN and self._probe_expires is not None and now < self._probe_expires:

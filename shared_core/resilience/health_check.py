@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
-from shared_core.errors import ConfigurationError
+from shared_core.errors import ConfigurationError, is_number
 
 __all__ = ["HealthCheck", "How", "Standing", "next_check"]
 
@@ -52,13 +52,12 @@ class HealthCheck:
     def __post_init__(self) -> None:
         figures: dict[str, Any] = {"interval_s": self.interval_s, "timeout_s": self.timeout_s}
         for name, value in figures.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            if not is_number(value, above=0):
                 raise ConfigurationError(f"HealthCheck.{name} must be a positive number of seconds, not {value!r}")
-        jitter: Any = self.jitter
-        if isinstance(jitter, bool) or not isinstance(jitter, (int, float)) or not 0 <= jitter <= 1:
-            raise ConfigurationError(f"HealthCheck.jitter must be from 0 to 1, not {jitter!r}")
-        most: Any = self.max_tokens
-        if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        if not is_number(self.jitter, least=0, most=1):
+            raise ConfigurationError(f"HealthCheck.jitter must be from 0 to 1, not {self.jitter!r}")
+        most = self.max_tokens
+        if not is_number(most, least=1, whole=True):
             raise ConfigurationError(f"HealthCheck.max_tokens must be a whole number of at least 1, not {most!r}")
         if self.how not in get_args(How):
             raise ConfigurationError(f"HealthCheck.how must be one of {', '.join(get_args(How))}, not {self.how!r}")

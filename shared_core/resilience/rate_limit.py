@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from shared_core.chat.request import ChatRequest
-from shared_core.errors import ConfigurationError
+from shared_core.errors import ConfigurationError, is_number
 
 __all__ = ["NO_LIMITS", "Lease", "Limiter", "Limits", "Ticket", "Verdict", "Want", "Window", "gcra"]
 
@@ -68,13 +68,11 @@ class Limits:
     def __post_init__(self) -> None:
         for name in (*_RATES, "concurrency", "burst_s"):
             value = getattr(self, name)
-            if value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            if value is not None and not is_number(value, above=0):
                 raise ConfigurationError(f"Limits.{name} must be a number > 0, not {value!r}")
         for name, least in (("concurrency", 1), ("queue", 0)):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            if value is not None and not is_number(value, least=least, whole=True):
                 raise ConfigurationError(f"Limits.{name} must be a whole number >= {least}, not {value!r}")
         for name in ("adaptive", "learn"):
             if not isinstance(getattr(self, name), bool):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
-from shared_core.errors import ConfigurationError, ProviderError
+from shared_core.errors import ConfigurationError, ProviderError, is_number
 
 __all__ = ["RetryBudget", "RetryPolicy"]
 
@@ -41,7 +40,7 @@ class RetryPolicy:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0 or math.isinf(value):
+            if not is_number(value, least=0):
                 raise ConfigurationError(f"RetryPolicy.{f.name} must be a number >= 0, not {value!r}")
         for name in ("same_target", "total", "reasks", "transparent"):
             if not isinstance(getattr(self, name), int):

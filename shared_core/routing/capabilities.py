@@ -8,7 +8,7 @@ from typing import Literal
 
 from shared_core.chat.answer_tool import Unusual
 from shared_core.chat.request import Audio, ChatRequest, File, Image, Text, ToolResult
-from shared_core.errors import ConfigurationError
+from shared_core.errors import ConfigurationError, is_number
 
 __all__ = ["Capabilities", "best", "is_plain", "missing", "shared", "unusual"]
 
@@ -41,7 +41,7 @@ class Capabilities:
     def __post_init__(self) -> None:
         for name in ("context_window", "max_output"):
             value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            if value is not None and not is_number(value, least=1, whole=True):
                 raise ConfigurationError(f"Capabilities.{name} must be a positive number of tokens, not {value!r}")
         if self.continuation not in ("exact", "prefill", "instructed"):
             raise ConfigurationError(

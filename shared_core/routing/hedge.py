@@ -14,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
-from shared_core.errors import ConfigurationError
+from shared_core.errors import ConfigurationError, is_number
 from shared_core.routing.target import built
 
 __all__ = ["Hedge", "Hedged", "Hedger", "hedger_of"]
@@ -68,13 +68,13 @@ def _percent(after: Any) -> int | None:
     """What 'p95' means, None for a number of seconds."""
     if isinstance(after, str) and after[:1] == "p" and after[1:].isdigit() and 1 <= int(after[1:]) <= 99:
         return int(after[1:])
-    if isinstance(after, bool) or not isinstance(after, (int, float)) or not after > 0 or math.isinf(after):
+    if not is_number(after, above=0):
         raise ConfigurationError(f"Hedge.after must be 'p1' to 'p99' or a number of seconds > 0, not {after!r}")
     return None
 
 
 def _ranged(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or math.isinf(value):
+    if not is_number(value, least=low, most=high):
         raise ConfigurationError(f"Hedge.{name} must be a number from {low:g} to {high:g}, not {value!r}")
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from shared_core.errors import ConfigurationError, UnknownOption, nearest, redact
+from shared_core.errors import ConfigurationError, UnknownOption, is_number, nearest, redact
 from shared_core.resilience.deadline import Timeouts
 from shared_core.resilience.rate_limit import Limits
 from shared_core.resilience.retry import RetryPolicy
@@ -98,7 +97,7 @@ class Target:
         if not vendor or not rest:
             raise ConfigurationError(f"target {spec!r} must be 'provider:model', such as 'openai:gpt-5-mini'")
         share: Any = weight
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or not math.isfinite(share) or share < 0:
+        if not is_number(share, least=0):
             raise ConfigurationError(f"Target.weight must be a number >= 0, not {weight!r}")
         if tier not in (None, "fast", "standard", "best"):
             raise ConfigurationError(f"Target.tier must be 'fast', 'standard' or 'best', not {tier!r}")

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from shared_core._forks import after_fork
-from shared_core.errors import ConfigurationError, redact
+from shared_core.errors import ConfigurationError, is_number, redact
 from shared_core.telemetry._post import Undelivered, post
 from shared_core.telemetry.dispatch import EventKind, kinds_of
 from shared_core.telemetry.events import Event
@@ -318,11 +318,10 @@ class WebhookHook:
 
 
 def _check(name: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if name in ("attempts", "queue"):
-        if not number or not isinstance(value, int) or value < 1:
+        if not is_number(value, least=1, whole=True):
             raise ConfigurationError(f"WebhookHook.{name} must be a whole number of at least 1, not {value!r}")
-    elif not number or not 0 <= value < 86_400 or (value == 0 and name in ("timeout_s", "backoff_cap_s")):
+    elif not is_number(value, least=0) or value >= 86_400 or (value == 0 and name in ("timeout_s", "backoff_cap_s")):
         raise ConfigurationError(f"WebhookHook.{name} must be a number of seconds, not {value!r}")
 
 

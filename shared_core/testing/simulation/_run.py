@@ -17,7 +17,15 @@ from typing import Any, TypeVar
 
 from shared_core._inputs import as_request, option
 from shared_core.chat.events import Finished, Restarted, TextDelta
-from shared_core.errors import ConfigurationError, ErrorKind, FallbackError, ProviderError, UnknownOption, nearest
+from shared_core.errors import (
+    ConfigurationError,
+    ErrorKind,
+    FallbackError,
+    ProviderError,
+    UnknownOption,
+    is_number,
+    nearest,
+)
 from shared_core.resilience.breaker import CircuitState
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.router import Router, router_options
@@ -126,7 +134,7 @@ class _Simulation:
         name: str | None,
         options: Mapping[str, Any],
     ) -> None:
-        if not (seconds > 0 and math.isfinite(seconds)):
+        if not is_number(seconds, above=0):
             raise ConfigurationError(f"seconds must be a number > 0, not {seconds!r}")
         if on_event is not None and inspect.iscoroutinefunction(on_event):
             raise ConfigurationError("on_event must not be async here: it is called in the middle of the simulation")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from shared_core.chat.request import ChatRequest
-from shared_core.errors import ConfigurationError, ErrorKind
+from shared_core.errors import ConfigurationError, ErrorKind, is_number
 from shared_core.routing.price import Price
 
 __all__ = [
@@ -49,7 +48,7 @@ def _share(what: str, value: float) -> None:
 
 
 def _positive(what: str, value: float, *, zero: bool = False) -> None:
-    if not (value >= 0 if zero else value > 0) or math.isinf(value):
+    if not is_number(value, least=0) or (value == 0 and not zero):
         raise ConfigurationError(f"{what} must be a number {'>=' if zero else '>'} 0, not {value!r}")
 
 
