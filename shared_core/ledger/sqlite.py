@@ -657,33 +657,7 @@ class SQLiteLedger:
         if ticket.id is None:
             self._insert(connection, entry)
             return
-        usage, name = entry.usage, self._name
-        changed = connection.execute(
-            "UPDATE entries SET state = ?, purpose = ?, attempt = ?, model = ?, cost = ?, price = ?, input = ?, "
-            "cached = ?, cache_write = ?, output = ?, reasoning = ?, estimated = ?, latency = ?, first_token = ?, "
-            "outcome = ?, error = ?, response_id = ?, request_id = ? WHERE id = ? AND state < 2",
-            (
-                STATES[entry.status],
-                PURPOSES[entry.purpose],
-                entry.attempt,
-                name(connection, Kind.MODEL, entry.model),
-                entry.cost_nano,
-                name(connection, Kind.PRICE, entry.price_version),
-                usage.input_tokens,
-                usage.cached_tokens,
-                usage.cache_write_tokens,
-                usage.output_tokens,
-                usage.reasoning_tokens,
-                usage.estimated,
-                int(entry.latency_s * 1e6),
-                None if entry.first_token_s is None else int(entry.first_token_s * 1e6),
-                name(connection, Kind.OUTCOME, entry.outcome),
-                name(connection, Kind.ERROR, entry.error_kind),
-                entry.response_id,
-                entry.request_id,
-                ticket.id,
-            ),
-        ).rowcount
+        changed = connection.execute(_CLOSE, (*self._outcome(connection, entry), ticket.id)).rowcount
         if not changed:
             _log.error("row %d of %s was settled by somebody else", ticket.id, self.path)
             return
@@ -749,39 +723,45 @@ class SQLiteLedger:
                     notice = Exhausted(claim, reading) if share == EXHAUSTED else Crossed(claim, share, reading)
                     self._notices.append((draft.tell, notice))
 
-    def _insert(self, connection: sqlite3.Connection, entry: LedgerEntry, day: int | None = None) -> int:
+    def _outcome(self, connection: sqlite3.Connection, entry: LedgerEntry) -> tuple[Any, ...]:
+        """What is known of a row when its attempt is over, in the order of `_OUTCOME`."""
         usage, name = entry.usage, self._name
+        return (
+            STATES[entry.status],
+            PURPOSES[entry.purpose],
+            entry.attempt,
+            name(connection, Kind.MODEL, entry.model),
+            entry.cost_nano,
+            name(connection, Kind.PRICE, entry.price_version),
+            usage.input_tokens,
+            usage.cached_tokens,
+            usage.cache_write_tokens,
+            usage.output_tokens,
+            usage.reasoning_tokens,
+            usage.estimated,
+            int(entry.latency_s * 1e6),
+            None if entry.first_token_s is None else int(entry.first_token_s * 1e6),
+            name(connection, Kind.OUTCOME, entry.outcome),
+            name(connection, Kind.ERROR, entry.error_kind),
+            entry.response_id,
+            entry.request_id,
+        )
+
+    def _insert(self, connection: sqlite3.Connection, entry: LedgerEntry, day: int | None = None) -> int:
+        name = self._name
         row = connection.execute(
-            f"INSERT INTO entries ({', '.join(_COLUMNS[1:])}, owner, day) "
-            f"VALUES ({', '.join('?' * (len(_COLUMNS) + 1))}) RETURNING id",
+            _ADD,
             (
-                STATES[entry.status],
-                PURPOSES[entry.purpose],
+                *self._outcome(connection, entry),
                 entry.execution,
-                entry.attempt,
                 _micros(entry.at),
                 name(connection, Kind.TARGET, entry.target),
                 name(connection, Kind.PROVIDER, entry.provider),
-                name(connection, Kind.MODEL, entry.model),
                 entry.local,
                 name(connection, Kind.CHAIN, entry.chain),
                 name(connection, Kind.USER, entry.user),
                 self._tags(connection, entry.tags),
                 entry.bound_nano,
-                entry.cost_nano,
-                name(connection, Kind.PRICE, entry.price_version),
-                usage.input_tokens,
-                usage.cached_tokens,
-                usage.cache_write_tokens,
-                usage.output_tokens,
-                usage.reasoning_tokens,
-                usage.estimated,
-                int(entry.latency_s * 1e6),
-                None if entry.first_token_s is None else int(entry.first_token_s * 1e6),
-                name(connection, Kind.OUTCOME, entry.outcome),
-                name(connection, Kind.ERROR, entry.error_kind),
-                entry.response_id,
-                entry.request_id,
                 entry.corrects,
                 name(connection, Kind.REASON, entry.reason),
                 self._owner,
@@ -914,6 +894,19 @@ _COLUMNS = (
     "tags", "bound", "cost", "price", "input", "cached", "cache_write", "output", "reasoning", "estimated", "latency",
     "first_token", "outcome", "error", "response_id", "request_id", "corrects", "reason",
 )  # fmt: skip
+_OUTCOME = (
+    "state", "purpose", "attempt", "model", "cost", "price", "input", "cached", "cache_write", "output", "reasoning",
+    "estimated", "latency", "first_token", "outcome", "error", "response_id", "request_id",
+)  # fmt: skip
+_BEGUN = (
+    "execution", "at", "target", "provider", "local", "chain", "user", "tags", "bound", "corrects", "reason", "owner",
+    "day",
+)  # fmt: skip
+_CLOSE = f"UPDATE entries SET {', '.join(f'{name} = ?' for name in _OUTCOME)} WHERE id = ? AND state < 2"
+_ADD = (
+    f"INSERT INTO entries ({', '.join((*_OUTCOME, *_BEGUN))}) "
+    f"VALUES ({', '.join('?' * (len(_OUTCOME) + len(_BEGUN)))}) RETURNING id"
+)
 _STATUS = (EntryStatus.RESERVED, EntryStatus.DISPATCHED, EntryStatus.POSTED, EntryStatus.VOIDED, EntryStatus.UNKNOWN)
 _PURPOSE = tuple(Purpose)
 
