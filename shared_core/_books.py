@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from shared_core._clock import Clock
 from shared_core.chat.events import Finished, Usage
 from shared_core.chat.quick import quickly
-from shared_core.chat.request import ChatRequest
+from shared_core.chat.request import CHARS_PER_TOKEN, ChatRequest
 from shared_core.errors import FallbackError, InvalidOutput, ProviderError, Settlement
 from shared_core.ledger.entry import EntryStatus, Ledger, LedgerEntry, Purpose
 from shared_core.ledger.pricing import price_version
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Books"]
 
-_CHARS_PER_TOKEN = 4
 _ASSUMED_OUTPUT = 4096
 """Output tokens assumed for the bound of an attempt that set no limit and whose model's limit is unknown."""
 _NOTHING_USED = Usage()
@@ -341,5 +340,4 @@ def _failure(attempt: Attempt) -> str:
 
 def _estimate(request: ChatRequest, characters: int) -> Usage:
     """Tokens nobody reported: four characters each."""
-    said = sum(len(m.text) for m in request.messages)
-    return Usage(-(-said // _CHARS_PER_TOKEN), -(-characters // _CHARS_PER_TOKEN), estimated=True)
+    return Usage(-(-request.characters // CHARS_PER_TOKEN), -(-characters // CHARS_PER_TOKEN), estimated=True)

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from shared_core.errors import InvalidRequest, UnknownOption, nearest
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from shared_core.chat.events import Answer
 
 __all__ = [
+    "CHARS_PER_TOKEN",
     "AnswerCheck",
     "Audio",
     "ChatRequest",
@@ -419,6 +420,11 @@ class ChatRequest:
         return replace(self, messages=(*self.messages[:keep], *added), native=native, continues=continues)
 
     @property
+    def characters(self) -> int:
+        """Characters of all text of all messages, for estimates."""
+        return sum(len(m.text) for m in self.messages)
+
+    @property
     def prompt_text(self) -> str:
         """All text of all messages, for estimates."""
         return "\n".join(m.text for m in self.messages)
@@ -428,6 +434,9 @@ def _in_range(name: str, value: float | None, low: float, high: float) -> None:
     if value is not None and not low <= value <= high:  # also refuses NaN
         raise InvalidRequest(f"{name} must be between {low:g} and {high:g}, not {value}")
 
+
+CHARS_PER_TOKEN: Final = 4
+"""What a token is taken for where nobody has counted."""
 
 _TYPES = frozenset({"object", "array", "string", "number", "integer", "boolean", "null"})
 

@@ -27,6 +27,7 @@ from shared_core.ledger.analytics import (
     cost_report,
 )
 from shared_core.ledger.schema import MIGRATIONS, SUMS, Kind
+from shared_core.ledger.tally import add_sums
 
 __all__ = ["LedgerFile", "cost_sums"]
 
@@ -161,12 +162,7 @@ def _conditions(numbers: dict[str, int], prefix: str = "") -> tuple[list[str], l
 
 def _add(into: _Found, found: Iterable[tuple[_Key, tuple[int, ...]]]) -> None:
     for key, sums in found:
-        known = into.get(key)
-        if known is None:
-            into[key] = list(sums)
-        else:
-            for index, value in enumerate(sums):
-                known[index] += value
+        add_sums(into, key, sums)
 
 
 def _named(connection: sqlite3.Connection, by: tuple[str, ...], sums: _Found) -> list[tuple[tuple[str, ...], Sums]]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import product
+from typing import TypeVar
 
 from shared_core.ledger.analytics import QUARTER_S, SUMS, CostQuery, Sums, quarter_of
 from shared_core.ledger.entry import EntryStatus, LedgerEntry, Purpose
 
-__all__ = ["Tally", "sums_of"]
+__all__ = ["Tally", "add_sums", "sums_of"]
+
+_Name = TypeVar("_Name")
 
 _KEEP = 50_000
 """Sums kept apart by time; some 15 MB. With more, the older half of the past is kept as one."""
@@ -126,10 +129,7 @@ class Tally:
         """Keep the totals of the older half, but no longer when they were."""
         dated = sorted((key for key in self._cells if key[0] is not None), key=lambda key: key[0] or 0)
         for key in dated[: max(1, len(dated) // 2)]:
-            sums = self._cells.pop(key)
-            old = self._cells.setdefault((None, *key[1:]), [0] * _SIZE)
-            for index, value in enumerate(sums):
-                old[index] += value
+            add_sums(self._cells, (None, *key[1:]), self._cells.pop(key))
         # Users and tags without end are a caller's to bound; sums of the past that cannot be made fewer stay.
         self._keep = max(self._keep, 2 * (len(self._cells) - (len(dated) - len(dated) // 2)))
 
@@ -151,7 +151,7 @@ class Tally:
             if quarter in cut or not _within(quarter, low, high) or not _passes(query, key):
                 continue
             for name in keys(key, quarter):
-                _add(found, name, sums)
+                add_sums(found, name, sums)
         if cut:
             for entry in rows:
                 at = entry.at
@@ -164,11 +164,12 @@ class Tally:
                 if _passes(query, key):
                     added = sums_of(entry)
                     for name in keys(key, quarter):
-                        _add(found, name, added)
+                        add_sums(found, name, added)
         return [(name, tuple(sums)) for name, sums in found.items()]
 
 
-def _add(found: dict[tuple[str, ...], list[int]], name: tuple[str, ...], sums: Sequence[int]) -> None:
+def add_sums(found: dict[_Name, list[int]], name: _Name, sums: Sequence[int]) -> None:
+    """Add `sums` to those of that name."""
     into = found.get(name)
     if into is None:
         found[name] = list(sums)

@@ -19,7 +19,7 @@ from shared_core.chat.events import ChatEvent
 from shared_core.chat.request import ChatRequest, Origin
 from shared_core.errors import ErrorKind, MissingDependency, ProviderError, redact
 from shared_core.providers import transport
-from shared_core.providers.classify import classify_body, classify_error, timeout_error
+from shared_core.providers.classify import classify_error, timeout_error
 from shared_core.providers.waits import windows
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.capabilities import Capabilities
@@ -409,9 +409,6 @@ class SdkProvider:
         kind = str(response.headers.get("content-type", "")).partition(";")[0].strip().lower()
         if kind and kind != "text/event-stream":
             raise malformed(f"expected an event stream, got {kind}", **_of(response))
-
-    def _body_error(self, body: Any, response: Any = None) -> ProviderError:
-        return classify_body(self.name, None, body, getattr(response, "headers", None), response=response)
 
     def close(self) -> None:
         """Free sockets, from any thread; idempotent. A later call opens new ones."""

@@ -282,6 +282,12 @@ class Gate:
             self.limiter.return_unused(lease, now)
         return refusal
 
+    def _close(self, admission: Admission) -> None:
+        if admission.settled:
+            raise RuntimeError(f"admission to {self._name!r} settled twice")
+        admission.settled = True
+        self.health.in_flight -= 1
+
     def withdraw(self, admission: Admission, now: float) -> None:
         """Nothing was sent under it after all: everything it took goes back, and nobody learns anything.
 
@@ -289,10 +295,7 @@ class Gate:
             RuntimeError: the admission was settled before, which is a bug in the caller.
         """
         with self._lock:
-            if admission.settled:
-                raise RuntimeError(f"admission to {self._name!r} settled twice")
-            admission.settled = True
-            self.health.in_flight -= 1
+            self._close(admission)
             self.health.calls -= 1
             self.breaker.report(admission.permit, Result.NEUTRAL, now)
             if admission.claim is not None:
@@ -392,10 +395,7 @@ class Gate:
             RuntimeError: the admission was settled before, which is a bug in the caller.
         """
         with self._lock:
-            if admission.settled:
-                raise RuntimeError(f"admission to {self._name!r} settled twice")
-            admission.settled = True
-            self.health.in_flight -= 1
+            self._close(admission)
             if outcome.probe is not None:
                 self.health.calls -= 1  # a health check is no call
             if admission.lease is not None:

@@ -14,12 +14,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from shared_core.chat.request import ChatRequest
+from shared_core.chat.request import CHARS_PER_TOKEN, ChatRequest
 from shared_core.errors import ConfigurationError, is_number
 
 __all__ = ["NO_LIMITS", "Lease", "Limiter", "Limits", "Ticket", "Verdict", "Want", "Window", "gcra"]
 
-_CHARS_PER_TOKEN = 4
 _FIRST_GUESS = 1_000.0
 """Output tokens expected of an answer without a limit of its own, until answers have been seen."""
 _LEARNING = 0.2
@@ -271,9 +270,8 @@ class Limiter:
         """What a request will take: four characters a token, and the output it allows or that is usual here."""
         if request is None:
             return Want()
-        said = sum(len(m.text) for m in request.messages)
         most = request.max_tokens
-        return Want(-(-said // _CHARS_PER_TOKEN), int(self._mean_output) if most is None else most)
+        return Want(-(-request.characters // CHARS_PER_TOKEN), int(self._mean_output) if most is None else most)
 
     def peek(self, now: float, want: Want | None = None) -> Verdict | None:
         """Why a newcomer may not start now; None when it may. Changes nothing."""

@@ -7,14 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, TypeVar, get_args
 
-from shared_core.chat.request import COMPLEXITIES, Audio, ChatRequest, Complexity, File, Image, Message, ToolResult
+from shared_core.chat.request import (
+    CHARS_PER_TOKEN,
+    COMPLEXITIES,
+    Audio,
+    ChatRequest,
+    Complexity,
+    File,
+    Image,
+    Message,
+    ToolResult,
+)
 from shared_core.errors import ConfigurationError, nearest
 
 __all__ = ["Complexity", "Features", "Judgement", "checked", "estimate", "features_of", "judged", "tiered"]
 
 Level = Literal["simple", "medium", "complex"]
 
-_CHARS_PER_TOKEN: Final = 4
 _FIRST: Final = 3_000
 """Characters at the beginning of the last question that are searched for words, so that the cost does not grow with
 what is pasted in."""
@@ -145,17 +154,16 @@ def features_of(request: ChatRequest) -> Features:
     looked_at = question[:_FIRST] + question[max(_FIRST, len(question) - _LAST) :]
     lowered = looked_at.lower()
     words = set(_WORD.findall(lowered))
-    media = results = turns = characters = 0
+    media = results = turns = 0
     for message in request.messages:
         turns += message.role in ("user", "assistant")
         for part in message.parts:
             kind = type(part)
             results += kind is ToolResult
             media += kind in (Image, File, Audio)
-        characters += len(message.text)
     return Features(
-        question_tokens=len(question) // _CHARS_PER_TOKEN,
-        all_tokens=characters // _CHARS_PER_TOKEN,
+        question_tokens=len(question) // CHARS_PER_TOKEN,
+        all_tokens=request.characters // CHARS_PER_TOKEN,
         turns=turns,
         tools=len(request.tools),
         tool_results=results,

@@ -27,8 +27,8 @@ from shared_core.routing.target import Target
 
 __all__ = ["Plan", "Route", "plan"]
 
-CHARS_PER_TOKEN = 6
-"""Deliberately generous: a target is only excluded for its window when the request cannot possibly fit."""
+_AT_MOST_PER_TOKEN = 6
+"""Characters. Deliberately generous: a target is only excluded for its window when the request cannot possibly fit."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -211,7 +211,7 @@ def plan(
     model = request.model
     if not bound or any(model in (route.name, route.target.model) for route in routes):
         model = None  # it names a target
-    least = sum(len(m.text) for m in request.messages) // CHARS_PER_TOKEN
+    least = request.characters // _AT_MOST_PER_TOKEN
     for route in routes:
         if not route.target.enabled:
             excluded.append((route.name, "disabled"))

@@ -156,7 +156,7 @@ def _shape(request: ChatRequest, complexity: Judgement | None) -> dict[str, Any]
     output, choice, limits = request.output, request.tool_choice, request.constraints
     judged = complexity is not None and complexity.asked == "auto"
     return {
-        "chars": sum(len(message.text) for message in request.messages),
+        "chars": request.characters,
         "kinds": sorted(kinds - {""}),
         "tools": len(request.tools),
         "tool_choice": choice if choice in (None, "auto", "any", "none") else "tool",

@@ -11,7 +11,7 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final, NamedTuple, Protocol
 
 from shared_core.chat.events import Usage
-from shared_core.chat.request import ChatRequest, user
+from shared_core.chat.request import CHARS_PER_TOKEN, ChatRequest, user
 from shared_core.errors import ConfigurationError, nearest
 from shared_core.resilience.health import Pace, TargetHealth
 from shared_core.routing.price import NANO, Price
@@ -29,7 +29,6 @@ __all__ = [
     "strategy_named",
 ]
 
-_CHARS_PER_TOKEN: Final = 4
 EXPECTED_OUTPUT: Final = 400
 """Tokens an answer is taken to have when costs are compared, unless `max_tokens` allows fewer."""
 MEASURED: Final = 3
@@ -245,7 +244,7 @@ def cost(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[Targe
 
 def dearness(request: ChatRequest) -> Callable[[TargetView], float]:
     """What `request` may be expected to cost with the target of a view, in nano-dollars; infinite where unknown."""
-    told = sum(len(message.text) for message in request.messages) // _CHARS_PER_TOKEN
+    told = request.characters // CHARS_PER_TOKEN
     said = min(request.max_tokens or EXPECTED_OUTPUT, EXPECTED_OUTPUT)
     usage = Usage(told, said)
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from shared_core._inputs import as_request, option
 from shared_core.chat.events import Finished, Restarted, TextDelta
+from shared_core.chat.request import CHARS_PER_TOKEN
 from shared_core.errors import (
     ConfigurationError,
     ErrorKind,
@@ -51,7 +52,6 @@ _LATE_S = 0.001
 """How much later than its deadline a request may end."""
 _PATIENCE_S = 3600.0
 """How long after the last request began a policy without a deadline may take to end."""
-_CHARS_PER_TOKEN = 4
 _TOLD_FIRST = (("abandoned", "cancelled"), ("failed", "cancelled"))
 """How a request had ended when its caller cancelled what was left to be done."""
 _AWAITS, _FEW_AWAITS = 12, 4
@@ -151,7 +151,7 @@ class _Simulation:
         self.circuits: list[Circuit] = []
         self.broken: list[str] = []
         self.bug: BaseException | None = None
-        tokens = -(-len(request.prompt_text) // _CHARS_PER_TOKEN)
+        tokens = -(-len(request.prompt_text) // CHARS_PER_TOKEN)
         by_target = _placed(targets, self.happenings)
         self.vendors = [
             SimVendor(
