@@ -58,8 +58,8 @@ class Witness(BaseCallbackHandler):
 
 
 async def soon(holds: Callable[[], Any]) -> None:
-    """Wait until `holds()`, or 5 s: LangChain tells some things from tasks and threads that nobody can wait for."""
-    for _ in range(5000):
+    """Wait until `holds()`, or 10 s: LangChain tells some things from tasks and threads that nobody can wait for."""
+    for _ in range(10_000):
         if holds():
             return
         await asyncio.sleep(0.001)
@@ -266,8 +266,7 @@ async def test_a_second_cancellation_does_not_keep_the_first_from_ending_the_run
         await asyncio.sleep(0)
     with pytest.raises(asyncio.CancelledError):
         await task
-    for _ in range(20):
-        await asyncio.sleep(0.001)
+    await soon(lambda: witness.closed)
     assert witness.closed == witness.started != []
 
 
