@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -65,10 +66,17 @@ def no(kind=K.TRANSIENT, **fields):
     return ProviderError.of(kind, f"scripted {kind}", **fields)
 
 
+class InLine(NamedTuple):
+    """The next attempt waits in its target's line for so long."""
+
+    seconds: float
+
+
 class Hand:
     """Performs the steps in place of a driver. `scripts` says per target what comes of each turn, in order.
 
-    A turn is a `Refusal`, or how a call ends (None is a whole answer), or `(seconds, text, how it ends)`.
+    A turn is a `Refusal`, or how a call ends (None is a whole answer), or `(seconds, text, how it ends)`. Before it,
+    `InLine` says how long the target's line is.
     """
 
     def __init__(self, *scripts, routes=None, request=STREAM, total=600.0, chance=0.5, **policy):
@@ -101,7 +109,13 @@ class Hand:
         name = step.route.name
         match step:
             case Admit():
-                self.steps.append(("admit", name, step.lease_s))
+                assert step.request is self.journal.request
+                if isinstance(self.left[name][0], InLine):
+                    self.steps.append(("line", name, step.lease_s, step.wait_s))
+                    self.now += self.left[name].pop(0).seconds
+                else:
+                    assert step.wait_s == 0.0, "it waits in no line that it was not told of"
+                    self.steps.append(("admit", name, step.lease_s))
                 if isinstance(self.left[name][0], Refusal):
                     return self.left[name].pop(0)
                 self.admission = Admission(Permit(0), self.now)
@@ -304,6 +318,122 @@ def test_a_parked_target_refused_again_at_its_time_is_parked_again():
     h = Hand([*again, None])
     assert h.waits == [("a", 5.0), ("a", 4.0)]
     assert h.journal.waited_s == 9.0
+
+
+# ── lines ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+FULL = Refusal("no slot is free", START + 15.0, waits=True, line=True)
+GUESSED = Refusal("no slot is free", None, waits=True, line=True)
+
+
+@pytest.mark.parametrize("full", [FULL, GUESSED])
+def test_a_place_in_line_is_no_wait_of_ours_and_what_it_took_is_gone_from_the_time_that_is_left(full):
+    h = Hand([full, InLine(5.0), (1.0, "Hi", None)], [(2.0, "", no(K.NOT_FOUND))], total=20.0)
+    assert h.result is None
+    assert h.steps == [
+        ("admit", "a", 20.0),
+        *[("admit", "b", 20.0), ("call", "b"), ("settle", "b", False)],
+        *[("line", "a", 18.0, 18.0), ("call", "a"), ("settle", "a", False)],
+    ]
+    call = h.calls[1]
+    assert (call.first_s, call.deadline) == (13.0, START + 20), "7 of 20 seconds have gone by"
+    assert call.attempt.started == START + 7, "the target's time begins when its turn has come"
+    assert (h.journal.waited_s, call.attempt.retry) == (5.0, False)
+    assert h.settled[1].outcome == Outcome(None, latency_s=1.0, first_token_s=1.0)
+    assert h.journal.skips == [Skip("a", full.reason, full.retry_at)]
+
+
+def test_what_a_line_took_is_added_to_what_was_waited_before():
+    h = Hand([no(), FULL, InLine(5.0), None], retry=RetryPolicy(total=1))
+    assert h.steps == [
+        *[("admit", "a", 600.0), ("call", "a"), ("settle", "a", True), ("wait", "a", 0.25)],
+        ("admit", "a", 599.75),
+        *[("line", "a", 599.75, 599.75), ("call", "a"), ("settle", "a", False)],
+    ]
+    assert h.journal.waited_s == 5.25
+
+
+def test_a_whole_answers_lease_is_no_longer_for_a_place_in_line():
+    h = Hand([FULL, InLine(5.0), None], request=WHOLE)
+    assert h.steps[1] == ("line", "a", 120.0, 600.0)
+
+
+def test_who_is_refused_at_the_end_of_a_line_waits_in_it_again_only_when_told_so():
+    h = Hand([FULL, InLine(5.0), GUESSED, InLine(3.0), None])
+    assert [s for s in h.steps if s[0] == "line"] == [("line", "a", 600.0, 600.0), ("line", "a", 595.0, 595.0)]
+    assert (h.journal.waited_s, h.result) == (8.0, None)
+    parked = Refusal("parked", START + 50.0, waits=True)
+    h = Hand([FULL, InLine(5.0), parked, None])
+    assert h.steps[1:3] == [("line", "a", 600.0, 600.0), ("wait", "a", 45.0)]
+    assert h.steps[3] == ("admit", "a", 550.0), "this time it has waited by itself, in no line"
+    assert (h.journal.waited_s, h.result) == (50.0, None)
+
+
+def test_of_two_lines_the_one_that_is_said_to_move_first_is_joined_and_one_nobody_knows_about_now():
+    sooner = FULL._replace(retry_at=START + 14.0)
+    h = Hand([FULL, None], [sooner, InLine(1.0), None])
+    assert h.asked == "b"
+    h = Hand([FULL, None], [(1.0, "", no(K.NOT_FOUND))], [GUESSED, InLine(1.0), None])
+    assert h.asked == "bc"
+    h = Hand([Refusal("parked", START, waits=True), None], [GUESSED, None])
+    assert h.asked == "a", "its own moment, no earlier one"
+
+
+def test_one_retry_is_one_however_often_its_target_has_no_room():
+    """Overloaded, then twice without room: one retry is taken for all of it, and it is not given to somebody else."""
+    h = Hand(
+        [no(K.OVERLOADED), FULL, InLine(1.0), FULL, InLine(1.0), None], [no(K.NOT_FOUND)], retry=RetryPolicy(total=1)
+    )
+    assert (h.asked, h.result) == ("aba", None)
+    assert [a.retry for a in h.journal.attempts] == [False, False, True]
+    again = [no(K.OVERLOADED), FULL, InLine(1.0), no(), None]
+    h = Hand(again, [no(K.NOT_FOUND)], retry=RetryPolicy(total=1))
+    assert h.asked == "aba", "the one retry is used up"
+
+
+@pytest.mark.parametrize(("total", "asked"), [(1, "abb"), (2, "abbb"), (3, "abbbb")])
+def test_a_retry_whose_target_turns_it_away_at_the_end_of_its_line_goes_back_once(total, asked):
+    gone = Refusal("circuit open", None)
+    stubborn = route("b", retry=RetryPolicy(same_target=9))
+    h = Hand(
+        [no(K.OVERLOADED), FULL, InLine(1.0), gone],
+        [no(K.OVERLOADED, retry_after_s=60.0)] * 9,
+        routes=[route("a"), stubborn],
+        retry=RetryPolicy(total=total),
+    )
+    assert h.asked == asked
+
+
+@pytest.mark.parametrize(("total", "asked"), [(0, "bc"), (1, "bcb")])
+def test_a_refusal_before_the_first_try_neither_costs_a_retry_nor_brings_one(total, asked):
+    gone = Refusal("circuit open", None)
+    h = Hand([gone], [no(K.OVERLOADED), None], [no(K.NOT_FOUND)], retry=RetryPolicy(total=total))
+    assert h.asked == asked
+
+
+# ── requests that never left ─────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_try_that_never_left_counts_for_nothing_but_shows_as_a_retry_in_the_journal():
+    patient = route("a", retry=RetryPolicy(transparent=2, same_target=1))
+    h = Hand([no(K.CONNECT), no(K.CONNECT), no(), None], routes=[patient], retry=RetryPolicy(total=1))
+    assert [a.retry for a in h.journal.attempts] == [False, True, True, True]
+    assert h.waits == [("a", 0.25)], "it waits for its one retry alone, as before a first"
+    assert [s.will_retry for s in h.settled] == [True, True, True, False]
+
+
+def test_who_could_not_be_reached_once_more_is_left_without_a_retry():
+    h = Hand([no(K.CONNECT), no(K.CONNECT)], [None], retry=RetryPolicy(total=9))
+    assert (h.asked, h.waits) == ("aab", [])
+    refused = Hand([no(K.CONNECT, status=502), None], [], retry=RetryPolicy(total=9))
+    assert (refused.asked, refused.waits) == ("aa", [("a", 0.25)]), "somebody has looked at it: that is a try"
+    none = route("a", retry=RetryPolicy(transparent=0))
+    assert Hand([no(K.CONNECT), None], [], routes=[none, route("b")]).waits == [("a", 0.25)]
+
+
+def test_a_continuation_that_never_left_leaves_one_seam():
+    h = Hand([CUT], [no(K.CONNECT), (0.0, " breaker", None)])
+    assert (h.asked, h.journal.seams) == ("abb", [7])
 
 
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
