@@ -594,5 +594,4 @@ def _unfinished(delivered: int) -> ProviderError:
 
 
 def _timed_out(guard: Guard) -> ProviderError:
-    what = "the stream fell silent" if guard.which == "idle" else f"no {guard.which} in time"
-    return ProviderError.of(ErrorKind.TIMEOUT, what)
+    return ProviderError.of(ErrorKind.TIMEOUT, guard.ran_out())

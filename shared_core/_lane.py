@@ -100,7 +100,7 @@ def _read(
             except queue.Empty:
                 if not guard.expired:
                     continue
-                raise ProviderError.of(ErrorKind.TIMEOUT, f"no {guard.which} in time") from None
+                raise ProviderError.of(ErrorKind.TIMEOUT, guard.ran_out()) from None
             yield from items
             if error is not None:
                 raise error

@@ -414,7 +414,10 @@ _LIMIT_TEXT = {
 
 def timeout_error(which: str, seconds: float, *, cause: BaseException | None = None) -> ProviderError:
     """The error for a limit of ours that ran out, named in our words: 'no first token within 30 s'."""
-    text = _LIMIT_TEXT.get(which, "{s:g} s ran out").format(s=round(seconds, 2))
+    if which == "deadline" and seconds <= 0:  # loading an SDK, or waiting for a turn, took all there was
+        text = "the deadline of the call had run out when this attempt began"
+    else:
+        text = _LIMIT_TEXT.get(which, "{s:g} s ran out").format(s=round(seconds, 2))
     error = ProviderError.of(K.TIMEOUT, text, code=which.replace(" ", "_"))
     error.__cause__ = cause
     return error

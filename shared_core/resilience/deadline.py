@@ -14,6 +14,13 @@ __all__ = ["Guard", "Limit", "Timeouts"]
 
 Limit = Literal["first token", "idle", "whole answer", "deadline"]
 
+_RAN_OUT: dict[Limit, str] = {
+    "first token": "no first token in time",
+    "idle": "the stream fell silent",
+    "whole answer": "no whole answer in time",
+    "deadline": "the deadline of the call ran out",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
@@ -127,6 +134,10 @@ class Guard:
     def expired(self) -> bool:
         """Whether the current limit has run out."""
         return self._clock() >= self.at
+
+    def ran_out(self) -> str:
+        """What an error says when the current limit has run out."""
+        return _RAN_OUT[self.which]
 
     def __repr__(self) -> str:
         return f"Guard({self.which} in {self.remaining():.3f} s)"

@@ -11,6 +11,7 @@ import pytest
 from shared_core.errors import RULES, Disposition, ErrorKind, ProviderError
 from shared_core.providers.classify import classify_body, classify_error, timeout_error
 from shared_core.providers.error_table import CODES, GENERIC, STATUS, TEXTS
+from shared_core.resilience.deadline import Guard
 
 K = ErrorKind
 
@@ -511,6 +512,22 @@ def test_a_provider_error_inside_is_handed_out_as_it_is() -> None:
 def test_a_limit_of_ours_is_told_in_our_words() -> None:
     assert timeout_error("first token", 30.0).message == "no first token within 30 s"
     assert timeout_error("idle", 20.0).kind is K.TIMEOUT
+    assert timeout_error("deadline", 2.0).message == "the deadline of the call ran out after 2 s of this attempt"
+    assert timeout_error("deadline", -3.1).message == "the deadline of the call had run out when this attempt began"
+
+
+def test_a_limit_that_ran_out_is_told_as_what_it_was() -> None:
+    def said(**limits: float) -> str:
+        guard = Guard(lambda: 10.0, streaming=streaming, **limits)
+        guard.touch()
+        return guard.ran_out()
+
+    streaming = True
+    assert Guard(lambda: 10.0, streaming=True, first_s=5).ran_out() == "no first token in time"
+    assert said(first_s=5, idle_s=3) == "the stream fell silent"
+    assert said(deadline=1.0) == "the deadline of the call ran out"
+    streaming = False
+    assert said(first_s=5) == "no whole answer in time"
 
 
 def raised_in(module: str, statement: str) -> Exception:

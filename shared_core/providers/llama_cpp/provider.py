@@ -541,9 +541,7 @@ class _Reading:
 
     def out_of_time(self) -> ProviderError:
         """The guard has run out."""
-        which = self._guard.which
-        said = "the stream fell silent" if which == "idle" else f"no {which} in time"
-        error = ProviderError.of(ErrorKind.TIMEOUT, f"the local model: {said}")
+        error = ProviderError.of(ErrorKind.TIMEOUT, f"the local model: {self._guard.ran_out()}")
         error.after_output = self._content
         return error
 
