@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from shared_core.chat.quick import varied
 from shared_core.errors import InvalidRequest, UnknownOption, nearest
 
 if TYPE_CHECKING:
@@ -406,7 +407,7 @@ class ChatRequest:
 
     def replace(self, **changes: Any) -> ChatRequest:
         """A variant of this request."""
-        return replace(self, **changes)
+        return _varied(self, changes) if type(self) is ChatRequest else replace(self, **changes)
 
     def extended(self, *added: Message, keep: int | None = None, continues: bool = False) -> ChatRequest:
         """This request with more messages behind its own, of which the first `keep` stay (all when left out).
@@ -417,7 +418,7 @@ class ChatRequest:
         if native is not None:
             own = native.messages if keep is None else native.messages[:keep]
             native = replace(native, messages=own, added=added)
-        return replace(self, messages=(*self.messages[:keep], *added), native=native, continues=continues)
+        return self.replace(messages=(*self.messages[:keep], *added), native=native, continues=continues)
 
     @property
     def characters(self) -> int:
@@ -428,6 +429,9 @@ class ChatRequest:
     def prompt_text(self) -> str:
         """All text of all messages, for estimates."""
         return "\n".join(m.text for m in self.messages)
+
+
+_varied = varied(ChatRequest)
 
 
 def _in_range(name: str, value: float | None, low: float, high: float) -> None:

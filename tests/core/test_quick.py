@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError, dataclass, field, fields
+from dataclasses import FrozenInstanceError, dataclass, field, fields, replace
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from shared_core import ChatRequest, user
 from shared_core.chat.events import Finished, Usage
-from shared_core.chat.quick import quickly
+from shared_core.chat.quick import quickly, varied
 from shared_core.errors import InvalidRequest
 from shared_core.ledger.entry import EntryStatus, LedgerEntry
 from shared_core.routing.planner import Plan
@@ -60,3 +60,30 @@ def test_what_the_class_refuses_is_refused() -> None:
         quickly(Sample)()  # type: ignore[call-arg]
     with pytest.raises(TypeError):
         quickly(Sample)(1, e=2)  # type: ignore[call-arg]
+
+
+@given(st.fixed_dictionaries({}, optional={"a": st.integers(), "b": st.text(), "d": st.none() | st.integers()}))
+def test_a_variant_made_quickly_is_that_of_the_usual_way(changes: dict[str, Any]) -> None:
+    old = Sample(1, "x", [2], d=3)
+    made = varied(Sample)(old, changes)
+    assert type(made) is Sample
+    assert made == replace(old, **changes)
+    assert old == Sample(1, "x", [2], d=3)
+
+
+def test_a_variant_of_a_request_is_checked_and_knows_its_fields() -> None:
+    asked = ChatRequest((user("Hello"),), temperature=0.5)
+    for changes in ({"cache": "refresh"}, {"constraints": {"local_only": True}}, {"messages": (user("x"),), "seed": 1}):
+        assert told(asked.replace(**changes)) == told(replace(asked, **changes))
+    with pytest.raises(InvalidRequest, match="temperature"):
+        asked.replace(temperature=3)
+    with pytest.raises(TypeError, match="tempreature"):
+        asked.replace(tempreature=1)
+    assert asked.temperature == 0.5
+
+
+def test_a_variant_of_somebody_elses_kind_of_request_is_of_that_kind() -> None:
+    class Mine(ChatRequest):
+        pass
+
+    assert type(Mine((user("Hello"),)).replace(seed=1)) is Mine
