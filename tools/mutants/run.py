@@ -1,8 +1,9 @@
-"""Runs mutmut over the core in a copy, so that nothing of it is ever seen in the tree, and reads what it found."""
+"""Mutates the core in a copy, so that nothing of it is ever seen in the tree, runs the tests, and reads what came."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import shutil
@@ -20,18 +21,26 @@ __all__ = ["FILES", "MutantsFailed", "run"]
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRATCH = ROOT / ".build" / "mutants"
+LOOP = Path(__file__).with_name("loop.py")
+RESULTS = SCRATCH / "results.txt"
 
 FILES = (
+    "shared_core/resilience/admission.py",
+    "shared_core/resilience/bound.py",
     "shared_core/resilience/breaker.py",
+    "shared_core/resilience/budget.py",
+    "shared_core/resilience/drift.py",
     "shared_core/resilience/locks.py",
     "shared_core/resilience/rate_limit.py",
     "shared_core/resilience/retry.py",
+    "shared_core/resilience/windows.py",
     "shared_core/routing/chains.py",
     "shared_core/routing/complexity.py",
     "shared_core/routing/flow.py",
     "shared_core/routing/hedge.py",
     "shared_core/routing/planner.py",
     "shared_core/routing/reask.py",
+    "shared_core/routing/relay.py",
     "shared_core/routing/seam.py",
     "shared_core/routing/strategies.py",
 )
@@ -42,6 +51,8 @@ TESTS = tuple(
     f"tests/core/test_{name}.py"
     for name in (
         "breaker",
+        "budget",
+        "health",
         "retry",
         "admission",
         "rate_limit",
@@ -82,12 +93,11 @@ def run(files: Sequence[str] = FILES, *, children: int | None = None) -> list[Mu
 
 
 def _run(files: Sequence[str], children: int) -> list[Mutant]:
-    mutmut = Path(sys.executable).with_name("mutmut")
-    if not mutmut.exists():
+    if importlib.util.find_spec("mutmut") is None:
         raise MutantsFailed("mutmut is not installed here; it is in the stable world: make mutants")
-    command = [str(mutmut), "run", "--max-children", str(children)]
+    command = [sys.executable, "-P", str(LOOP), str(children)]
     started = time.monotonic()
-    log = SCRATCH / "mutmut.log"
+    log = SCRATCH / "loop.log"
     print(f"mutants: making them, and running the tests once without ({', '.join(files)})", flush=True)
     with log.open("wb") as out:
         # A session of its own, so that an interrupt ends the whole family through us.
@@ -103,10 +113,10 @@ def _run(files: Sequence[str], children: int) -> list[Mutant]:
                 os.killpg(process.pid, signal.SIGTERM)
             process.wait()
             raise
-    codes = {file: _exit_codes(file) for file in files}
+    codes = _exit_codes(files)
     if process.returncode or not all(codes.values()):
         end = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n")[-3000:]
-        raise MutantsFailed(f"mutmut ended with status {process.returncode}:\n{end}\nAll of it: {log}")
+        raise MutantsFailed(f"the loop ended with status {process.returncode}:\n{end}\nAll of it: {log}")
     return [_mutant(file, name, code) for file in files for name, code in codes[file].items()]
 
 
@@ -123,8 +133,6 @@ def _copy(files: Sequence[str]) -> None:
         "source_paths": list(files),
         "pytest_add_cli_args_test_selection": list(TESTS),
         "pytest_add_cli_args": ["-p", "no:logging", "-p", "no:cacheprovider"],  # a third of each run's time
-        "timeout_constant": 2.0,  # seconds, added to what the tests take without a mutant
-        "timeout_multiplier": 5.0,  # what then has not ended never will, and counts as killed; busy machines included
         "also_copy": ["shared_core", "tests"],
         "use_git_change_detection": False,
     }
@@ -138,18 +146,28 @@ def _env() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "HYPOTHESIS_"))}
 
 
-def _exit_codes(file: str) -> dict[str, int | None]:
-    """mutmut's own results: the exit status of each mutant's run, None before it."""
-    meta = SCRATCH / "mutants" / f"{file}.meta"
-    try:
-        found: dict[str, int | None] = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
-    except (OSError, ValueError):  # not written yet, or being written at this moment
-        return {}
+def _exit_codes(files: Sequence[str]) -> dict[str, dict[str, int | None]]:
+    """By file and mutant: the exit status of its run, None before it."""
+    ended: dict[str, int | None] = {}
+    with contextlib.suppress(OSError):  # nothing has ended yet
+        ended = {name: int(code) for name, code in (line.split() for line in _whole_lines(RESULTS.read_text("utf-8")))}
+    found: dict[str, dict[str, int | None]] = {}
+    for file in files:
+        meta = SCRATCH / "mutants" / f"{file}.meta"
+        try:
+            names = json.loads(meta.read_text(encoding="utf-8"))["exit_code_by_key"]
+        except (OSError, ValueError):  # not written yet, or being written at this moment
+            names = ()
+        found[file] = {name: ended.get(name) for name in names}
     return found
 
 
+def _whole_lines(text: str) -> list[str]:
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
 def _progress(files: Sequence[str], elapsed_s: float) -> str:
-    states = [status(code) for file in files for code in _exit_codes(file).values()]
+    states = [status(code) for codes in _exit_codes(files).values() for code in codes.values()]
     if (done := sum(state != "unknown" for state in states)) == 0:
         return f"mutants: making them, and running the tests once without, {elapsed_s:.0f} s"
     return f"mutants: {done} of {len(states)}, {states.count('survived')} survived, {elapsed_s:.0f} s"
