@@ -92,9 +92,9 @@ class Gated:
 
 
 def until(true: Any, what: str = "") -> None:
-    """Wait until `true()` is, for at most ten seconds."""
+    """Wait until `true()` is, for at most thirty seconds."""
     pause = threading.Event()
-    for _ in range(5_000):
+    for _ in range(15_000):
         if true():
             return
         pause.wait(0.002)
@@ -103,7 +103,7 @@ def until(true: Any, what: str = "") -> None:
 
 async def auntil(true: Any, what: str = "") -> None:
     """The same in a task."""
-    for _ in range(5_000):
+    for _ in range(15_000):
         if true():
             return
         await asyncio.sleep(0.002)

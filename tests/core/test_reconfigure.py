@@ -26,6 +26,7 @@ from shared_core import (
 )
 from shared_core.routing.presets import PRESETS
 from shared_core.testing import ScriptedProvider, VirtualClock
+from tests.timing import LONG_S
 
 HI = ChatRequest((user("Hello"),))
 
@@ -110,7 +111,7 @@ def test_a_request_in_flight_ends_as_it_began():
 
     def wait(request: ChatRequest) -> object:
         inside.set()
-        assert go_on.wait(5)
+        assert go_on.wait(LONG_S)
         return ErrorKind.TRANSIENT
 
     slow = ScriptedProvider(wait, "late", name="slow")
@@ -118,10 +119,10 @@ def test_a_request_in_flight_ends_as_it_began():
     got: list[str | None] = []
     thread = threading.Thread(target=lambda: got.append(router.invoke(HI).target))
     thread.start()
-    assert inside.wait(5)
+    assert inside.wait(LONG_S)
     router.reconfigure(targets=[target("only")], retry=RetryPolicy(same_target=0, total=0), strategy="cost")
     go_on.set()
-    thread.join(5)
+    thread.join(LONG_S)
     assert got == ["slow"], "it was retried, as was said when it began, at a target that is there no more"
     assert router.invoke(HI).target == "only"
 

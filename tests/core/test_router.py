@@ -43,6 +43,7 @@ from shared_core import (
 )
 from shared_core.routing.price import FREE
 from shared_core.testing import Broken, ScriptedProvider, Silence, VirtualClock
+from tests.timing import LONG_S, auntil, timed, until
 
 from .conftest import REQUEST
 
@@ -202,8 +203,7 @@ async def test_cancelling_a_task_is_neutral_leaks_nothing_and_is_not_swallowed(s
         return await router.ainvoke("Hi")
 
     task = asyncio.create_task(call())
-    await asyncio.sleep(0.01)
-    assert provider.open == 1
+    await auntil(lambda: provider.open == 1)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -215,15 +215,15 @@ async def test_cancelling_a_task_is_neutral_leaks_nothing_and_is_not_swallowed(s
 
 async def test_a_silent_async_target_is_cancelled_at_its_limit_and_the_callers_task_is_not():
     provider = Hanging()
-    router = Router([provider, ScriptedProvider("one two", name="second")], timeouts=Timeouts(idle=0.03, attempt=0.03))
-    begun = time.monotonic()
+    silent = Target(provider=provider, name="first", timeouts=Timeouts(idle=0.03, attempt=0.03))
+    router = Router([silent, ScriptedProvider("one two", name="second")])
     assert (await router.ainvoke("Hi")).text == "one two"
     assert "".join([e.text async for e in router.astream("Hi") if isinstance(e, TextDelta)]) == "one two"
-    assert time.monotonic() - begun < 0.5
     assert asyncio.current_task().cancelling() == 0
     assert provider.open == 0
 
 
+@timed
 async def test_a_slow_reader_is_not_taken_for_a_silent_target():
     provider = ScriptedProvider("one two three")
     router = Router(provider, timeouts=Timeouts(idle=0.02, first_token=0.02))
@@ -268,7 +268,7 @@ class Blocking(ScriptedProvider):
         self.threads.append(threading.current_thread())
         yield Started()
         if self.script[0] == "hang":
-            self.gate.wait(5)
+            self.gate.wait(2 * LONG_S)
         if self.nap:
             time.sleep(self.nap)
         yield from super().stream(request, guard)
@@ -276,19 +276,23 @@ class Blocking(ScriptedProvider):
 
 def test_a_blocking_provider_runs_beside_the_caller_and_is_left_at_its_limit():
     hung = Blocking("hang", name="hung")
-    router = Router([hung, ScriptedProvider("ok", name="second")], timeouts=Timeouts(attempt=0.05, first_token=0.05))
+    first = Target(provider=hung, name="first", timeouts=Timeouts(attempt=0.05, first_token=0.05))
+    router = Router([first, ScriptedProvider("ok", name="second")])
     begun = time.monotonic()
     assert router.invoke("Hi").text == "ok"
     assert "".join(e.text for e in router.stream("Hi") if isinstance(e, TextDelta)) == "ok"
-    assert time.monotonic() - begun < 0.4
+    assert time.monotonic() - begun < LONG_S
     assert threading.current_thread() not in hung.threads
     assert router.last.attempts[0].error.kind is K.TIMEOUT
     hung.gate.set()
 
 
-def test_threads_are_used_again_and_keep_the_callers_context():
+def test_threads_are_used_again_and_keep_the_callers_context(monkeypatch):
     import contextvars
 
+    from shared_core import _lane
+
+    monkeypatch.setattr(_lane, "_idle", [])
     variable = contextvars.ContextVar("variable", default="unset")
     seen = []
 
@@ -302,7 +306,7 @@ def test_threads_are_used_again_and_keep_the_callers_context():
     variable.set("mine")
     for _ in range(5):
         assert router.invoke("Hi").text == "ok"
-        time.sleep(0.002)
+        until(lambda: _lane._idle)  # the thread goes back to the stock a moment after its answer has arrived
     assert seen == ["mine"] * 5
     assert len({t.ident for t in provider.threads}) <= 2
 
@@ -323,7 +327,7 @@ def test_at_half_open_twenty_threads_send_one_probe():
     class Slow(ScriptedProvider):
         def stream(self, request, guard):
             if self.calls >= 5:
-                release.wait(5)
+                release.wait(2 * LONG_S)
             yield from super().stream(request, guard)
 
     primary = Slow(*[K.TIMEOUT] * 5, "well again", name="a", clock=clock)
@@ -510,7 +514,7 @@ def test_an_answer_costs_its_tokens_and_a_refusal_nothing():
     assert answer.fallback["cost_usd"] == pytest.approx((10 * 1 + 3 * 2) / 1e6)
     assert [a["cost_usd"] for a in answer.fallback["attempts"]] == [0.0, pytest.approx(16e-6)]
     entries = router.ledger.entries()
-    assert [(e.target, e.status, e.cost_nano) for e in entries] == [("a", "void", 0), ("b", "posted", 16_000)]
+    assert [(e.target, e.status, e.cost_nano) for e in entries] == [("a", "voided", 0), ("b", "posted", 16_000)]
     assert router.costs().total_usd == pytest.approx(16e-6)
     assert "total" in str(router.costs())
     assert "16" in router.costs()._repr_html_()
@@ -647,13 +651,13 @@ def test_a_raising_or_hanging_observer_hurts_no_request(bad, caplog):
     def observer(event):
         if bad == "raise":
             raise RuntimeError("observer's own bug")
-        release.wait(5)
+        release.wait(2 * LONG_S)
 
     router = Router(ScriptedProvider("ok"), on_event=observer)
     begun = time.monotonic()
     for _ in range(20):
         assert router.invoke("Hi").text == "ok"
-    assert time.monotonic() - begun < 0.5
+    assert time.monotonic() - begun < LONG_S
     release.set()
     router.flush_events()
     router.close()
@@ -663,7 +667,7 @@ def test_observers_that_cannot_keep_up_lose_events_and_the_loss_is_counted():
     from shared_core.telemetry.dispatch import Dispatcher
 
     release = threading.Event()
-    dispatcher = Dispatcher([lambda e: release.wait(5)], capacity=3)
+    dispatcher = Dispatcher([lambda e: release.wait(LONG_S)], capacity=3)
     for _ in range(10):
         dispatcher.emit(RequestStarted("x", 0.0, (), "priority", False))
     assert dispatcher.dropped >= 6
@@ -772,14 +776,14 @@ def test_a_first_call_loads_its_provider_once_and_before_its_limit_starts():
 
 async def test_an_async_first_call_loads_in_a_thread_and_the_event_loop_goes_on():
     where = []
+    ticks = 0
 
     class Cold(ScriptedProvider):
         def load(self):
             where.append(threading.current_thread())
-            time.sleep(0.03)
+            until(lambda: ticks >= 3)
 
     router = Router(Cold("ok"))
-    ticks = 0
 
     async def tick():
         nonlocal ticks
@@ -793,7 +797,6 @@ async def test_an_async_first_call_loads_in_a_thread_and_the_event_loop_goes_on(
     ticking.cancel()
     assert len(where) == 1
     assert where[0] is not threading.main_thread()
-    assert ticks >= 3
 
 
 def test_an_answer_goes_back_into_the_conversation_as_its_own_origins():

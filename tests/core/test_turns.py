@@ -22,6 +22,7 @@ from shared_core import (
 )
 from shared_core.resilience.admission import Outcome
 from shared_core.testing import Fault, FaultServer, ScriptedProvider
+from tests.timing import LONG_S, timed
 
 # ── threads and tasks ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -160,12 +161,13 @@ def test_a_waiting_tasks_loop_that_is_closed_does_not_keep_the_turn():
     while gate.limiter.waiting < 2:
         threading.Event().wait(0.001)
     gate.settle(held, Outcome(), router._now())
-    thread.join(10)
+    thread.join(LONG_S)
     assert provider.order == ["next"]
     assert gate.limiter.in_flight == 0
     task._log_destroy_pending = False  # asyncio would say what this test is about
 
 
+@timed
 def test_a_caller_waits_for_a_slot_no_longer_than_its_deadline():
     router = Router(Target(provider=Busy(), name="busy", limits=Limits(concurrency=1)), timeouts=Timeouts(total=0.05))
     gate = router._fleet.routes[0].gate

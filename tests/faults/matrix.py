@@ -427,7 +427,7 @@ class _Sick:
             if self._place == "accept" and self._own is not None:
                 self._own.wait_for(lambda server: server.connections >= attempts)
             elif self._place == "request":
-                self._bench.server.wait_for(lambda _: (self.packets() or 0) >= attempts, 0.5)
+                self._bench.server.wait_for(lambda _: (self.packets() or 0) >= attempts)
         return self.packets()
 
     def close(self) -> None:

@@ -24,6 +24,7 @@ from shared_core.testing.fault_server import (
     overload,
     status,
 )
+from tests.timing import timed
 
 openai = pytest.importorskip("openai")
 anthropic = pytest.importorskip("anthropic")
@@ -66,17 +67,17 @@ def module_server() -> Iterator[FaultServer]:
 
 @cache
 def openai_client(url: str) -> Any:
-    return openai.OpenAI(base_url=url + "/v1", api_key="sk-test-0000-1234", max_retries=0, timeout=5)
+    return openai.OpenAI(base_url=url + "/v1", api_key="sk-test-0000-1234", max_retries=0, timeout=30)
 
 
 @cache
 def anthropic_client(url: str) -> Any:
-    return anthropic.Anthropic(base_url=url, api_key="k-test-1234", max_retries=0, timeout=5)
+    return anthropic.Anthropic(base_url=url, api_key="k-test-1234", max_retries=0, timeout=30)
 
 
 @cache
 def google_client(url: str) -> Any:
-    return genai.Client(api_key="AIza-test-1234", http_options=genai.types.HttpOptions(base_url=url, timeout=5000))
+    return genai.Client(api_key="AIza-test-1234", http_options=genai.types.HttpOptions(base_url=url, timeout=30_000))
 
 
 @pytest.fixture
@@ -501,6 +502,7 @@ def test_an_answer_without_choices_or_usage(server, wire, streamed):
         assert ASK[wire](server, streamed).text == ""
 
 
+@timed
 def test_a_read_timeout_leaves_a_trace(server):
     """A client that gives up on a hanging request is seen leaving."""
     server.script("*", hang())

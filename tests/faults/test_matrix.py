@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults import matrix, oracle
+from tests.timing import timed
 
 pytestmark = pytest.mark.provider
 
@@ -28,6 +29,7 @@ def _case(cell: matrix.Cell) -> object:
 
 
 @pytest.mark.parametrize("cell", [_case(cell) for cell in matrix.cells()])
+@timed
 def test_whole_or_honest(cell, bench):
     """Beside a healthy target the exact answer, once; without one a typed error that names every attempt."""
     assert matrix.run_cell(cell, bench).mismatches == ()

@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
@@ -355,7 +354,13 @@ def test_rows_of_many_callers_share_a_commit(tmp_path: Path) -> None:
             ledger.settle(ticket, entry(ticket.draft, 1))
 
         async def crowd() -> None:
-            await asyncio.gather(*(call(n) for n in range(200)))
+            ledger._gate.acquire()  # until all of them are in line, however slowly they come
+            try:
+                calls = asyncio.gather(*(call(n) for n in range(200)))
+                await asyncio.sleep(0)
+            finally:
+                ledger._gate.release()
+            await calls
 
         asyncio.run(crowd())
         ledger.flush()
@@ -405,18 +410,19 @@ def test_the_event_loop_goes_on_while_the_file_is_locked(tmp_path: Path) -> None
     with SQLiteLedger(path) as ledger:
         holder = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         holder.execute("BEGIN IMMEDIATE")
-        threading.Timer(0.3, lambda: holder.execute("COMMIT")).start()
 
         async def watch() -> int:
             waiting = asyncio.ensure_future(ledger.areserve(draft(), dispatch=True))
             turns = 0
             while not waiting.done():
                 turns += 1
+                if turns == 20:
+                    holder.execute("COMMIT")
                 await asyncio.sleep(0.005)
             assert isinstance(await waiting, Ticket)
             return turns
 
-        assert asyncio.run(watch()) >= 5
+        assert asyncio.run(watch()) >= 20
         holder.close()
 
 

@@ -28,6 +28,7 @@ from tests.llamaindex.world import (
     script_all,
     text_of,
 )
+from tests.timing import timed
 
 EACH = list(itertools.product(FACES, KINDS))
 
@@ -148,6 +149,7 @@ async def test_streams_return_at_once_and_send_nothing_until_read(server, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@timed
 async def test_the_event_loop_keeps_turning_while_a_model_is_slow(server, kind):
     """Eight slow calls at once take as long as one, and the loop ticks meanwhile."""
     script_all(server, Answer(CANONICAL, delay_s=0.15))
@@ -203,6 +205,7 @@ async def test_options_of_a_call_reach_the_wire(server):
     assert "top_p" not in body
 
 
+@timed
 async def test_a_timeout_is_the_deadline_of_the_whole_call(server):
     """Both targets hang; the call is over when its own time is."""
     script_all(server, "hang")

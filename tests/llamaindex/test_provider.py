@@ -65,6 +65,7 @@ from tests.llamaindex.world import (
     text_of,
     wrapped,
 )
+from tests.timing import timed
 
 
 def add(x: int, y: int = 1) -> int:
@@ -222,6 +223,7 @@ async def test_callers_messages_are_never_touched(face):
     assert messages == before
 
 
+@timed
 async def test_sync_only_llms_are_asked_in_a_thread():
     """LlamaIndex's CustomLLM would block the loop; ours ticks on."""
     llm = fallback_llm(None, [Slow()])  # type: ignore[arg-type]  # nothing goes over the wire
@@ -240,6 +242,7 @@ async def test_sync_only_llms_are_asked_in_a_thread():
     assert ticks > 10
 
 
+@timed
 def test_a_slow_llm_is_walked_away_from():
     """Sync calls cannot be interrupted; the caller does not wait for them."""
     llm = FallbackLLM([Slow(delay_s=1.0), canned(says("quick"))], timeouts={"attempt": 0.05}, retry={"total": 0})

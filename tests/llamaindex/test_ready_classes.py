@@ -43,6 +43,7 @@ from tests.llamaindex.world import (
     wrapped_claude,
     wrapped_gemini,
 )
+from tests.timing import timed
 
 MODELS = {"openai": PRIMARY, "anthropic": CLAUDE, "google": GEMINI}
 VENDORS = list(MODELS)
@@ -585,6 +586,7 @@ async def test_a_gemini_stream_that_ends_in_a_chunk_without_text_is_whole(server
 
 @pytest.mark.parametrize("face", CHAT)
 @pytest.mark.parametrize("vendor", VENDORS)
+@timed
 async def test_what_a_class_fetches_itself_does_not_block_the_loop(server, asked, vendor, face, monkeypatch):
     """Claude's and Gemini's classes fetch a picture where they stand; OpenAI fetches it itself."""
     fetched: list[str] = []

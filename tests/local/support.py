@@ -51,7 +51,7 @@ def alive(pid: int | None) -> bool:
         return False
 
 
-def gone(pid: int | None, within_s: float = 2.0) -> bool:
+def gone(pid: int | None, within_s: float = 30.0) -> bool:
     """Whether the process ends within so many seconds."""
     assert pid is not None
     until = time.monotonic() + within_s

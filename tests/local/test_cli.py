@@ -143,7 +143,7 @@ def test_the_command_is_installed_under_its_name_and_runs_as_a_module():
     assert getattr(importlib.import_module(module), function) is cli.main
     done = subprocess.run(
         [sys.executable, "-m", "shared_core", "models", "show", "tiny"],
-        cwd=ROOT, capture_output=True, text=True, timeout=30, check=True,
+        cwd=ROOT, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "llm-fallback tiny (toy)" in done.stdout
 
@@ -151,7 +151,7 @@ def test_the_command_is_installed_under_its_name_and_runs_as_a_module():
 def test_a_reader_who_has_read_enough_is_no_error():
     done = subprocess.run(
         f"{sys.executable} -m shared_core models show tiny --json | true",
-        cwd=ROOT, shell=True, capture_output=True, text=True, timeout=30, check=True,
+        cwd=ROOT, shell=True, capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     assert "Traceback" not in done.stderr
 

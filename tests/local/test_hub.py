@@ -34,6 +34,7 @@ from shared_core.routing.target import Target
 from tests.local import loopback_hub
 from tests.local.loopback_hub import COMMIT, Hub, Repo
 from tests.local.support import answer, ask
+from tests.timing import LONG_S
 
 pytestmark = pytest.mark.local
 
@@ -276,7 +277,7 @@ def test_two_who_fetch_the_same_file_take_turns_and_fetch_it_once(hub_):
         time.sleep(0.002)
     hub_.gate.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(LONG_S)
     assert len(paths) == 2
     assert hub_.sent == len(DATA)
 
@@ -548,7 +549,7 @@ def test_another_download_forgotten_by_a_fork_is_started_anew(hub_):
     dead = hub.Download(wanted)  # never started: as a thread is in a forked child
     hub._downloads[wanted, hub_cache()] = dead
     assert hub.download(wanted) is not dead
-    assert hub.download(wanted).wait(10)
+    assert hub.download(wanted).wait(LONG_S)
 
 
 def test_a_standby_downloads_and_loads_behind_the_routers_back(hub_):
@@ -569,7 +570,7 @@ def test_a_standby_that_was_closed_meanwhile_starts_no_process(hub_):
     router.close()
     running = hub.download(HubModel(REPO, FILE))
     hub_.gate.set()
-    running._thread.join(10)
+    running._thread.join(LONG_S)
     assert resolve(SPEC).is_file()
     assert provider._held == {}
 

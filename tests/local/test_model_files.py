@@ -25,6 +25,7 @@ from shared_core.providers.llama_cpp import OPTIONS, LlamaCppProvider, UnusableM
 from shared_core.providers.llama_cpp.options import Options, cpu_budget
 from shared_core.routing.target import Target
 from tests.local.support import aanswer, answer
+from tests.timing import timed
 
 
 @pytest.fixture
@@ -232,6 +233,7 @@ def test_any_flipped_bit_in_the_header_is_a_model_or_a_refusal_and_nothing_else(
     assert refused > 100
 
 
+@timed  # the kill is to come before the file is loaded
 def test_a_file_that_makes_llama_cpp_abort_is_a_refusal_with_its_last_words(random_gguf, monkeypatch):
     from shared_core.providers.llama_cpp import supervisor
 

@@ -20,6 +20,7 @@ from shared_core.router import Router
 from shared_core.routing.target import Target
 from shared_core.testing import ScriptedProvider
 from tests.local.support import aanswer, answer, ask, begin, guard
+from tests.timing import LONG_S
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def supervisor(provider: LlamaCppProvider):
 
 def waits(provider: LlamaCppProvider, number: int) -> None:
     """Return when so many requests are waiting."""
-    end = time.monotonic() + 10
+    end = time.monotonic() + LONG_S
     while supervisor(provider).load[1] != number:
         assert time.monotonic() < end, f"{supervisor(provider).load} are served and waiting, not {number}"
         time.sleep(0.002)
@@ -79,7 +80,7 @@ def test_waiting_requests_are_served_by_priority_and_then_as_they_came(endless):
         waits(provider, len(threads))
     events.close()
     for thread in threads:
-        thread.join(10)
+        thread.join(LONG_S)
     assert served == ["b", "e", "a", "c", "d"]
 
 
@@ -105,12 +106,12 @@ def test_a_full_queue_gives_its_last_place_to_a_higher_priority(endless):
     waits(provider, 1)
     high = threading.Thread(target=lambda: answer(provider, "x", max_tokens=1, extra={"llamacpp": {"priority": 1}}))
     high.start()
-    thread.join(10)
+    thread.join(LONG_S)
     assert failed[0].kind is ErrorKind.OVERLOADED
     assert "a request of higher priority has taken its place" in str(failed[0])
     assert "hint: queue=" in str(failed[0])
     events.close()
-    high.join(10)
+    high.join(LONG_S)
 
 
 # ── limits of their own ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -123,12 +124,12 @@ def test_waiting_for_a_turn_does_not_count_against_the_first_token(endless):
     got = []
     thread = threading.Thread(target=lambda: got.append(list(provider.stream(ask("x", max_tokens=1), limits))))
     thread.start()
-    end = time.monotonic() + 10
+    end = time.monotonic() + LONG_S
     while limits.remaining() < 20:  # until it has heard that it is queued: from then on only the deadline counts
         assert time.monotonic() < end
         time.sleep(0.002)
     events.close()
-    thread.join(10)
+    thread.join(LONG_S)
     assert got[0][-1].usage.output_tokens == 1
 
 

@@ -28,6 +28,7 @@ from shared_core.providers.llama_cpp.worker import Worker
 from shared_core.routing.target import Target
 from shared_core.testing.random_gguf import write_random_gguf
 from tests.local.support import aanswer, alive, answer, ask, begin, descriptors, gone, guard
+from tests.timing import LONG_S, timed, until
 
 
 def endless(own, **options):
@@ -107,8 +108,7 @@ def test_closing_ends_the_process_and_leaks_no_descriptor_and_no_thread(own):
     provider.close()
     provider.close()
     assert gone(pid)
-    assert descriptors() == before
-    assert not set(threading.enumerate()) - threads
+    until(lambda: descriptors() <= before and not set(threading.enumerate()) - threads)
 
 
 async def test_aclose_does_the_same(own):
@@ -196,10 +196,7 @@ def test_after_a_crash_in_the_middle_of_an_answer_the_next_process_does_not_wait
     os.kill(first, signal.SIGKILL)
     with pytest.raises(ProviderError):
         list(events)
-    end = time.monotonic() + 20
-    while not provider._supervisor(provider.model).ready:
-        assert time.monotonic() < end
-        time.sleep(0.005)
+    until(lambda: provider._supervisor(provider.model).ready)
     assert provider.pid not in (None, first)
 
 
@@ -212,6 +209,7 @@ async def test_a_crash_reaches_an_async_caller(own):
                 os.kill(pid, signal.SIGKILL)
 
 
+@timed
 def test_a_process_killed_while_idle_is_replaced_within_the_next_call(own):
     provider = own()
     said = answer(provider, "x", max_tokens=4).text
@@ -234,10 +232,11 @@ def test_those_who_wait_are_served_by_the_next_process(own):
     os.kill(provider.pid, signal.SIGKILL)
     with pytest.raises(ProviderError):
         list(events)
-    waiting.join(5)
+    waiting.join(LONG_S)
     assert results[0].usage.output_tokens == 3
 
 
+@timed  # the kill is to come before the model is loaded
 def test_those_who_wait_survive_a_kill_while_the_model_is_being_loaded(own):
     provider = own()
     results = []
@@ -246,7 +245,7 @@ def test_those_who_wait_survive_a_kill_while_the_model_is_being_loaded(own):
     while (loading := provider.pid) is None:
         time.sleep(0.001)
     os.kill(loading, signal.SIGKILL)
-    waiting.join(10)
+    waiting.join(LONG_S)
     assert results[0].usage.output_tokens == 3
     assert provider.pid != loading
 
@@ -272,7 +271,7 @@ def test_too_many_crashes_make_it_unhealthy_with_the_reason(own):
     with pytest.raises(ProviderError, match=said) as caught:
         answer(provider, "x")
     assert caught.value.retry_after_s is not None
-    assert 50 < caught.value.retry_after_s <= 60
+    assert 20 < caught.value.retry_after_s <= 60
     assert caught.value.retryable_hint is False
 
 
@@ -288,6 +287,7 @@ def test_no_zombies_are_left(own):
 # ── cancelling ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@timed
 def test_closing_the_iterator_stops_the_model_and_the_next_answer_is_right(own):
     provider = endless(own)
     said = answer(provider, "x", max_tokens=5).text
@@ -394,6 +394,7 @@ def test_a_full_queue_is_busy_at_once(random_gguf):
         provider.close()
 
 
+@timed
 def test_a_caller_who_waits_in_the_queue_obeys_its_limit(own):
     provider = endless(own)
     events = busy(provider)
@@ -474,12 +475,12 @@ def test_the_worker_dies_with_a_parent_that_is_killed(random_gguf):
     assert alive(worker)
     process.kill()
     process.communicate()
-    assert gone(worker, 1.0)
+    assert gone(worker)
 
 
 def test_a_program_that_just_ends_leaves_no_worker_and_no_noise(random_gguf):
     process = parent(random_gguf, "end")
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=100)
     assert process.returncode == 0
     assert err == ""
     assert gone(int(out))
@@ -499,9 +500,9 @@ def test_a_forked_child_starts_a_worker_of_its_own_and_leaves_the_parents_alone(
     here, there = multiprocessing.Pipe()
     child = multiprocessing.get_context("fork").Process(target=_in_child, args=(provider, there))
     child.start()
-    assert here.poll(10)
+    assert here.poll(LONG_S)
     inherited, text, its = here.recv()
-    child.join(5)
+    child.join(LONG_S)
     assert inherited is None
     assert text == said
     assert its != mine

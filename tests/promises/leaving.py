@@ -454,7 +454,7 @@ async def _one(scenario: Scenario, at: int, *, streamed: bool) -> tuple[bool, li
         ended = await asyncio.gather(*others, return_exceptions=True)
         found += [f"another caller was hurt: {one!r}" for one in ended if isinstance(one, BaseException)]
         gc.collect(0)  # async generators that nobody closed are closed by the loop: that would be a task
-        for _ in range(20):
+        for _ in range(10_000):
             if not (_tasks() or _left_over(world)):
                 break
             await asyncio.sleep(0.001)
@@ -502,7 +502,7 @@ def _threads() -> set[threading.Thread]:
 def _new_threads(before: set[threading.Thread]) -> list[str]:
     new = [thread for thread in _threads() - before if thread.is_alive() and not thread.name.startswith(_STOCK)]
     for thread in new:
-        thread.join(1)
+        thread.join(10)
     return [f"a thread is left: {thread.name}" for thread in new if thread.is_alive()]
 
 

@@ -15,6 +15,7 @@ from shared_core import Router, Target, Timeouts
 from shared_core.providers import build
 from shared_core.testing import FaultServer
 from tests.providers.wire import ask
+from tests.timing import timed
 
 KEY = "sk-test-not-a-real-key-000"
 WIRES = ("openai", "anthropic", "google")
@@ -58,6 +59,7 @@ def slow_to_build(provider: Any, monkeypatch: pytest.MonkeyPatch) -> list[thread
 
 @pytest.mark.usefixtures("no_pauses")
 @pytest.mark.parametrize("wire", WIRES)
+@timed
 def test_an_event_loops_first_call_does_not_pay_for_its_client(
     server: FaultServer, wire: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,6 +15,7 @@ from shared_core.errors import ErrorKind as K
 from shared_core.routing.target import Target
 from shared_core.testing import CANONICAL, FAULTS, Fault, FaultServer
 from tests.providers.wire import COLOURS, SHORT_S, TIMED, Colour, ask, call, fail, guard, suffer
+from tests.timing import LONG_S, timed
 
 KEY = "AIza-test-not-a-real-key-000000"
 NAMES = ("google", "google-legacy")
@@ -163,6 +164,7 @@ def test_the_wait_a_server_asks_for_is_kept(server: FaultServer, name: str) -> N
 
 
 @pytest.mark.parametrize("name", NAMES)
+@timed
 def test_a_stalled_stream_ends_with_the_idle_limit(server: FaultServer, name: str) -> None:
     """The driver moves the guard at each event; reads obey where it stands now, not where it stood at the start."""
     provider = provider_for(server, name)
@@ -191,6 +193,7 @@ def test_a_server_that_is_not_there_is_said_so(server: FaultServer, name: str, c
 
 
 @pytest.mark.parametrize("name", NAMES)
+@timed
 def test_connecting_obeys_its_own_limit(server: FaultServer, name: str) -> None:
     """google-genai passes `timeout=None` with every request unless told otherwise: connecting would know no limit."""
     from shared_core.providers import build
@@ -230,6 +233,7 @@ async def test_leaving_an_async_stream_closes_its_connection(server: FaultServer
     await provider.aclose()
 
 
+@timed
 async def test_the_legacy_sdk_does_not_block_the_event_loop(server: FaultServer) -> None:
     import asyncio
 
@@ -268,6 +272,7 @@ async def test_calls_of_the_legacy_sdk_that_run_together_do_not_cut_each_other_o
     await provider.aclose()
 
 
+@timed
 def test_a_connection_of_the_legacy_sdk_is_closed_by_the_thread_that_reads_it(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,7 +291,7 @@ def test_a_connection_of_the_legacy_sdk_is_closed_by_the_thread_that_reads_it(
     monkeypatch.setattr(HTTPConnection, "close", noted)
     server.script("gemini-test", "hang-after-headers")
     assert fail(provider, ask(), limit=guard(streaming=False, first_s=0.05)).kind is K.TIMEOUT
-    assert closed.wait(2.0)
+    assert closed.wait(LONG_S)
     assert threading.current_thread().name not in closed_by
     provider.close()
 
@@ -315,6 +320,7 @@ def test_every_timed_fault_is_in_the_table() -> None:
 @pytest.mark.parametrize(
     "fault", ["close-on-accept", "reset-on-accept", "hang-on-accept", "reset-mid-upload", "never-read"]
 )
+@timed
 def test_a_connection_that_is_refused_service_ends_in_time(server: FaultServer, name: str, fault: str) -> None:
     """Also while a large request is being sent."""
     provider = provider_for(server, name)

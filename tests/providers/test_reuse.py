@@ -18,6 +18,7 @@ from shared_core.providers import build, transport
 from shared_core.routing.target import Target
 from shared_core.testing import Fault, FaultServer
 from tests.providers.wire import COLOURS, Colour, ask, guard
+from tests.timing import LONG_S, timed
 
 KEY = "sk-test-not-a-real-key-000"
 WIRES = ("openai", "anthropic", "google")
@@ -36,6 +37,15 @@ def provider_at(url: str, wire: str = "openai") -> Any:
     return made
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a body that is sent is waited for, however long a busy machine takes to bring it."""
+    monkeypatch.setattr(transport, "_REST_S", LONG_S)
+    if importlib.util.find_spec("openai._streaming_cleanup"):  # the newest SDK waits by itself, for 0.1 s
+        monkeypatch.setattr("openai._streaming_cleanup._DRAIN_TIMEOUT", LONG_S)
+
+
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("colour", COLOURS)
 @pytest.mark.parametrize("wire", WIRES)
 def test_streamed_and_whole_calls_share_one_connection(server: FaultServer, wire: str, colour: Colour) -> None:
@@ -159,6 +169,7 @@ def hear(provider: Any, colour: Colour, times: int) -> float:
     return time.monotonic() - begun
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("colour", COLOURS)
 def test_the_last_bytes_may_come_a_little_later(colour: Colour) -> None:
     speaker = Speaker(WORDS, FINISH, DONE, 0.005, LAST)
@@ -173,12 +184,13 @@ def test_the_last_bytes_may_come_a_little_later(colour: Colour) -> None:
     [(), (b"4000\r\n" + b"x" * 0x4000 + b"\r\n",), (b"nonsense\r\n",)],
     ids=["silence", "much more", "no HTTP"],
 )
+@timed
 def test_what_is_not_the_end_of_the_body_costs_the_connection_and_hardly_any_time(
     colour: Colour, rest: tuple[bytes, ...]
 ) -> None:
     speaker = Speaker(WORDS, FINISH, DONE, *rest)
     took = hear(provider_at(speaker.url), colour, 2)
-    assert speaker.left.wait(2)
+    assert speaker.left.wait(LONG_S)
     speaker.close()
     assert speaker.connections == 2
     assert took < transport._REST_S + 0.5  # half a second for a busy machine
@@ -190,8 +202,8 @@ def test_the_guard_ends_the_wait_for_the_last_bytes(colour: Colour, monkeypatch:
     monkeypatch.setattr(transport, "_REST_S", 60.0)
     monkeypatch.setattr("shared_core.providers.base._TAIL_S", 0.1)
     speaker = Speaker(WORDS, FINISH, DONE)
-    assert hear(provider_at(speaker.url), colour, 1) < 2
-    assert speaker.left.wait(2)
+    assert hear(provider_at(speaker.url), colour, 1) < LONG_S
+    assert speaker.left.wait(LONG_S)
     speaker.close()
 
 
@@ -214,12 +226,12 @@ def test_leaving_early_closes_at_once(
                     heard.set()
 
         task = asyncio.create_task(listen())
-        await asyncio.wait_for(heard.wait(), 5)
+        await asyncio.wait_for(heard.wait(), LONG_S)
         await asyncio.sleep(0.02)  # until it waits for what never comes
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await asyncio.to_thread(speaker.left.wait, 2)
+        assert await asyncio.to_thread(speaker.left.wait, LONG_S)
         await provider.aclose()
 
     if colour == "async":
@@ -229,7 +241,7 @@ def test_leaving_early_closes_at_once(
         while not isinstance(next(events), TextDelta):
             pass
         events.close()
-        assert speaker.left.wait(2)
+        assert speaker.left.wait(LONG_S)
     speaker.close()
 
 
@@ -253,13 +265,13 @@ def test_a_task_cancelled_while_the_last_bytes_are_awaited_closes_at_once(monkey
                         heard.set()
 
         task = asyncio.create_task(listen())
-        await asyncio.wait_for(heard.wait(), 5)
+        await asyncio.wait_for(heard.wait(), LONG_S)
         await asyncio.sleep(0.03)  # all is sent in one piece, so it has read as far as it can
         assert not task.done()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert await asyncio.to_thread(speaker.left.wait, 2)
+        assert await asyncio.to_thread(speaker.left.wait, LONG_S)
         await provider.aclose()
 
     asyncio.run(go())

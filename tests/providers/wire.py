@@ -19,6 +19,7 @@ from shared_core.providers import build
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.target import Target
 from shared_core.testing import FAULTS, FaultServer
+from tests.timing import timed
 
 Colour = Literal["sync", "async"]
 COLOURS: tuple[Colour, ...] = ("sync", "async")
@@ -213,6 +214,7 @@ def warm(server: FaultServer, target: Target, colour: Colour) -> None:
         provider.close()
 
 
+@timed  # what ends only with a short limit: the request is to arrive within it, and the call to end soon after
 def suffer(server: FaultServer, target: Target, colour: Colour, fault: str, *, streaming: bool, kind: K | None) -> None:
     """One call that meets one fault: it becomes the right error, costs one packet, and ends in time."""
     warm(server, target, colour)
