@@ -72,6 +72,12 @@ _ASSUMED_OUTPUT = 4096
 _ASKING = 4096
 """Bytes of the words with which a target is asked to go on, or to do better."""
 
+_UNSIZED = ("the size of what the request refers to is unknown", "send its bytes in place of its address")
+_ENDLESS = (
+    "it is paid by the second and has no deadline",
+    "give the request a timeout_s, or the router a Timeouts.total",
+)
+
 
 class Leave(NamedTuple):
     """That an attempt may spend: its row, and the limit on its output that this depends on."""
@@ -94,8 +100,8 @@ class _Worst(NamedTuple):
     cap: int | None = None
     """Output tokens at `ask.most`, where they have to be limited."""
     seconds: float = 0.0
-    why: str | None = None
-    """Why it is unknown, where the price is not."""
+    why: tuple[str, str] | None = None
+    """Why it is unknown and what helps, where the price is known."""
 
 
 class Money:
@@ -111,7 +117,7 @@ class Money:
         self._store = ledger if isinstance(ledger, LedgerStore) else MemoryLedger(keep=0)
         self._ledger = ledger
         self._purses: dict[str, Meters] = {}
-        self._denied: dict[str, Denial] = {}
+        self._denied: dict[str, tuple[str, Denial]] = {}
 
     # ── before ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -158,7 +164,7 @@ class Money:
             purse = self._purses.setdefault(execution.id, Meters())
             verdict = decide(worst.ask, own, purse.read(None))
             if isinstance(verdict, Denial):
-                return self._refuse(execution, verdict, worst)
+                return self._refuse(execution, route.name, verdict, worst)
             if worst.ask is not None and verdict.nano < worst.ask.most:
                 worst = worst._replace(ask=Ask(worst.ask.least, verdict.nano))
         return (
@@ -182,7 +188,7 @@ class Money:
 
     def _granted(self, execution: Execution, draft: Draft, worst: _Worst, answer: Ticket | Denial) -> Leave | Refusal:
         if isinstance(answer, Denial):
-            return self._refuse(execution, answer, worst)
+            return self._refuse(execution, draft.target, answer, worst)
         purse = None
         if self.budgets.per_request and (meters := self._purses.get(execution.id)) is not None:
             request = execution.request
@@ -198,10 +204,10 @@ class Money:
         hard = any(c.budget.hard for c in (*draft.claims, *(purse.draft.claims if purse is not None else ())))
         return Leave(answer, cap, purse, hard)
 
-    def _refuse(self, execution: Execution, denial: Denial, worst: _Worst) -> Refusal:
+    def _refuse(self, execution: Execution, target: str, denial: Denial, worst: _Worst) -> Refusal:
         if worst.why is not None:
-            denial = denial._replace(why=worst.why)
-        self._denied.setdefault(execution.id, denial)
+            denial = denial._replace(why=worst.why[0], cure=worst.why[1])
+        self._denied.setdefault(execution.id, (target, denial))
         resets = denial.claim.resets_at
         again = None if resets is None else self._clock.monotonic() + max(0.0, resets - self._clock.time())
         return Refusal(denial.reason, again)
@@ -276,7 +282,7 @@ class Money:
 
     def failure(self, execution: Execution, failure: FallbackError) -> FallbackError:
         """The error for the caller: `BudgetExceeded` where a budget kept somebody out who might have answered."""
-        denial = self._denied.get(execution.id)
+        target, denial = self._denied.get(execution.id, ("", None))
         if denial is None or type(failure) is not AllTargetsFailed:
             return failure  # one that ran out of time keeps its own type
         cause = failure.__cause__
@@ -284,10 +290,12 @@ class Money:
             return failure  # the request is at fault: more money would not help
         claim = denial.claim
         resets = None if claim.resets_at is None else datetime.fromtimestamp(claim.resets_at, claim.budget.tz)
-        until = "" if resets is None else f"; it resets at {resets:%Y-%m-%d %H:%M %Z}"
+        helps = resets is not None and denial.needed is not None  # an unknown price is no better known tomorrow
+        until = f"; it resets at {resets:%Y-%m-%d %H:%M %Z}" if helps else ""
+        whom = f"{target}: " if denial.needed is None else ""
         tried = f"\n{failure.message}" if execution.attempts else ""
         exceeded = BudgetExceeded(
-            f"{denial.reason}{until}.{tried}",
+            f"{whom}{denial.reason}{until}. hint: {denial.fix}{tried}",
             failure.exceptions,
             fallback=failure.fallback,
             retry_after_s=failure.retry_after_s,
@@ -333,10 +341,10 @@ def _worst(
     able = route.capabilities
     tokens_in = input_bound(request, window=able.context_window, extra=extra)
     if tokens_in is None:
-        return _Worst(None, why="the size of what the request refers to is unknown")
+        return _Worst(None, why=_UNSIZED)
     seconds = lease_s if price.second and math.isfinite(lease_s) else 0.0
     if price.second and not math.isfinite(lease_s):
-        return _Worst(None, why="it is paid by the second and has no deadline")
+        return _Worst(None, why=_ENDLESS)
     if request.max_tokens is not None:
         most = request.max_tokens if able.max_output is None else min(request.max_tokens, able.max_output)
         bound = price.bound_nano(tokens_in, most, seconds)

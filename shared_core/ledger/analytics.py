@@ -224,9 +224,14 @@ class CostLine:
     """Reported input and output at known prices: what `usd_per_1k_tokens` divides by."""
 
     @property
-    def cost_usd(self) -> float:
-        """Reported cost, in dollars."""
-        return self.cost_nano / 1e9
+    def cost_usd(self) -> float | None:
+        """Reported cost, in dollars; None where there are only attempts at an unknown price."""
+        return _dollars(self.known_nano)
+
+    @property
+    def known_nano(self) -> int | None:
+        """`cost_nano`, but None where there are only attempts at an unknown price: nobody may take that for 0."""
+        return None if self.unpriced and not self.cost_nano else self.cost_nano
 
     @property
     def estimated_usd(self) -> float:
@@ -239,9 +244,14 @@ class CostLine:
         return self.unknown_nano / 1e9
 
     @property
-    def at_most_usd(self) -> float:
-        """Reported, estimated and the bound of what is unknown, in dollars. Unpriced attempts have no bound."""
-        return (self.cost_nano + self.estimated_nano + self.unknown_nano) / 1e9
+    def uncertain_nano(self) -> int:
+        """Estimated, and the bound of what is unknown, in nano-dollars. Unpriced attempts have no bound."""
+        return self.estimated_nano + self.unknown_nano
+
+    @property
+    def at_most_usd(self) -> float | None:
+        """Reported, estimated and the bound of what is unknown, in dollars; None if an attempt has an unknown price."""
+        return None if self.unpriced else (self.cost_nano + self.uncertain_nano) / 1e9
 
     @property
     def saved_usd(self) -> float:
@@ -261,7 +271,7 @@ class CostLine:
         return self.input_tokens + self.output_tokens
 
     def row(self, head: str = "name") -> dict[str, Any]:
-        """As plain data. `cost_usd` is None where nothing but attempts at an unknown price is known."""
+        """As plain data."""
         return {
             head: self.name,
             "attempts": self.attempts,
@@ -272,7 +282,7 @@ class CostLine:
             "cache_write_tokens": self.cache_write_tokens,
             "reasoning_tokens": self.reasoning_tokens,
             "estimated_tokens": self.estimated_tokens,
-            "cost_usd": None if self.unpriced and not self.cost_nano else self.cost_usd,
+            "cost_usd": self.cost_usd,
             "estimated_usd": self.estimated_usd,
             "unknown_usd": self.unknown_usd,
             "at_most_usd": self.at_most_usd,
@@ -415,8 +425,8 @@ class CostReport:
     # ── totals ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @property
-    def total_usd(self) -> float:
-        """Reported cost of all targets, in dollars."""
+    def total_usd(self) -> float | None:
+        """Reported cost of all targets, in dollars; None where there are only attempts at an unknown price."""
         return self.total.cost_usd
 
     @property
@@ -430,8 +440,8 @@ class CostReport:
         return self.total.unknown_usd
 
     @property
-    def at_most_usd(self) -> float:
-        """All three together."""
+    def at_most_usd(self) -> float | None:
+        """All three together; None if an attempt has an unknown price."""
         return self.total.at_most_usd
 
     @property
@@ -463,8 +473,8 @@ class CostReport:
             )
         return self.groups.get(dimension, ())
 
-    def _costs(self, dimension: str) -> dict[str, int]:
-        return {line.name: line.cost_nano for line in self.by(dimension) if line.name}
+    def _costs(self, dimension: str) -> dict[str, int | None]:
+        return {line.name: line.known_nano for line in self.by(dimension) if line.name}
 
     @property
     def targets(self) -> tuple[TargetCost, ...]:
@@ -472,37 +482,37 @@ class CostReport:
         return cast("tuple[TargetCost, ...]", self.groups.get("target", ()))
 
     @property
-    def by_target(self) -> Mapping[str, int]:
+    def by_target(self) -> Mapping[str, int | None]:
         """Reported nano-dollars of each target."""
         return self._costs("target")
 
     @property
-    def by_model(self) -> Mapping[str, int]:
+    def by_model(self) -> Mapping[str, int | None]:
         """Reported nano-dollars of each model."""
         return self._costs("model")
 
     @property
-    def by_provider(self) -> Mapping[str, int]:
+    def by_provider(self) -> Mapping[str, int | None]:
         """Reported nano-dollars of each provider."""
         return self._costs("provider")
 
     @property
-    def by_user(self) -> Mapping[str, int]:
+    def by_user(self) -> Mapping[str, int | None]:
         """Reported nano-dollars of each user."""
         return self._costs("user")
 
     @property
-    def by_tag(self) -> Mapping[str, int]:
+    def by_tag(self) -> Mapping[str, int | None]:
         """Reported nano-dollars under each tag; a request with two tags counts under both."""
         return self._costs("tag")
 
     @property
-    def by_chain(self) -> Mapping[str, int]:
+    def by_chain(self) -> Mapping[str, int | None]:
         """Reported nano-dollars of each chain."""
         return self._costs("chain")
 
     @property
-    def by_day(self) -> Mapping[str, int]:
+    def by_day(self) -> Mapping[str, int | None]:
         """Reported nano-dollars of each day with entries, oldest first."""
         return self._costs("day")
 
@@ -655,17 +665,24 @@ def _HEAD(by: str) -> tuple[str, ...]:  # noqa: N802  # the head of the table th
 
 
 def _cells(line: CostLine) -> tuple[str, ...]:
-    cost = "unknown" if line.unpriced and not line.cost_nano else f"{line.cost_usd:.6f}"
     return (
         line.name or "(none)",
         str(line.attempts),
         str(line.answers),
         str(line.input_tokens),
         str(line.output_tokens),
-        cost,
+        _figure(line.cost_usd),
         f"{line.estimated_usd:.6f}" if line.estimated else "",
-        f"{line.at_most_usd:.6f}",
+        _figure(line.at_most_usd),
     )
+
+
+def _dollars(nano: int | None) -> float | None:
+    return None if nano is None else nano / 1e9
+
+
+def _figure(usd: float | None) -> str:
+    return "unknown" if usd is None else f"{usd:.6f}"
 
 
 def _count(number: int, what: str) -> str:

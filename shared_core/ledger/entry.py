@@ -27,7 +27,7 @@ class EntryStatus(enum.StrEnum):
     """Answered; the cost is the reported usage at the known price."""
     ESTIMATED = "estimated"
     """Posted without usage from the provider: our own count of tokens at the known price."""
-    VOIDED = "void"
+    VOIDED = "voided"
     """Refused before any work, or never sent; it cost nothing."""
     UNKNOWN = "unknown"
     """Timed out, cut, cancelled or lost after it was sent: it may have been billed, up to `bound_nano`."""

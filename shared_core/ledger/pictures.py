@@ -68,12 +68,12 @@ def _days(report: CostReport, days: int, ax: Any) -> None:
     below = [0.0] * len(shown)
     spent = {(part.day, part.target): part.line for part in report.parts}
     for line in report.targets:
-        heights = [spent[day, line.name].cost_usd if (day, line.name) in spent else 0.0 for day in shown]
+        heights = [spent[day, line.name].cost_nano / 1e9 if (day, line.name) in spent else 0.0 for day in shown]
         if any(heights):
             ax.bar(names, heights, bottom=below, label=line.name, width=0.8)
             below = [a + b for a, b in zip(below, heights, strict=True)]
     unsure = [
-        sum(part.line.at_most_usd - part.line.cost_usd for part in report.parts if part.day == day) for day in shown
+        sum(part.line.uncertain_nano for part in report.parts if part.day == day) / 1e9 for day in shown
     ]
     if any(unsure):
         ax.bar(names, unsure, bottom=below, label="estimated or unknown, at most", width=0.8, color="none",
@@ -89,7 +89,7 @@ def _savings(report: CostReport, days: int, ax: Any) -> None:
     shown = _last(report, days)
     names = [day.strftime("%d %b") for day in shown]
     lines = dict(zip(shown, report.daily(days), strict=True))
-    paid = [lines[day].cost_usd for day in shown]
+    paid = [lines[day].cost_nano / 1e9 for day in shown]
     ax.bar(names, paid, label="paid", width=0.8)
     ax.bar(
         names, [lines[day].saved_usd for day in shown], bottom=paid, label="saved by the cache", width=0.8, alpha=0.5
@@ -108,8 +108,8 @@ def _burn_down(report: CostReport, limit: float, ax: Any) -> None:
     known, sure = [], []
     for day in drawn:
         line = costs.get(day.isoformat())
-        left -= line.cost_usd if line else 0.0
-        at_least -= line.at_most_usd if line else 0.0
+        left -= line.cost_nano / 1e9 if line else 0.0
+        at_least -= (line.cost_nano + line.uncertain_nano) / 1e9 if line else 0.0
         known.append(left)
         sure.append(at_least)
     ax.axhline(0.0, color="crimson", linewidth=1)

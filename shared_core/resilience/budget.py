@@ -93,9 +93,7 @@ class Budget:
             )
         if not isinstance(self.hard, bool):
             raise ConfigurationError(f"Budget.hard must be True or False, not {self.hard!r}")
-        shares = tuple(sorted({float(share) for share in self.warn_at}))
-        if not all(0 < share <= 1 for share in shares):
-            raise ConfigurationError(f"Budget.warn_at must be shares in (0, 1], not {tuple(self.warn_at)!r}")
+        shares = _shares(self.warn_at)
         object.__setattr__(self, "warn_at", shares)
         assert self.tz is not None  # looked up, so that a wrong name is refused here
 
@@ -129,6 +127,19 @@ class Budget:
 
     def __str__(self) -> str:
         return self.title
+
+
+def _shares(given: Any) -> tuple[float, ...]:
+    """Shares to warn at, in their order, each once."""
+    try:
+        shares = tuple(sorted({float(share) for share in given}))
+    except (TypeError, ValueError):
+        shares = (math.nan,)
+    if not all(0 < share <= 1 for share in shares):
+        raise ConfigurationError(
+            f"Budget.warn_at must be shares in (0, 1], such as (0.5, 0.9), or () for none; not {given!r}"
+        )
+    return shares
 
 
 def _zone(name: str | tzinfo) -> tzinfo:
@@ -260,6 +271,8 @@ class Denial(NamedTuple):
     """None: nobody knows what it may cost."""
     why: str = "its price is unknown"
     """Of that, the reason."""
+    cure: str = "give the target its price=Price(input_per_mtok=…, output_per_mtok=…)"
+    """Of that, what helps."""
 
     @property
     def reason(self) -> str:
@@ -273,6 +286,17 @@ class Denial(NamedTuple):
             f"over budget: {budget.title}{whom}: ${_dollars(self.spent)} spent{held}, "
             f"this attempt may cost ${_dollars(self.needed)}"
         )
+
+    @property
+    def fix(self) -> str:
+        """What lets the attempt through, as advice."""
+        limit = self.claim.budget.limit_nano
+        if self.needed is None:
+            return self.cure
+        free = "add a target that costs nothing, such as a local model, to answer meanwhile"
+        if self.needed > limit:
+            return f"it would not fit an unspent budget either: lower max_tokens, raise the limit, or {free}"
+        return f"a lower max_tokens needs less; raise the limit, or {free}"
 
 
 def decide(ask: Ask | None, claims: Sequence[Claim], read: Mapping[MeterKey, Reading]) -> Grant | Denial:

@@ -125,6 +125,7 @@ def test_without_one_the_refusal_says_which_budget_what_was_spent_needed_and_whe
         assert error.retry_after_s > 0
         assert "the team's" in str(error)
         assert "resets at" in str(error)
+        assert "hint: it would not fit an unspent budget either: lower max_tokens" in str(error)
         again = pickle.loads(pickle.dumps(error))
         assert (again.needed, again.resets_at, str(again)) == (error.needed, error.resets_at, str(error))
         assert router.targets[0].provider.calls == 0  # type: ignore[union-attr]  # scripted
@@ -155,9 +156,10 @@ def test_a_request_at_fault_stays_a_rejected_request_and_lost_time_stays_lost_ti
 def test_an_unknown_price_is_refused_under_a_hard_budget_and_unknown_under_a_soft_one(ask: Any) -> None:
     unknown = Target(provider=ScriptedProvider("who knows", name="odd"), name="odd")
     with router_of(unknown, budgets=[Budget(1000)]) as router:
-        with pytest.raises(BudgetExceeded, match="price is unknown") as caught:
+        with pytest.raises(BudgetExceeded, match=r"^odd: its price is unknown.* hint: .*price=Price\(") as caught:
             ask(router, ASK)
         assert caught.value.needed is None
+        assert "resets" not in str(caught.value), "tomorrow it is no better known"
     with router_of(unknown, budgets=[Budget(1000, hard=False)]) as router:
         assert ask(router, ASK) == "who knows"
         (row,) = router.ledger.entries()
@@ -168,7 +170,9 @@ def test_what_has_no_known_size_is_refused_under_a_hard_budget() -> None:
     request = ChatRequest((user([Text("look"), Image(url="https://x/y.png")]),), max_tokens=10)
     paper = ChatRequest((user([Text("read"), File(url="https://x/y.pdf")]),), max_tokens=10)
     with router_of(paid(pdfs=True), budgets=[Budget(1000)]) as router:
-        with pytest.raises(BudgetExceeded, match="the size of what the request refers to is unknown"):
+        with pytest.raises(
+            BudgetExceeded, match=r"the size of what the request refers to is unknown.* hint: send its bytes"
+        ):
             router.invoke(paper)
     with router_of(paid(images=True), budgets=[Budget(1000)]) as router:
         assert router.invoke(request).text == "fine", "a picture has a known most"

@@ -112,7 +112,7 @@ def test_memory_and_sqlite_add_up_to_the_same(rows, asked):
                 same(report, file.costs(now=NOW, **given_))
                 passed = [row for row in rows if passes(row, given_)]
                 assert report.total.cost_nano == sum(reported(row) for row in passed)
-                assert sum(report.by_day.values()) == report.total.cost_nano
+                assert sum(line.cost_nano for line in report.by("day")) == report.total.cost_nano
                 assert report.month == memory.costs(**{**given_, "now": NOW, "since": NOW + DAY, "until": None}).month
                 assert report.total.attempts == sum(row.purpose is not Purpose.CACHE for row in passed)
 
@@ -179,11 +179,34 @@ def test_reported_estimated_unknown_and_unpriced_stand_apart(ledger):
     assert (total.attempts, total.answers, total.estimated, total.unknown) == (5, 3, 1, 1)
     assert (total.input_tokens, total.output_tokens, total.estimated_tokens) == (20, 10, 12)
     assert report.total_usd == 1e-6
-    assert report.at_most_usd == pytest.approx(1.23e-6)
+    assert (report.at_most_usd, total.uncertain_nano) == (None, 230), "what one attempt cost at most is unknown"
     assert report.usd_per_1k_tokens == pytest.approx(1e-6 / 15 * 1000), "of the tokens whose price is known"
     told = str(report)
     for note in ("estimated: 1 attempt ", "unknown: 1 attempt ", "unpriced: 1 attempt "):
         assert note in told
+
+
+def test_what_has_only_an_unknown_price_costs_none_wherever_it_is_shown(ledger, tmp_path):
+    """And never 0: not as a figure, a mapping, a table, plain data, CSV or a day."""
+    ledger.record(entry(cost=None, user="ann"))
+    report = costs(ledger)
+    line = report.targets[0]
+    assert (report.total_usd, report.at_most_usd, line.cost_usd, line.at_most_usd) == (None,) * 4
+    assert (list(report.by_model.values()), report.by_user, list(report.by_day.values())) == (
+        [None],
+        {"ann": None},
+        [None],
+    )
+    assert (report.as_dict()["total"]["cost_usd"], report.as_dict()["total"]["at_most_usd"]) == (None, None)
+    assert report.table().splitlines()[-1].split()[-2:] == ["unknown", "unknown"]
+    report.to_csv(tmp_path / "costs.csv", by="model")
+    (row,) = csv.DictReader((tmp_path / "costs.csv").open(encoding="utf-8"))
+    assert (row["cost_usd"], row["at_most_usd"], row["unpriced"]) == ("", "", "1")
+    ledger.record(entry(cost=2_000, target="b", model="b"))
+    report = costs(ledger)
+    assert (report.total_usd, report.at_most_usd) == (2e-6, None), "what is known is told, and no bound of what is not"
+    assert report.by_model == {"b": 2_000, "gpt": None}
+    report.plot(), report.plot("burn_down", limit_usd=1), report.plot("savings")
 
 
 def test_costs_are_told_by_each_dimension(ledger):

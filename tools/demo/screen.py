@@ -148,12 +148,12 @@ class Screen:
                 "answers": cost["answers"],
                 "in": cost["input_tokens"],
                 "out": cost["output_tokens"],
-                "cost $": "unknown" if cost["cost_usd"] is None else f"{cost['cost_usd']:.6f}",
-                "at most $": f"{cost['at_most_usd']:.6f}",
+                "cost $": _dollars(cost["cost_usd"]),
+                "at most $": _dollars(cost["at_most_usd"]),
             }
             for cost in report.rows()
         ]
-        total = {"cost $": f"{report.total_usd:.6f}", "at most $": f"{report.at_most_usd:.6f}"}
+        total = {"cost $": _dollars(report.total_usd), "at most $": _dollars(report.at_most_usd)}
         rows.append({"target": "total", **total})
         self._table("Attempts, and what they cost", rows, right=list(rows[0])[1:])
 
@@ -204,3 +204,7 @@ class Screen:
 
 def _tries(count: int) -> str:
     return "at the first try" if count == 1 else f"with {count} tries"
+
+
+def _dollars(usd: float | None) -> str:
+    return "unknown" if usd is None else f"{usd:.6f}"
