@@ -56,10 +56,10 @@ class Line:
         """
         if chain is None:
             return self.default or (None, self.routes)
-        found = self.ways.get(chain)
-        if found is None:
-            raise InvalidRequest(f"no chain is named {chain!r}. {nearest(chain, self.ways)}")
-        return found
+        try:
+            return self.ways[chain]
+        except (KeyError, TypeError):  # what cannot be hashed is no name either
+            raise InvalidRequest(f"no chain is named {chain!r}. {nearest(str(chain), self.ways)}") from None
 
 
 class Fleet:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shared_core._config_lines import line_of, lines_of
 from shared_core.errors import ConfigurationError, MissingKey
 
 __all__ = ["ConfigLike", "changed_by", "configured", "read_config"]
@@ -21,6 +22,7 @@ ConfigLike = str | os.PathLike[str] | Mapping[str, Any]
 """A path of a `.toml` or `.json` file, or what would stand in one."""
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_MEANT_AS_ONE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*")
 
 
 def read_config(source: ConfigLike) -> dict[str, Any]:
@@ -29,19 +31,27 @@ def read_config(source: ConfigLike) -> dict[str, Any]:
     A mapping is copied, never changed. Only text inside `${…}` is replaced; there is no way to run anything.
 
     Raises:
-        ConfigurationError: no such file, another kind of file, a syntax error (with its line), or no table at its top.
+        ConfigurationError: no such file, another kind of file, a syntax error (with its line), no table at its top, or
+            a `${` that is no variable.
         MissingKey: a variable that is not set and has no default; names where it stands.
     """
+    path: Path | None = None
     if isinstance(source, Mapping):
         raw: Any = source
         where = "the configuration"
-    else:
+    elif isinstance(source, str | os.PathLike):
         path = Path(source)
         where = str(path)
         raw = _parsed(path)
+    else:
+        raise ConfigurationError(f"a configuration is a path or a mapping, not {type(source).__name__}")
     if not isinstance(raw, Mapping):
         raise ConfigurationError(f"{where} must hold a table of settings, not {type(raw).__name__}")
-    return {str(key): _filled(value, f"{where}: {key}") for key, value in raw.items()}
+    try:
+        return {str(key): _filled(value, (key,)) for key, value in raw.items()}
+    except _NotFilled as error:
+        line = None if path is None else lines_of(_text(path), toml=path.suffix == ".toml").get(error.place)
+        raise error.why(f"{where}{f':{line}' if line else ''}: {_dotted(error.place)} {error}") from None
 
 
 def configured(
@@ -83,11 +93,15 @@ def _told_with_its_line(source: ConfigLike) -> Iterator[None]:
     """Adds to what is wrong in a file where it stands."""
     try:
         yield
-    except ConfigurationError as error:
+    except ValueError as error:  # pydantic's is one, of the wrappers' own keywords
         if isinstance(source, Mapping) or str(error).startswith(f"{source}"):
             raise
-        told = type(error)(f"{source}{_line(Path(source), str(error))}: {error}")
-        raise told from error.__cause__
+        path = Path(source)
+        line = line_of(str(error), _text(path), toml=path.suffix == ".toml")
+        kind = type(error) if isinstance(error, ConfigurationError) else ConfigurationError
+        told = kind(f"{source}{f':{line}' if line else ''}: {error}")
+        told.__dict__.update(error.__dict__)  # such as the `reason` of a LedgerError
+        raise told from (error.__cause__ or error)
 
 
 def _targets(settings: dict[str, Any]) -> Any:
@@ -98,20 +112,11 @@ def _targets(settings: dict[str, Any]) -> Any:
     return given[0]
 
 
-def _line(path: Path, message: str) -> str:
-    lines = [line.partition("#")[0] for line in path.read_text(encoding="utf-8").splitlines()]
-    at = ""
-    for word in re.findall(r"'([^']+)'", message.partition("Did you mean")[0]):
-        whole = re.compile(rf"(?<![\w-]){re.escape(word)}(?![\w-])")
-        at = next((f":{number}" for number, line in enumerate(lines, 1) if whole.search(line)), at)
-    return at
-
-
 def _parsed(path: Path) -> Any:
     if path.suffix not in (".toml", ".json"):
         raise ConfigurationError(f"{path} is neither a .toml nor a .json file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _text(path)
     except OSError as error:
         raise ConfigurationError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
@@ -122,23 +127,43 @@ def _parsed(path: Path) -> Any:
         raise ConfigurationError(f"{path}: {error}") from error
 
 
-def _filled(value: Any, where: str) -> Any:
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a mark of its encoding
+
+
+class _NotFilled(Exception):
+    """A text whose variables cannot be filled in: where it stands, and as what to tell it."""
+
+    def __init__(self, place: tuple[str | int, ...], why: type[ConfigurationError], message: str) -> None:
+        self.place = place
+        self.why = why
+        super().__init__(message)
+
+
+def _filled(value: Any, place: tuple[str | int, ...]) -> Any:
     match value:
         case str():
-            return _VARIABLE.sub(lambda found: _variable(found, where), value)
+            if broken := _MEANT_AS_ONE.search(_VARIABLE.sub("", value)):
+                message = f"has {broken.group()!r}, which ends in no '}}'.\nhint: write ${{NAME}} or ${{NAME:-default}}"
+                raise _NotFilled(place, ConfigurationError, message)
+            return _VARIABLE.sub(lambda found: _variable(found, place), value)
         case Mapping():
-            return {key: _filled(inner, f"{where}.{key}") for key, inner in value.items()}
+            return {key: _filled(inner, (*place, key)) for key, inner in value.items()}
         case list() | tuple():
-            return [_filled(inner, f"{where}[{i}]") for i, inner in enumerate(value)]
+            return [_filled(inner, (*place, i)) for i, inner in enumerate(value)]
         case _:
             return value
 
 
-def _variable(found: re.Match[str], where: str) -> str:
+def _variable(found: re.Match[str], place: tuple[str | int, ...]) -> str:
     name, default = found.groups()
     value = os.environ.get(name) or default
     if value is None:
-        raise MissingKey(
-            f"{where} wants ${{{name}}}, which is not set.\nhint: set {name}, or write ${{{name}:-default}}"
-        )
+        hint = f"hint: set {name}, or write ${{{name}:-default}}"
+        raise _NotFilled(place, MissingKey, f"wants ${{{name}}}, which is not set.\n{hint}")
     return value
+
+
+def _dotted(place: tuple[str | int, ...]) -> str:
+    """`models[1].api_key`"""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).removeprefix(".")

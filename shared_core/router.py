@@ -145,7 +145,7 @@ class Router:
             name = next(iter(unknown))
             raise UnknownOption(f"Router has no option {name!r}. {nearest(name, router_options())}")
         self._options = MappingProxyType({k: given[k] for k, v in _DEFAULTS.items() if given[k] != v})
-        self._clock: Clock = clock or SystemClock()
+        self._clock: Clock = _clock_of(clock)
         self._now = self._clock.monotonic
         before = targets.fleet.line.rules.flow.hedger if isinstance(targets, Heirs) else None
         rules = _rules(given, before)
@@ -817,6 +817,9 @@ def _rules(options: Mapping[str, Any], before: Hedger | None = None) -> Rules:
         raise ConfigurationError(
             f"on_stream_break must be one of {', '.join(get_args(OnStreamBreak))}, not {on_break!r}"
         )
+    for switch in ("route_around_policy", "metadata"):
+        if type(options[switch]) is not bool:
+            raise ConfigurationError(f"{switch} must be True or False, not {options[switch]!r}")
     name, order = strategy_named(options["strategy"])
     return Rules(
         order,
@@ -849,6 +852,14 @@ _CHANGEABLE = frozenset(
     """.split()  # noqa: SIM905  # a list of words
 )
 """What `reconfigure` takes. The rest is built once: stores, caches, clocks, observers."""
+
+
+def _clock_of(given: Clock | None) -> Clock:
+    if given is None:
+        return SystemClock()
+    if not all(callable(getattr(given, name, None)) for name in ("monotonic", "time", "sleep", "asleep")):
+        raise ConfigurationError(f"clock= takes a Clock, such as shared_core.testing.VirtualClock(), not {given!r}")
+    return given
 
 
 def _check_of(given: HealthCheck | Mapping[str, Any] | bool | None) -> HealthCheck | None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from shared_core.chat.quick import varied
-from shared_core.errors import InvalidRequest, UnknownOption, nearest
+from shared_core.errors import InvalidRequest, UnknownOption, is_number, nearest
 
 if TYPE_CHECKING:
     from shared_core.chat.events import Answer
@@ -244,7 +243,7 @@ class Constraints:
     Names may be given in any collection, such as the list that a configuration file holds.
 
     Raises:
-        InvalidRequest: one text where a collection of names belongs, or a price that is none.
+        InvalidRequest: one text where a collection of names belongs, or a value of another kind.
     """
 
     local_only: bool = False
@@ -259,12 +258,16 @@ class Constraints:
     """Capabilities that must be there: names of `Capabilities` fields such as 'tools', 'images', 'json_schema'."""
 
     def __post_init__(self) -> None:
+        if type(self.local_only) is not bool:  # the text "no" is true
+            raise InvalidRequest(f"constraints: local_only must be True or False, not {self.local_only!r}")
         for name in ("allow", "deny", "require"):
             value = getattr(self, name)
-            if type(value) is frozenset or value is None:
+            if type(value) is frozenset or (value is None and name == "allow"):
                 continue
             if isinstance(value, str):
                 raise InvalidRequest(f"constraints: {name} takes a collection of names, not one text: [{value!r}]")
+            if not isinstance(value, Collection) or not all(isinstance(word, str) for word in value):
+                raise InvalidRequest(f"constraints: {name} takes a collection of names, not {value!r}")
             object.__setattr__(self, name, frozenset(value))
         most: Any = self.max_price
         if most is not None and (isinstance(most, bool) or not isinstance(most, (int, float)) or not most >= 0):
@@ -382,12 +385,12 @@ class ChatRequest:
     def __post_init__(self) -> None:
         if not self.messages and self.native is None:
             raise InvalidRequest("a request needs at least one message")
-        if self.max_tokens is not None and self.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens must be at least 1, not {self.max_tokens}")
+        if self.max_tokens is not None and not is_number(self.max_tokens, least=1, whole=True):
+            raise InvalidRequest(f"max_tokens must be a whole number, at least 1, not {self.max_tokens!r}")
         _in_range("temperature", self.temperature, 0.0, 2.0)
         _in_range("top_p", self.top_p, 0.0, 1.0)
-        if self.timeout_s is not None and not (self.timeout_s > 0 and math.isfinite(self.timeout_s)):
-            raise InvalidRequest(f"timeout_s must be a positive number of seconds, not {self.timeout_s}")
+        if self.timeout_s is not None and not is_number(self.timeout_s, above=0):
+            raise InvalidRequest(f"timeout_s must be a positive number of seconds, not {self.timeout_s!r}")
         if not all(s and isinstance(s, str) for s in self.stop):
             raise InvalidRequest("stop sequences must be non-empty strings")
         names = [t.name for t in self.tools]
@@ -435,8 +438,8 @@ _varied = varied(ChatRequest)
 
 
 def _in_range(name: str, value: float | None, low: float, high: float) -> None:
-    if value is not None and not low <= value <= high:  # also refuses NaN
-        raise InvalidRequest(f"{name} must be between {low:g} and {high:g}, not {value}")
+    if value is not None and not is_number(value, least=low, most=high):
+        raise InvalidRequest(f"{name} must be between {low:g} and {high:g}, not {value!r}")
 
 
 CHARS_PER_TOKEN: Final = 4

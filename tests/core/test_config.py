@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from shared_core import ConfigurationError, MissingKey, RetryPolicy, Router
+from shared_core import ConfigurationError, LedgerError, MissingKey, RetryPolicy, Router
 from shared_core.config import read_config
 
 SETTINGS = {
@@ -153,3 +153,102 @@ def test_a_mapping_is_read_like_a_file_and_has_no_lines():
     assert Router.from_config({"targets": ["llamacpp:tiny"]}).targets[0].name == "llamacpp:tiny"
     with pytest.raises(ConfigurationError, match=r"^unknown strategy"):
         Router.from_config({"targets": ["llamacpp:tiny"], "strategy": "chepest"})
+
+
+# ── the line, whatever is wrong ──────────────────────────────────────────────────────────────────────────────────────
+
+LISTED = 'models = ["llamacpp:tiny"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        (LISTED + "[timeouts]\ntotal = 5\nfirst_token = -3\n", 4, "Timeouts.first_token"),
+        (LISTED + "[timeouts]\ntotal = 5\n[chains.a.timeouts]\nidle = 5\ntotal = -5\n", 6, "not -5"),
+        (LISTED + "timeouts.total = 5\ntimeouts.idle = 0\n", 3, "Timeouts.idle"),
+        (LISTED + "[retry]\ntotal = 1\n[chains.a]\nretry = { total = -5 }\n", 5, "RetryPolicy.total"),
+        (LISTED + "[chains.a]\nstrategy = 'cost'\n[chains.b]\n\ntargets = ['tiny']\n", 6, "which is no target"),
+        (LISTED + "[[budgets]]\nlimit_usd = 5\n[[budgets]]\nname = 'b'\nlimit_usd = -5\n", 6, "Budget.limit_usd"),
+        (LISTED + "[breaker]\nopen_s = 5\nfailure_rate = 50\n", 4, "failure_rate"),
+        (LISTED + 'continue_prompt = """\nstrategy = "chepest"\n{tail}"""\nstrategy = "chepest"\n', 5, "chepest"),
+        (LISTED + '# strategy = "chepest"\nmetadata = true\nstrategy = "chepest"\n', 4, "chepest"),
+        (LISTED + "\ncache = 5\n", 3, "cache must be"),
+        (LISTED + "\ntimeouts = 30\n", 3, "timeouts must be"),
+        (LISTED + "\nmetadata = 'yes'\n", 3, "metadata must be True or False, not 'yes'"),
+        ("models = [\n  'llamacpp:tiny',\n  3,\n]\n", 3, "not int"),
+        ("models = [\n { spec = 'ollama:y', weight = 1 },\n { spec = 'ollama:z', weight = -3 },\n]\n", 3, "weight"),
+        ("models = [\n { spec = 'ollama:y', weight = 1 },\n { spec = 'ollama:z', weigth = 1 },\n]\n", 3, "'weigth'"),
+        ("[[models]]\nspec = 'llamacpp:tiny'\n[[models]]\nspec = 'llamacpp:x'\nprice.input = -1\n", 5, "Price.input"),
+        ("models = [\n  'llamacpp:tiny',\n  { spec = 'openai:x', api_key = '${NOBODY_SET_THIS}' },\n]\n", 3,
+         r"models\[1\].api_key wants"),
+        ("models = [\n  'llamacpp:tiny',\n  { spec = 'openai:x', api_key = '${A_KEY' },\n]\n", 3,
+         r"models\[1\].api_key has '\$\{A_KEY', which ends in no '\}'"),
+    ],
+)  # fmt: skip
+def test_every_mistake_in_a_file_has_its_line(tmp_path, text, line, says):
+    """Whether the message quotes a word of the file or only names an option; of two alike the wrong one."""
+    path = tmp_path / "fallback.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=says) as caught:
+        Router.from_config(path)
+    assert str(caught.value).startswith(f"{path}:{line}: "), caught.value
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('{"models": ["llamacpp:tiny"],\n "timeouts": {"total": 5,\n  "idle": -1}}', 3),
+        ('{"models": ["llamacpp:tiny"],\n "chains": {"a": {},\n "b": {"targets": [\n"tiny"]}}}', 4),
+        ('{"models": [\n{"spec": "llamacpp:tiny"},\n{"spec": "llamacpp:x", "name": "\\"{\\u007d",\n"weight": -1}]}', 4),
+        ('{"models": ["llamacpp:tiny"], "budgets": [{"limit_usd": 1}, [],\n{"limit_usd": -1}]}', 1),
+    ],
+)
+def test_and_in_json(tmp_path, text, line):
+    path = tmp_path / "fallback.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigurationError) as caught:
+        Router.from_config(path)
+    assert str(caught.value).startswith(f"{path}:{line}: "), caught.value
+
+
+@pytest.mark.parametrize("face", ["FallbackChatModel", "FallbackLLM"])
+def test_a_wrappers_own_keyword_of_the_wrong_kind_is_told_with_its_line(tmp_path, face):
+    path = tmp_path / "fallback.toml"
+    path.write_text(LISTED + '\ntemperature = "hot"\n', encoding="utf-8")
+    with pytest.raises(ConfigurationError, match=r"fallback.toml:3: (?s:.*)temperature"):
+        makers()[face](path)
+
+
+def test_a_mistake_on_reconfiguring_has_its_line(tmp_path):
+    path = tmp_path / "fallback.toml"
+    path.write_text(LISTED + "\n[limits]\nconcurrency = 0\n", encoding="utf-8")
+    with Router(["llamacpp:tiny"]) as router, pytest.raises(ConfigurationError, match=r"toml:4: Limits.concurrency"):
+        router.reconfigure(path)
+
+
+def test_what_an_error_knows_is_kept_when_its_line_is_added(tmp_path):
+    (tmp_path / "other.db").write_bytes(b"not a database at all, but long enough to be looked at" * 100)
+    path = tmp_path / "fallback.toml"
+    path.write_text(LISTED + f"ledger = '{tmp_path / 'other.db'}'\n", encoding="utf-8")
+    with pytest.raises(LedgerError) as caught:
+        Router.from_config(path)
+    assert caught.value.reason == "not a database"
+    assert str(caught.value).startswith(f"{path}:2: ")
+
+
+def test_a_byte_order_mark_is_no_mistake(tmp_path):
+    path = tmp_path / "fallback.toml"
+    path.write_text("\ufeff" + LISTED, encoding="utf-8")
+    with Router.from_config(path) as router:
+        assert [target.name for target in router.targets] == ["llamacpp:tiny"]
+
+
+@pytest.mark.parametrize("source", [None, 3, ["llamacpp:tiny"]])
+def test_what_is_neither_a_path_nor_a_mapping_is_refused(source):
+    with pytest.raises(ConfigurationError, match="a configuration is a path or a mapping, not"):
+        Router.from_config(source)
+
+
+def test_a_clock_that_is_none_is_refused():
+    with pytest.raises(ConfigurationError, match=r"clock= takes a Clock, such as shared_core.testing.VirtualClock\(\)"):
+        Router(["llamacpp:tiny"], clock=3)

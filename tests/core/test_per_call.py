@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from shared_core import ConfigurationError, Constraints, InvalidRequest, Price, Target, UnknownOption
+from shared_core import (
+    ChatRequest,
+    ConfigurationError,
+    Constraints,
+    InvalidRequest,
+    Price,
+    Router,
+    Target,
+    UnknownOption,
+    user,
+)
 from shared_core.testing import ScriptedProvider
 
 
@@ -93,3 +105,27 @@ def test_local_only_fails_closed_in_both_wrappers(way):
 
     with pytest.raises(AllTargetsFailed, match="local only"):
         askers()[way](local_only=True)
+
+
+@pytest.mark.parametrize(
+    ("option", "says"),
+    [
+        ({"chain": 5}, "no chain is named 5. Valid: "),
+        ({"chain": ["low-cost"]}, "no chain is named"),
+        ({"timeout_s": "30"}, "timeout_s must be a positive number of seconds, not '30'"),
+        ({"timeout_s": True}, "not True"),
+        ({"max_tokens": "9"}, "max_tokens must be a whole number, at least 1, not '9'"),
+        ({"max_tokens": 1.5}, "not 1.5"),
+        ({"temperature": "hot"}, "temperature must be between 0 and 2, not 'hot'"),
+        ({"constraints": {"local_only": "no"}}, "local_only must be True or False, not 'no'"),
+        ({"constraints": {"allow": 5}}, "allow takes a collection of names, not 5"),
+        ({"constraints": {"deny": [5]}}, "deny takes a collection of names, not"),
+        ({"constraints": {"deny": None}}, "deny takes a collection of names, not None"),
+    ],
+)
+def test_an_option_of_the_wrong_kind_is_refused_in_words_and_nothing_is_sent(option, says):
+    provider = ScriptedProvider("never asked")
+    with Router([Target(provider=provider, name="a")]) as router:
+        with pytest.raises(InvalidRequest, match=re.escape(says)):
+            router.invoke(ChatRequest((user("Hello"),), **option))
+        assert provider.calls == 0
