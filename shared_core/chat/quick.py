@@ -53,7 +53,7 @@ def varied(cls: Callable[..., T]) -> Callable[[T, Mapping[str, Any]], T]:
     The function takes the object and the changes by field. It raises what `replace` raises: TypeError for a field that
     is not there, and what the class refuses.
     """
-    names = [field.name for field in fields(cast("Any", cls))]
+    names = {field.name: None for field in fields(cast("Any", cls))}
     known: dict[str, Any] = {"cls": cls, "new": object.__new__, "open": _open(cls)}
     copied = [f"it.{name} = old.{name}" for name in names]
     exec("def copy(old):\n it = new(open)\n " + "\n ".join(copied) + "\n return it", known)
@@ -62,11 +62,10 @@ def varied(cls: Callable[..., T]) -> Callable[[T, Mapping[str, Any]], T]:
 
     def vary(old: T, changes: Mapping[str, Any]) -> T:
         it = copy(old)
-        try:
-            for name, value in changes.items():
-                setattr(it, name, value)
-        except AttributeError:
-            raise TypeError(f"{cls.__name__} has no field {name!r}") from None
+        for name, value in changes.items():
+            if name not in names:
+                raise TypeError(f"{cls.__name__} has no field {name!r}")
+            setattr(it, name, value)
         it.__class__ = cls
         if checked:
             it.__post_init__()
