@@ -76,14 +76,15 @@ class MemoryLedger:
         """The same; memory never makes anybody wait."""
         return self.reserve(draft, dispatch=dispatch)
 
-    def dispatch(self, ticket: Ticket) -> None:
-        """Note that the attempt begins."""
+    def dispatch(self, ticket: Ticket) -> bool:
+        """Note that the attempt begins: True."""
         if ticket.status is EntryStatus.RESERVED:
             ticket.status = EntryStatus.DISPATCHED
+        return True
 
-    async def adispatch(self, ticket: Ticket) -> None:
+    async def adispatch(self, ticket: Ticket) -> bool:
         """The same."""
-        self.dispatch(ticket)
+        return self.dispatch(ticket)
 
     def settle(self, ticket: Ticket, entry: LedgerEntry) -> None:
         """Close the row with what became of it.

@@ -63,13 +63,14 @@ CALL: Final = 5
 class _Op:
     """One thing to write, and who waits for it."""
 
-    __slots__ = ("dispatch", "entry", "error", "future", "kind", "lock", "loop", "result", "subject")
+    __slots__ = ("begun", "dispatch", "entry", "error", "future", "kind", "lock", "loop", "result", "subject")
 
     def __init__(self, kind: int, subject: Any = None, entry: LedgerEntry | None = None, *, dispatch: bool = False):
         self.kind = kind
         self.subject = subject
         self.entry = entry
         self.dispatch = dispatch
+        self.begun: Ticket | None = None  # of a reservation: handed out before its row was written
         self.result: Any = None
         self.error: Exception | None = None
         self.lock: threading.Lock | None = None
@@ -123,6 +124,7 @@ class SQLiteLedger:
         self._live: dict[int, tuple[Reading, int | None]] = {}  # what meters show within one transaction
         self._told: set[tuple[int, int, float]] = set()
         self._fresh: list[Callable[[], object]] = []  # undoes what the caches learned in a transaction that failed
+        self._born: dict[Ticket, int] = {}  # rows of tickets that are out already: told when they are on disk
         self._notices: list[tuple[Callable[[Notice], None], Notice]] = []
         self._backlog: list[_Op] = []
         self._lost = 0
@@ -243,7 +245,9 @@ class SQLiteLedger:
     # ── handing in ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def reserve(self, draft: Draft, *, dispatch: bool = False) -> Ticket | Denial:
-        """Write a row, and set its worst case aside for every claim, in one transaction. Returns when it is on disk.
+        """Write a row, and set its worst case aside for every claim, in one transaction. Returns when it is on disk:
+        the ticket has its number then. Without a hard budget, an attempt whose row cannot be written begins all the
+        same; its ticket has no number until its row, which waits in memory, is on disk.
 
         Raises:
             LedgerError: a hard budget applies, and the file cannot be written.
@@ -262,17 +266,18 @@ class SQLiteLedger:
         found: Ticket | Denial = await self._await(op)
         return found
 
-    def dispatch(self, ticket: Ticket) -> None:
-        """Write down that the attempt begins. Returns when that is on disk.
+    def dispatch(self, ticket: Ticket) -> bool:
+        """Write down that the attempt begins. True: that is on disk. False: no hard budget applies and the file cannot
+        be written, so that it waits in memory; the attempt may begin, and the ticket stays reserved.
 
         Raises:
             LedgerError: a hard budget applies, and the file cannot be written.
         """
-        self._wait(_Op(DISPATCH, ticket))
+        return _dispatched(ticket, self._wait(_Op(DISPATCH, ticket)))
 
-    async def adispatch(self, ticket: Ticket) -> None:
+    async def adispatch(self, ticket: Ticket) -> bool:
         """The same, without blocking the event loop."""
-        await self._await(_Op(DISPATCH, ticket))
+        return _dispatched(ticket, await self._await(_Op(DISPATCH, ticket)))
 
     def settle(self, ticket: Ticket, entry: LedgerEntry) -> None:
         """Close the row with what became of it. Returns at once: until it is on disk, the row counts at its bound.
@@ -423,7 +428,7 @@ class SQLiteLedger:
 
     def _unheard(self, op: _Op) -> Ticket:
         """Let the attempt begin although its row waits: an answer is not lost because it cannot be written down."""
-        op.result = ticket = _unwritten(op)
+        op.begun = ticket = _unwritten(op)
         self._submit(op)
         return ticket
 
@@ -501,15 +506,18 @@ class SQLiteLedger:
             connection.execute("COMMIT")
         except BaseException:
             for op in ops:
-                if op.kind == RESERVE and isinstance(op.result, Ticket):
-                    op.result.id = None
+                op.result = None  # none of it is so
             for undo in self._fresh:
                 undo()
             self._notices = []
             self._roll_back(connection)
             raise
+        else:
+            for ticket, number in self._born.items():
+                ticket.id = number
         finally:
             self._fresh = []
+            self._born.clear()
         if self._trouble is not None:
             reason, self._trouble = self._trouble, None
             _log.warning("ledger %s can be written again (%s)", self.path, reason)
@@ -522,7 +530,7 @@ class SQLiteLedger:
         elif kind == SETTLE and entry is not None:
             self._settle(connection, op.subject, entry)
         elif kind == DISPATCH:
-            self._dispatch(connection, op.subject)
+            op.result = self._dispatch(connection, op.subject)
         elif kind == RECORD and entry is not None:
             self._insert(connection, entry)
         elif kind == ABANDON:
@@ -550,14 +558,16 @@ class SQLiteLedger:
             self._connection.close()  # it may be mended, or be another file, by the next time
             self._connection = None
         for op in ops:
-            if op.kind == CALL or (op.kind == RESERVE and op.subject.strict and not isinstance(op.result, Ticket)):
+            if op.kind == CALL or (op.kind == RESERVE and op.subject.strict and op.begun is None):
                 op.error = LedgerError(str(refused), reason=reason)
                 continue
             if op.kind == DISPATCH and op.subject.draft.strict:
                 op.error = LedgerError(str(refused), reason=reason)
                 continue
-            if op.kind == RESERVE and not isinstance(op.result, Ticket):
-                op.result = _unwritten(op)
+            if op.kind == RESERVE:
+                op.begun = op.result = op.begun or _unwritten(op)
+            elif op.kind == DISPATCH:
+                op.result = False  # it waits like the rest, and is not said to be on disk
             self._backlog.append(op)
         if len(self._backlog) > _KEEP:
             self._lost += len(self._backlog) - _KEEP
@@ -589,7 +599,7 @@ class SQLiteLedger:
                     continue
                 numbers[key] = number = self._meter(connection, claim, draft.at)
                 readings[key], limits[key] = self._read(connection, number)
-            if not isinstance(op.result, Ticket):  # one that waited in memory has begun already
+            if op.begun is None:  # one that waited in memory has begun already
                 verdict = decide(draft.ask, draft.claims, readings)
                 if isinstance(verdict, Denial):
                     self._warn(connection, draft, numbers, readings, denied=verdict)
@@ -631,35 +641,40 @@ class SQLiteLedger:
             if bound and (live := self._live.get(meter)) is not None:
                 (posted, pending, unknown, over), limit = live
                 self._live[meter] = (Reading(posted, pending + bound, unknown, over), limit)
-        if isinstance(op.result, Ticket):
-            op.result.id = row
-            return op.result
+        if op.begun is not None and row is not None:
+            self._born[op.begun] = row
+            return op.begun
         return Ticket(draft, bound, status, row)
 
-    @staticmethod
-    def _dispatch(connection: sqlite3.Connection, ticket: Ticket) -> None:
-        if ticket.id is not None:
-            connection.execute("UPDATE entries SET state = 1 WHERE id = ? AND state = 0", (ticket.id,))
-        if ticket.status is EntryStatus.RESERVED:
-            ticket.status = EntryStatus.DISPATCHED
+    def _row(self, ticket: Ticket) -> int | None:
+        """The number of a ticket's row, also of one that this transaction has written."""
+        return self._born.get(ticket) if ticket.id is None else ticket.id
+
+    def _dispatch(self, connection: sqlite3.Connection, ticket: Ticket) -> bool:
+        number = self._row(ticket)
+        if number is None:
+            return False  # its row was given up
+        connection.execute("UPDATE entries SET state = 1 WHERE id = ? AND state = 0", (number,))
+        return True
 
     def _abandon(self, connection: sqlite3.Connection, op: _Op) -> None:
         ticket = op.result
         self._live.clear()
-        if op.kind == RESERVE and isinstance(ticket, Ticket) and ticket.id is not None:
+        if op.kind == RESERVE and isinstance(ticket, Ticket) and (number := self._row(ticket)) is not None:
             ticket.status = EntryStatus.VOIDED
             connection.execute(
                 "UPDATE entries SET state = 3, cost = 0, outcome = ? WHERE id = ? AND state < 2",
-                (self._name(connection, Kind.OUTCOME, "never sent"), ticket.id),
+                (self._name(connection, Kind.OUTCOME, "never sent"), number),
             )
 
     def _settle(self, connection: sqlite3.Connection, ticket: Ticket, entry: LedgerEntry) -> None:
-        if ticket.id is None:
+        number = self._row(ticket)
+        if number is None:
             self._insert(connection, entry)
             return
-        changed = connection.execute(_CLOSE, (*self._outcome(connection, entry), ticket.id)).rowcount
+        changed = connection.execute(_CLOSE, (*self._outcome(connection, entry), number)).rowcount
         if not changed:
-            _log.error("row %d of %s was settled by somebody else", ticket.id, self.path)
+            _log.error("row %d of %s was settled by somebody else", number, self.path)
             return
         draft = ticket.draft
         if draft.claims:
@@ -962,6 +977,12 @@ def _unwritten(op: _Op) -> Ticket:
     draft: Draft = op.subject
     status = EntryStatus.DISPATCHED if op.dispatch else EntryStatus.RESERVED
     return Ticket(draft, None if draft.ask is None else draft.ask.most, status)
+
+
+def _dispatched(ticket: Ticket, written: Any) -> bool:
+    if written and ticket.status is EntryStatus.RESERVED:
+        ticket.status = EntryStatus.DISPATCHED
+    return bool(written)
 
 
 def _ours(error: Exception) -> bool:

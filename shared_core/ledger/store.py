@@ -111,7 +111,7 @@ class Ticket:
     """What has been set aside; None when nobody knows what the attempt may cost."""
     status: EntryStatus
     id: int | None = None
-    """The row's number; None while it waits to be written."""
+    """The row's number; None until it is on disk."""
 
 
 @runtime_checkable
@@ -136,11 +136,16 @@ class LedgerStore(Ledger, Protocol):
         """The same, without blocking the event loop."""
         ...
 
-    def dispatch(self, ticket: Ticket) -> None:
-        """Write down that the attempt begins. The first byte may leave when this returns."""
+    def dispatch(self, ticket: Ticket) -> bool:
+        """Write down that the attempt begins. The first byte may leave when this returns: True when that is written,
+        False when it waits to be, as no hard budget applies.
+
+        Raises:
+            LedgerError: a hard budget applies, and the ledger cannot be written.
+        """
         ...
 
-    async def adispatch(self, ticket: Ticket) -> None:
+    async def adispatch(self, ticket: Ticket) -> bool:
         """The same, without blocking the event loop."""
         ...
 

@@ -35,6 +35,7 @@ from shared_core import (
     user,
 )
 from shared_core.chat.events import ChatEvent
+from shared_core.ledger import sqlite
 from shared_core.ledger.entry import EntryStatus, LedgerEntry
 from shared_core.ledger.schema import MIGRATIONS
 from shared_core.ledger.store import Draft, Ticket, Trouble
@@ -528,6 +529,78 @@ def test_a_file_that_stays_locked_is_trouble_that_ends_with_the_lock(tmp_path: P
         assert (row.status, row.cost_nano) == (EntryStatus.POSTED, 7)
         assert told[0] == Trouble("locked", 1)
         assert [n.over for n in told] == [False, True]
+
+
+class Unsynced:
+    """A connection whose disk takes what is written and then, while `broken`, fails to sync it."""
+
+    broken = False
+
+    def __init__(self, of: sqlite3.Connection) -> None:
+        self._of = of
+
+    def execute(self, sql: str, *rest: Any) -> Any:
+        if sql == "COMMIT" and Unsynced.broken:
+            raise sqlite3.OperationalError("disk I/O error")
+        return self._of.execute(sql, *rest)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._of, name)
+
+
+@pytest.fixture
+def unsynced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SQLiteLedger]:
+    connect = sqlite.connect
+    monkeypatch.setattr(sqlite, "connect", lambda path, **more: Unsynced(connect(path, **more)))
+    monkeypatch.setattr(Unsynced, "broken", False)
+    with SQLiteLedger(tmp_path / "costs.db") as ledger:
+        yield ledger
+        Unsynced.broken = False
+
+
+def test_under_a_hard_budget_what_was_written_and_not_synced_is_refused(unsynced: SQLiteLedger) -> None:
+    hard = Budgets([Budget(1)])
+    held = unsynced.reserve(draft(hard))
+    assert isinstance(held, Ticket)
+    Unsynced.broken = True
+    with pytest.raises(LedgerError, match="i/o"):
+        unsynced.reserve(draft(hard), dispatch=True)
+    with pytest.raises(LedgerError, match="i/o"):
+        asyncio.run(unsynced.areserve(draft(hard), dispatch=True))
+    with pytest.raises(LedgerError, match="i/o"):
+        unsynced.dispatch(held)
+    assert (held.status, unsynced.waiting) == (EntryStatus.RESERVED, 0), "none of it happens later either"
+    Unsynced.broken = False
+    assert unsynced.dispatch(held)
+    assert [(state, bound) for state, _, bound in rows(unsynced.path)] == [(1, 100)]
+
+
+def test_without_one_nothing_is_said_to_be_on_disk_that_waits_in_memory(unsynced: SQLiteLedger) -> None:
+    told: list[Any] = []
+    soft = draft(tell=told.append)
+    early, awaited = unsynced.reserve(soft), unsynced.reserve(soft)
+    assert isinstance(early, Ticket)
+    assert isinstance(awaited, Ticket)
+    Unsynced.broken = True
+    assert unsynced.dispatch(early) is False
+    assert asyncio.run(unsynced.adispatch(awaited)) is False
+    late = unsynced.reserve(soft, dispatch=True)
+    later = asyncio.run(unsynced.areserve(soft))
+    assert isinstance(late, Ticket)
+    assert isinstance(later, Ticket)
+    assert [(t.id, t.status) for t in (late, later)] == [(None, EntryStatus.DISPATCHED), (None, EntryStatus.RESERVED)]
+    assert [t.status for t in (early, awaited)] == [EntryStatus.RESERVED] * 2
+    assert [state for state, _, _ in rows(unsynced.path)] == [0, 0]
+    assert not unsynced.flush()
+    assert unsynced.waiting == 4
+    assert [notice.over for notice in told] == [False], "told once"
+    unsynced.settle(late, entry(late.draft, 7))
+    Unsynced.broken = False
+    assert unsynced.flush(), "all of it is written as soon as it can be"
+    assert [(state, cost) for state, cost, _ in rows(unsynced.path)] == [(1, None), (1, None), (2, 7), (0, None)]
+    assert (late.id, later.id) == (3, 4)
+    assert unsynced.dispatch(later)
+    assert later.status is EntryStatus.DISPATCHED
 
 
 def test_a_row_that_cannot_be_written_does_not_keep_others_from_being_written(tmp_path: Path) -> None:

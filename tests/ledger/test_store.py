@@ -59,8 +59,8 @@ def test_a_row_says_everything_that_was_handed_in(ledger: LedgerStore) -> None:
     ledger.flush()
     (row,) = ledger.entries()
     assert (row.status, row.bound_nano, row.cost_nano, row.outcome) == (EntryStatus.RESERVED, 1000, None, "running")
-    ledger.dispatch(ticket)
-    assert ledger.entries()[0].status is EntryStatus.DISPATCHED
+    assert ledger.dispatch(ticket) is True
+    assert (ledger.entries()[0].status, ticket.status) == (EntryStatus.DISPATCHED,) * 2
     handed = entry(of, cost=700, bound=1000)
     ledger.settle(ticket, handed)
     (row,) = ledger.entries()

@@ -208,6 +208,8 @@ def failing(*, seed: int = 1, count: int = 12, points: int = 12) -> dict[str, An
             facts = json.loads(out)
             refused = {word for word in facts.get("seen", {}) if word.startswith("refused")}
             told["could not be opened" if "opening" in facts else "refused" if refused else "went on"] += 1
+            if mode and "begun, and waits to be written" in facts.get("seen", {}):
+                wrong.append(f"{where}: begun under a hard budget, and not written down")
             if refused and not mode:
                 wrong.append(f"{where}: refused without a hard budget: {refused}")
             if facts.get("lost"):
@@ -232,7 +234,11 @@ def _after(path: Path, acknowledged: Mapping[int, tuple[int, int | None, int | N
     try:
         connection = sqlite3.connect(path, isolation_level=None)
         try:
-            return check_books(connection) + _lost(connection, acknowledged)
+            twice = "SELECT execution, count(*) FROM entries GROUP BY execution HAVING count(*) > 1"
+            found = check_books(connection)
+            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'entries'").fetchone():
+                found += [f"{name} has {count} rows" for name, count in connection.execute(twice)]
+            return found + _lost(connection, acknowledged)
         finally:
             connection.close()
     except sqlite3.Error as error:

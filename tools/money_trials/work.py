@@ -65,10 +65,10 @@ def main(arguments: list[str]) -> int:
                 continue
             if ticket.id is not None:
                 said("D" if at_once else "R", ticket.id, bound)
-            if not at_once:
-                ledger.dispatch(ticket)
-                if ticket.id is not None:
-                    said("D", ticket.id, bound)
+            else:
+                seen["begun, and waits to be written"] += 1
+            if not at_once and ledger.dispatch(ticket) and ticket.id is not None:
+                said("D", ticket.id, bound)
         except LedgerError as error:
             seen[f"refused: {error.reason}"] += 1
             continue
