@@ -126,16 +126,15 @@ class Account(Lock):
             return Refusal(f"account's {broken.reason}", broken.retry_at)
         return None
 
-    def claim(self, now: float, lease_s: float, chance: float, lock: Lock) -> Claim | Refusal | None:
-        """Leave for one attempt behind it, the target's own lock included; None when there is nothing to decide."""
+    def claim(self, now: float, lease_s: float, chance: float, lock: Lock) -> Claim | Refusal:
+        """Leave for one attempt behind it, the target's own lock included."""
         with self.mutex:
             if (refusal := self.blocked(now)) is not None:
                 return refusal
             permit = None if self.breaker is None else self.breaker.acquire(now, lease_s, chance)
             if isinstance(permit, Rejection):  # its probe was lost
                 return Refusal(f"account's {permit.reason}", permit.retry_at)
-            claim = Claim(permit, self.check(now, lease_s), lock.check(now, lease_s))
-            return claim if any(claim) else None
+            return Claim(permit, self.check(now, lease_s), lock.check(now, lease_s))
 
     def unclaim(self, claim: Claim, lock: Lock, now: float) -> None:
         """Nothing was sent under it after all."""

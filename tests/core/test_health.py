@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -388,6 +388,56 @@ def test_nothing_is_said_of_few_times_or_of_times_that_make_no_sense():
         drift.add(0.0)
     assert drift.ratio is not None
     assert math.isfinite(drift.ratio)
+
+
+def expected(times: Sequence[float]) -> tuple[float, float, float]:
+    """From the description, another way round: the usual logarithm, that of late, and the noise."""
+    usual, late, spread = [math.log(times[0])], math.log(times[0]), 0.0
+    for n, seconds in enumerate(times[1:], 2):
+        weight = 1 / n if n < 100 else 0.01
+        sigma = max(0.25, spread * math.sqrt(math.pi / 2))
+        far = math.log(seconds) - usual[-1]
+        if n > 10:
+            far = math.copysign(min(abs(far), 2.5 * sigma), far)
+        late = 0.85 * late + 0.15 * (usual[-1] + far)
+        spread = (1 - weight) * spread + weight * abs(far)
+        usual.append(usual[-1] + weight * far)
+    return usual[-1], late, max(0.25, spread * math.sqrt(math.pi / 2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.floats(0.2, 5.0), st.floats(1.0, 3.0)), min_size=1, max_size=6))
+def test_drift_is_told_by_two_averages_of_logarithms_that_outliers_move_little(stretches):
+    times = [pace * (noise if n % 2 else 1 / noise) for count, pace, noise in stretches for n in range(count)]
+    drift, drifts = Drift(), False
+    for n, seconds in enumerate(times, 1):
+        drift.add(seconds)
+        usual, late, sigma = expected(times[:n])
+        if n < 20:
+            assert (drift.ratio, drift.drifting) == (None, False)
+            continue
+        assert drift.ratio == pytest.approx(math.exp(late - usual))
+        stands_clear = late - usual > max(math.log(1.5), 3.5 * sigma * math.sqrt(0.15 / 1.85))
+        drifts = late - usual > math.log(1.2) if drifts else stands_clear
+        assert drift.drifting is drifts
+
+
+def test_drift_shows_how_many_times_slower_a_target_is_and_whether_that_is_drift():
+    drift = Drift()
+    for _ in range(19):
+        drift.add(0.5)
+    assert repr(drift) == "Drift(19 of 20 measured)"
+    drift.add(0.5)
+    assert repr(drift) == "Drift(×1.00)"
+    for _ in range(20):
+        drift.add(50.0)
+    assert repr(drift).endswith(", drifting)")
+    least = Drift()
+    for _ in range(20):
+        least.add(0.0)
+    for _ in range(20):
+        least.add(1e-4)
+    assert least.ratio == 1.0, "a tenth of a millisecond is the least that is told apart"
 
 
 def test_a_target_that_becomes_slower_is_demoted_before_it_fails_and_comes_back():

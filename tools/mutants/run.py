@@ -52,6 +52,7 @@ TESTS = tuple(
     for name in (
         "breaker",
         "budget",
+        "gates",
         "health",
         "retry",
         "admission",
