@@ -459,6 +459,8 @@ class LangChainProvider:
         if not isinstance(message, AIMessage):
             message = AIMessage(content=message.content, id=message.id)
         metadata = {**(result.llm_output or {}), **(generation.generation_info or {}), **message.response_metadata}
+        if self._google:
+            _there_is_one(metadata)
         if metadata != message.response_metadata:
             message = message.model_copy(update={"response_metadata": metadata})
         yield from _content_events(message)
@@ -595,6 +597,8 @@ class _Reader:
         whole = chunks[0] if len(chunks) == 1 else chunks[0] + chunks[1:]
         merged = whole.message
         metadata = {**(whole.generation_info or {}), **merged.response_metadata}
+        if self._provider._google and not merged.content:
+            _there_is_one(metadata)
         if self._provider._sure_of_end and not (
             getattr(merged, "chunk_position", None) == "last" or any(metadata.get(k) for k in _REASON_KEYS)
         ):
@@ -608,6 +612,20 @@ class _Reader:
         if self._answer is not None and self._said:
             message = _as_text(message, self._answer, self._said)
         yield self._provider._finished(message)
+
+
+def _there_is_one(metadata: Mapping[str, Any]) -> None:
+    """Whether Gemini has answered at all: its class makes an empty message of a blocked prompt, and of no candidate.
+
+    Raises:
+        ProviderError: POLICY: the prompt was blocked; MALFORMED: nothing in the answer says why it ended.
+    """
+    blocked = (metadata.get("prompt_feedback") or {}).get("block_reason")
+    if blocked is not None:
+        blocked = str(getattr(blocked, "value", blocked))
+        raise ProviderError.of(ErrorKind.POLICY, f"Gemini blocked the prompt: {blocked}", code=blocked)
+    if not any(metadata.get(k) for k in _REASON_KEYS):
+        raise ProviderError.of(ErrorKind.MALFORMED, "Gemini answered without a finish reason")
 
 
 def _all_of(events: Iterable[ChatEvent]) -> Iterable[ChatEvent]:

@@ -21,6 +21,7 @@ from shared_core.providers.error_table import (
     CODES_OF_FAMILY,
     GENERIC,
     LIMITS,
+    MISBUILT,
     MISREAD,
     NO_WAIT,
     OS_ERRORS,
@@ -284,21 +285,28 @@ def _weak_kind(exc: BaseException) -> ErrorKind | None:
     return next((WEAK[name] for name, module in _names(exc) if name in WEAK and module != "builtins"), None)
 
 
-def _raised_by_vendor(exc: BaseException) -> bool:
-    """Whether the innermost frame is in an SDK or a framework's vendor package: its own refusal to send this."""
+def _raised_by_vendor(exc: BaseException, *, beneath: str = "") -> bool:
+    """Whether the innermost frame is in an SDK or a framework's vendor package: its own refusal to send this.
+
+    Frames of modules that match `beneath` do not count: who called them is asked for.
+    """
     trace = exc.__traceback__
     module = type(exc).__module__
     while trace is not None:
-        module = trace.tb_frame.f_globals.get("__name__", "")
+        name = trace.tb_frame.f_globals.get("__name__", "")
+        if not (beneath and re.match(beneath, name)):
+            module = name
         trace = trace.tb_next
     return bool(VENDOR_CODE.match(module))
 
 
 def _misread(exc: Exception) -> bool:
     """Whether a vendor package stumbled over an answer that is none: `choices[0]` of nothing, HTML in place of JSON."""
-    if not isinstance(exc, (IndexError, AttributeError, TypeError, ValueError)) or not MISREAD.search(str(exc)):
+    if not isinstance(exc, (IndexError, AttributeError, TypeError, ValueError)):
         return False
-    return _raised_by_vendor(exc)
+    if MISBUILT.match(str(getattr(exc, "title", ""))):  # pydantic's ValidationError says what it should have become
+        return _raised_by_vendor(exc, beneath=r"pydantic|langchain_core\.|llama_index\.core\.")
+    return bool(MISREAD.search(str(exc))) and _raised_by_vendor(exc)
 
 
 def classify_error(

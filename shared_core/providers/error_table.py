@@ -19,6 +19,7 @@ __all__ = [
     "CODE_SHAPES",
     "GENERIC",
     "LIMITS",
+    "MISBUILT",
     "MISREAD",
     "NO_WAIT",
     "OS_ERRORS",
@@ -435,10 +436,15 @@ VENDOR_CODE = re.compile(
 
 MISREAD = re.compile(
     r"list index out of range|'(?:str|NoneType)' object (?:has no attribute|is not (?:subscriptable|iterable))"
+    r"|'(?:int|float|bool|list)' object has no attribute '(?:model_dump|choices|content|candidates)'"
+    r"|object of type '(?:str|NoneType)' has no len|string indices must be integers|type '\w+' is not iterable"
     r"|no generation(?:s| chunks)|unexpected (?:response|type)|received .{0,40}(?:html|str)\b|null value for .?choices",
     re.IGNORECASE,
 )
 """What vendor packages say when they stumble over an answer that is no answer."""
+
+MISBUILT = re.compile(r"GenerateContentResponse|AIMessage|ToolCallBlock|TextBlock")
+"""What pydantic could not build where it was the answer that was wrong, and not what was asked."""
 
 NO_WAIT = frozenset(
     {

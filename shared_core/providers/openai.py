@@ -555,7 +555,7 @@ class _Fold:
         if not isinstance(choices, (list, tuple)) or not choices:
             raise malformed("the answer has no choices", request_id=facts.get("request_id"))
         message = getattr(choices[0], "message", None)
-        if message is None:
+        if not hasattr(message, "content"):
             raise malformed("the answer has no message", request_id=facts.get("request_id"))
         self._reason = getattr(choices[0], "finish_reason", None) or "stop"
         if self._reason == "error":
@@ -578,6 +578,8 @@ def _plain_text(content: Any) -> str:
     if isinstance(content, (list, tuple)):
         texts = (p.get("text") if isinstance(p, Mapping) else getattr(p, "text", None) for p in content)
         return "".join(t for t in texts if isinstance(t, str))
+    if content is not None:
+        raise malformed(f"the answer's content is no text but a {type(content).__name__}")
     return ""
 
 

@@ -293,6 +293,23 @@ def test_anthropics_cache_marks_and_thinking_do_not_reach_others(server: FaultSe
     assert "SIG" in sent, "what Anthropic wrote goes back to Anthropic"
 
 
+@pytest.mark.parametrize("sync", [True, False])
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    ("fault", "kind"), [("content-policy", ErrorKind.POLICY), ("empty-choices", ErrorKind.MALFORMED)]
+)
+async def test_an_empty_message_of_geminis_class_is_told_as_what_it_was(
+    server: FaultServer, fault: str, kind: ErrorKind, streaming: bool, sync: bool
+) -> None:
+    """Its class makes one of a blocked prompt, which nobody else is asked, and one of no candidate at all."""
+    server.script(GEMINI, fault)
+    with pytest.raises(ProviderError) as caught:
+        await events_of(
+            LangChainProvider(google(server)), ChatRequest((user("Hello"),), streaming=streaming), sync=sync
+        )
+    assert caught.value.kind is kind
+
+
 def test_truncated_streams_are_not_taken_for_answers(server: FaultServer) -> None:
     server.default = "missing-terminal"
     for vendor in ("openai", "anthropic"):

@@ -546,6 +546,10 @@ STUMBLES = [
     "response.choices",
     "response.model_dump()",
     "None.message",
+    "len(None)",
+    "response['choices']",
+    "'error' in 42",
+    "[].model_dump()",
     "raise ValueError('Unexpected response type')",
 ]
 
@@ -557,6 +561,27 @@ def test_a_vendor_package_that_stumbles_over_an_answer_tells_of_a_malformed_one(
     assert error is not None
     assert error.kind is K.MALFORMED
     assert classify_error(raised_in("my_program.callbacks", statement), provider="langchain") is None
+
+
+MISBUILT = [
+    "__import__('google.genai').genai.types.GenerateContentResponse.model_validate({'candidates': 'none'})",
+    "__import__('langchain_core.messages').messages.AIMessage(content={'not': 'text'})",
+    "__import__('pydantic').create_model('ToolCallBlock', tool_kwargs=(dict, ...))(tool_kwargs='x')",
+]
+
+
+@pytest.mark.parametrize("statement", MISBUILT)
+def test_an_answer_that_a_vendor_package_cannot_put_into_its_own_words_is_malformed(statement: str) -> None:
+    """What it cannot build of a request is another matter, and so is what the user's own code builds."""
+    error = classify_error(raised_in("langchain_google_genai.chat_models", statement), provider="google")
+    assert error is not None
+    assert error.kind is K.MALFORMED
+    own = classify_error(raised_in("my_program.callbacks", statement), provider="google")
+    assert own is None or own.kind is not K.MALFORMED
+    asked = "__import__('google.genai').genai.types.GenerateContentConfig(temperature='hot')"
+    refused = classify_error(raised_in("langchain_google_genai.chat_models", asked), provider="google")
+    assert refused is not None
+    assert refused.kind is K.INCAPABLE
 
 
 def test_a_vendor_package_that_refuses_to_send_makes_the_target_incapable() -> None:
