@@ -369,6 +369,14 @@ def test_who_is_refused_at_the_end_of_a_line_waits_in_it_again_only_when_told_so
     assert (h.journal.waited_s, h.result) == (50.0, None)
 
 
+def test_whose_turn_had_come_waits_in_no_line_for_its_retry():
+    h = Hand([FULL, InLine(5.0), no(), None])
+    assert h.steps[-4:] == [
+        ("wait", "a", 0.25),
+        *[("admit", "a", pytest.approx(594.75)), ("call", "a"), ("settle", "a", False)],
+    ]
+
+
 def test_of_two_lines_the_one_that_is_said_to_move_first_is_joined_and_one_nobody_knows_about_now():
     sooner = FULL._replace(retry_at=START + 14.0)
     h = Hand([FULL, None], [sooner, InLine(1.0), None])
@@ -429,6 +437,11 @@ def test_who_could_not_be_reached_once_more_is_left_without_a_retry():
     assert (refused.asked, refused.waits) == ("aa", [("a", 0.25)]), "somebody has looked at it: that is a try"
     none = route("a", retry=RetryPolicy(transparent=0))
     assert Hand([no(K.CONNECT), None], [], routes=[none, route("b")]).waits == [("a", 0.25)]
+
+
+def test_who_could_not_be_reached_and_then_turns_it_away_had_no_retry_to_give_back():
+    h = Hand([no(K.CONNECT), Refusal("circuit open", None)], [no(K.OVERLOADED), None], retry=RetryPolicy(total=0))
+    assert (h.asked, h.waits) == ("ab", [])
 
 
 def test_a_continuation_that_never_left_leaves_one_seam():

@@ -1,8 +1,8 @@
 """Runs in the copy, as a process of its own: makes the mutants, collects the tests once, and forks for every mutant.
 
 mutmut makes the mutants and switches them on. Its own loop collects the tests anew for each of them, in an order of
-chance; here they are collected once, and of the tests that reach a changed function those that have killed a neighbour
-go first, then the quick ones. The first that fails ends it, so that a mutant costs about as much as one test.
+chance; here they are collected once, and of the tests that reach a changed function those go first that have killed
+its last mutants, then the quick ones. The first that fails ends it, so that a mutant costs about as much as one test.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import traceback
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -44,7 +44,8 @@ class Loop:
         self.took: dict[str, float] = {}
         self.reached: dict[str, list[str]] = defaultdict(list)
         """By function, mangled: the tests that call it."""
-        self.killers: dict[str, Counter[str]] = defaultdict(Counter)
+        self.killers: dict[str, dict[str, int]] = defaultdict(dict)
+        """By function: the tests that have killed, and how many mutants had ended when they last did."""
         self.items: dict[str, pytest.Item] = {}
 
     @pytest.hookimpl(tryfirst=True)
@@ -100,12 +101,15 @@ class Loop:
 
     def _all(self, mutants: Sequence[tuple[str, str]], tell: Callable[[str, int], object]) -> None:
         running: dict[int, tuple[str, str, Path]] = {}
+        ended = 0
 
         def one_ends() -> None:
+            nonlocal ended
+            ended += 1
             pid, status = self._wait()
             name, function, killer = running.pop(pid)
             if killer.exists():
-                self.killers[function][killer.read_text(encoding="utf-8")] += 1
+                self.killers[function][killer.read_text(encoding="utf-8")] = ended
                 killer.unlink()
             tell(name, status)
 
@@ -114,8 +118,8 @@ class Loop:
             if not tests:
                 tell(name, NO_TESTS)
                 continue
-            kills = self.killers[function]
-            ordered = sorted(tests, key=lambda test: (-kills[test], self.took[test]))
+            latest = self.killers[function]
+            ordered = sorted(tests, key=lambda test: (-latest.get(test, 0), self.took[test]))
             killer = self.results.with_name(f"killer-{name}")
             while len(running) >= self.children:
                 one_ends()
