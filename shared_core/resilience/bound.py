@@ -9,10 +9,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from shared_core.chat.request import Audio, ChatRequest, File, Image, Message, Reasoning, Text, ToolCall, ToolResult
+from shared_core.chat.request import (
+    Audio,
+    ChatRequest,
+    File,
+    Image,
+    Message,
+    Part,
+    Reasoning,
+    Text,
+    ToolCall,
+    ToolResult,
+)
 
 __all__ = ["input_bound"]
 
@@ -56,7 +67,7 @@ def input_bound(request: ChatRequest, *, window: int | None = None, extra: int =
         total += _json(request.extra)
     # Audio has a price of its own, several times that of text; it takes far fewer tokens than bytes, which covers it.
     # So the window, which counts tokens, must not cut that off.
-    audible = _audible(request)
+    audible = sum(_audible(message.parts) for message in request.messages)
     total += media
     if window is not None:
         total = min(total, float(window))
@@ -89,13 +100,14 @@ def _message(message: Message) -> tuple[float, float]:
     return text, media
 
 
-def _audible(request: ChatRequest) -> float:
-    """Bytes of recordings; infinite for one that is only referred to."""
+def _audible(parts: Iterable[Part]) -> float:
+    """Bytes of recordings, those included that a tool has answered; infinite for one that is only referred to."""
     total = 0.0
-    for message in request.messages:
-        for part in message.parts:
-            if isinstance(part, Audio):
-                total += math.inf if part.data is None else len(part.data)
+    for part in parts:
+        if isinstance(part, Audio):
+            total += math.inf if part.data is None else len(part.data)
+        elif isinstance(part, ToolResult):
+            total += _audible(part.content)
     return total
 
 

@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared_core import Audio, Budget, ChatRequest, ConfigurationError, File, Image, OutputSchema, ToolSpec, user
-from shared_core.chat.request import Message, Text
+from shared_core.chat.request import Message, Reasoning, Text, ToolCall, ToolResult
 from shared_core.resilience.bound import input_bound
 from shared_core.resilience.budget import (
     EXHAUSTED,
     Ask,
+    BudgetReport,
     Budgets,
+    BudgetStatus,
     Claim,
     Denial,
     Grant,
@@ -25,6 +27,7 @@ from shared_core.resilience.budget import (
     Reading,
     decide,
     due,
+    hard_limit,
     window_at,
 )
 
@@ -265,9 +268,208 @@ def test_a_window_bounds_what_has_no_size_and_without_one_nothing_does() -> None
     assert found >= 5000, "recordings are dearer than text: their bytes are counted beside the window"
 
 
-def test_a_budget_status_says_what_is_left_in_percent_and_prints_as_a_table() -> None:
-    from shared_core.resilience.budget import BudgetReport, BudgetStatus
+@pytest.mark.parametrize(
+    ("parts", "tokens"),
+    [
+        ([Text("häuser")], 16 + 7),
+        ([Text("\ud800")], 16 + 3),
+        ([Image(url="https://x/y.png")], 16 + 65_536),
+        ([Image(data=b"x"), Image(data=b"y")], 2 * (16 + 65_536)),
+        ([File(data=b"x" * 3072)], 16 + 4 * 4096),
+        ([File(data=b"x" * 512)], 16 + 4096 + 2048),
+        ([Audio(data=b"x" * 700)], 16 + 700),
+        ([Audio(data=b"x" * 700), Audio(data=b"y" * 7)], 32 + 707),
+        ([ToolCall("call-1", "find", '{"a": 1}', {"sig": "é"})], 16 + 6 + 4 + 8 + len('{"sig": "\\u00e9"}')),
+        ([Reasoning("hmm", {"k": "v"})], 16 + 3 + 10),
+        ([ToolResult("call-1", (Text("ok"),), "find")], 16 + (16 + 16 + 2) + 6 + 4),
+        ([ToolResult("call-1", (Text("ok"), Image(data=b"x")))], 16 + (16 + 32 + 2) + 6 + 65_536),
+        ([ToolResult("call-1", (Audio(data=b"x" * 700),))], 16 + (16 + 16) + 6 + 700),
+    ],
+)
+def test_every_part_counts_with_its_bytes_or_the_allowance_of_its_kind(parts: list[Any], tokens: int) -> None:
+    assert input_bound(ChatRequest((Message("assistant", tuple(parts)),))) == 64 + 16 + tokens
 
+
+def test_messages_tools_schemas_and_vendor_options_count_with_their_bytes_and_an_allowance() -> None:
+    said = (user("hi"), Message("user", (Text("you"),), name="änn"))
+    plain = 64 + (16 + 16 + 2) + (16 + 4 + 16 + 3)
+    assert input_bound(ChatRequest(said)) == plain
+    schema = {"type": "object", "properties": {}}
+    size = len('{"type": "object", "properties": {}}')
+    tools = (ToolSpec("find", "looks", schema), ToolSpec("tell", "", schema))
+    assert input_bound(ChatRequest(said, tools=tools)) == plain + 1024 + 2 * 64 + (4 + 5 + size) + (4 + size)
+    assert input_bound(ChatRequest(said, output=OutputSchema(schema))) == plain + 512 + 2 * size
+    assert input_bound(ChatRequest(said, output=OutputSchema())) == plain + 512
+    assert input_bound(ChatRequest(said, extra={"openai": {"a": 1}})) == plain + len('{"openai": {"a": 1}}')
+    assert input_bound(ChatRequest(said), extra=7) == plain + 7
+
+    class Odd:
+        def __str__(self) -> str:
+            return "odd!"
+
+    assert input_bound(ChatRequest(said, extra={"x": Odd()})) == plain + len('{"x": "odd!"}')
+
+
+def test_a_recording_a_tool_has_answered_without_its_size_has_no_bound_and_no_window_gives_it_one() -> None:
+    heard = Message("tool", (ToolResult("call-1", (Audio(url="https://x/y.wav"),)),))
+    assert input_bound(ChatRequest((heard,)), window=1000) is None
+    document = Message("tool", (ToolResult("call-1", (File(url="https://x/y.pdf"),)),))
+    assert input_bound(ChatRequest((document,)), window=1000) == 1000
+    assert input_bound(ChatRequest((document,))) is None
+
+
+def test_a_window_bounds_text_and_media_but_adds_what_is_heard() -> None:
+    request = ChatRequest((user([Text("x" * 100), Image(data=b"x"), Audio(data=b"y" * 50)]),))
+    assert input_bound(request) == 64 + 16 + 48 + 100 + 65_536 + 50
+    assert input_bound(request, window=100) == 150
+    assert input_bound(request, window=70_000) == 64 + 16 + 48 + 100 + 65_536 + 50
+
+
+# ── what is said ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+NO_ZONES = "hint: on a machine without time zone data, install `tzdata`"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"limit_usd": -1}, "Budget.limit_usd must be a number of dollars from 0 to 9 billion, not -1"),
+        ({"limit_usd": math.inf}, "Budget.limit_usd must be a number of dollars from 0 to 9 billion, not inf"),
+        (
+            {"limit_usd": 1, "window": "fortnight"},
+            "Budget.window must be one of request, day, week, month, total, not 'fortnight'",
+        ),
+        ({"limit_usd": 1, "scope": "galaxy"}, "Budget.scope must be one of global, target, user, tag, not 'galaxy'"),
+        (
+            {"limit_usd": 1, "of": "ann"},
+            "Budget.of names a target, user or tag: give scope='target', 'user' or 'tag' with it",
+        ),
+        (
+            {"limit_usd": 1, "scope": "user", "of": 3},
+            "Budget.of names a target, user or tag: give scope='target', 'user' or 'tag' with it",
+        ),
+        ({"limit_usd": 1, "hard": 1}, "Budget.hard must be True or False, not 1"),
+        (
+            {"limit_usd": 1, "warn_at": (0.5, 1.1)},
+            "Budget.warn_at must be shares in (0, 1], such as (0.5, 0.9), or () for none; not (0.5, 1.1)",
+        ),
+        (
+            {"limit_usd": 1, "warn_at": "half"},
+            "Budget.warn_at must be shares in (0, 1], such as (0.5, 0.9), or () for none; not 'half'",
+        ),
+        (
+            {"limit_usd": 1, "warn_at": 0.5},
+            "Budget.warn_at must be shares in (0, 1], such as (0.5, 0.9), or () for none; not 0.5",
+        ),
+        (
+            {"limit_usd": 1, "timezone": "Mars/Olympus"},
+            f"there is no time zone 'Mars/Olympus'; use an IANA name such as 'Europe/Berlin'. {NO_ZONES}",
+        ),
+        (
+            {"limit_usd": 1, "timezone": 3},
+            f"Budget.timezone must be an IANA name such as 'Europe/Berlin', not 3. {NO_ZONES}",
+        ),
+        (
+            {"limit_usd": 1, "timezone": "../etc"},
+            f"Budget.timezone must be an IANA name such as 'Europe/Berlin', not '../etc'. {NO_ZONES}",
+        ),
+    ],
+)
+def test_a_refused_budget_says_what_would_do(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Budget(**wrong)
+    assert str(refused.value) == said
+
+
+def test_limits_and_shares_reach_from_nothing_to_all_there_is() -> None:
+    assert Budget(0).limit_nano == 0
+    assert Budget("9223372036.854775807").limit_nano == 2**63 - 1
+    with pytest.raises(ConfigurationError):
+        Budget("9223372036.854775808")
+    assert Budget(1, warn_at=[1, 0.25, 0.25]).warn_at == (0.25, 1.0)
+    assert Budget(1, warn_at=()).warn_at == ()
+    assert Budget(1, timezone=UTC).tz is UTC
+    assert Budget(1).tz is UTC
+
+
+def test_windows_that_never_reset_begin_with_the_epoch() -> None:
+    assert window_at("total", 1e9, UTC) == window_at("request", 5.0, UTC) == (0, None)
+    budgets = Budgets([Budget(1, "total"), Budget(2, "request", "user"), Budget(3, "day", timezone="Europe/Berlin")])
+    assert budgets.hard
+    assert [b.window for b in budgets.per_request] == ["request"]
+    at = datetime(2026, 7, 1, 12, tzinfo=UTC).timestamp()
+    start = int(datetime(2026, 7, 1, tzinfo=ZoneInfo("Europe/Berlin")).timestamp())
+    assert budgets.claims(at, "t", "ann") == (
+        Claim(budgets.all[0], MeterKey("global", None, "total", "UTC", 0), None),
+        Claim(budgets.all[2], MeterKey("global", None, "day", "Europe/Berlin", start), start + 86400),
+    )
+    assert budgets.requests("t", "ann", ()) == (Claim(budgets.all[1], MeterKey("user", "ann", "request", "", 0), None),)
+    assert budgets.requests("t", None, ()) == ()
+    assert not Budgets([Budget(1, hard=False)]).hard
+    assert budgets.window(budgets.all[2], at) is budgets.window(budgets.all[2], at + 1), "worked out once"
+
+
+def test_the_least_of_the_hard_limits_on_a_meter_is_its_limit() -> None:
+    other = KEY._replace(scope="user", of="ann")
+    claims = [claim(50), claim(40), claim(10, hard=False), claim(5, key=other)]
+    assert hard_limit(claims, KEY) == 40
+    assert hard_limit(claims, other) == 5
+    assert hard_limit(claims[2:3], KEY) is None
+
+
+def test_a_soft_budget_before_a_hard_one_stands_in_nobodys_way() -> None:
+    assert isinstance(decide(Ask(5, 5), [claim(1, hard=False), claim(4)], {}), Denial)
+    assert decide(Ask(5, 9), [claim(7), claim(6)], {}) == Grant(6)
+    assert decide(Ask(5, 9), [claim(9)], {}) == Grant(9)
+    assert decide(None, [claim(9)], {KEY: Reading(1, 2, 4)}) == Denial(claim(9), 5, 2, None)
+
+
+def test_a_report_shows_every_meter_in_dollars_with_its_end() -> None:
+    at = datetime(2026, 11, 1, tzinfo=UTC)
+    monthly = BudgetStatus(
+        Budget(10), None, Reading(4_000_000_000, 1_000_000_000, 1_500_000_000, 250_000_000), at, at + timedelta(30)
+    )
+    soft = BudgetStatus(
+        Budget("0.5", "total", "user", hard=False, name="<" + "n" * 50), "u" * 20, Reading(600_000_000), None, None
+    )
+    report = BudgetReport([monthly, soft])
+    blank = " " * 20
+    assert str(report).splitlines() == [
+        f"budget{blank}               of{blank}spent $    pending $      limit $       %  resets",
+        f"$10 a month{blank * 2}           5.500000     1.000000    10.000000    55.0  2026-12-01 00:00 UTC",
+        f"<{'n' * 39} {'u' * 16}     0.600000     0.000000     0.500000   120.0  never  (soft)",
+    ]
+    assert str(BudgetReport()) == "no budgets"
+    assert report._repr_html_() == (
+        "<table><tr><th>budget</th><th>of</th><th>spent $</th><th>pending $</th><th>limit $</th><th>spent</th>"
+        "<th>resets</th></tr>"
+        "<tr><td>$10 a month</td><td></td><td>5.500000</td><td>1.000000</td><td>10.000000</td>"
+        "<td><progress max='100' value='55.0'></progress> 55.0 %</td><td>2026-12-01 00:00 UTC</td></tr>"
+        f"<tr><td>&lt;{'n' * 50} (soft)</td><td>{'u' * 20}</td><td>0.600000</td><td>0.000000</td><td>0.500000</td>"
+        "<td><progress max='100' value='100.0'></progress> 120.0 %</td><td>never</td></tr></table>"
+    )
+    assert report.rows() == [
+        {
+            "budget": "$10 a month", "scope": "global", "of": None, "window": "month", "hard": True, "limit_usd": 10.0,
+            "spent_usd": 5.5, "unknown_usd": 1.5, "pending_usd": 1.0, "remaining_usd": 3.5, "overcharged_usd": 0.25,
+            "percent": 55.0, "exhausted": False, "resets_at": "2026-12-01T00:00:00+00:00",
+        },
+        {
+            "budget": "<" + "n" * 50, "scope": "user", "of": "u" * 20, "window": "total", "hard": False,
+            "limit_usd": 0.5, "spent_usd": 0.6, "unknown_usd": 0.0, "pending_usd": 0.0, "remaining_usd": 0.0,
+            "overcharged_usd": 0.0, "percent": 120.0, "exhausted": True, "resets_at": None,
+        },
+    ]  # fmt: skip
+    third = BudgetStatus(Budget(3), None, Reading(1_000_000_000), None, None)
+    assert third.as_dict()["percent"] == 33.333
+
+
+def test_dollars_are_said_as_short_as_they_can_be() -> None:
+    said = [str(Budget(limit, "total")) for limit in ("100", "0.5", "0.000012", "10.10", "0")]
+    assert said == ["$100 in all", "$0.5 in all", "$0.000012 in all", "$10.1 in all", "$0 in all"]
+
+
+def test_a_budget_status_says_what_is_left_in_percent_and_prints_as_a_table() -> None:
     at = datetime(2026, 11, 1, tzinfo=UTC)
     status = BudgetStatus(
         Budget(10), None, Reading(4_000_000_000, 1_000_000_000, 1_000_000_000), at, at + timedelta(30)
