@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from shared_core.chat.quick import quickly
 from shared_core.chat.request import Message, Origin, Part, Reasoning, Text, ToolCall
 
 __all__ = [
@@ -181,6 +182,9 @@ class Answer:
         return self.text
 
 
+_answer = quickly(Answer)  # one with every request
+
+
 class ToolCallAssembler:
     """Joins `ToolCallDelta`s into `ToolCall`s, in index order. Missing ids are minted from `prefix` and the index."""
 
@@ -224,7 +228,7 @@ def collect(events: Iterable[ChatEvent]) -> Answer:
     thoughts: list[str] = []
     blocks: list[Reasoning] = []
     calls: list[ToolCall] = []
-    fragments = ToolCallAssembler()
+    fragments: ToolCallAssembler | None = None
     started: Started | None = None
     finished: Finished | None = None
     for event in events:
@@ -236,29 +240,31 @@ def collect(events: Iterable[ChatEvent]) -> Answer:
                 if event.data:
                     blocks.append(Reasoning("".join(thoughts), event.data))
                     thoughts.clear()
+            case Started():
+                started = started or event
             case ToolCallDelta():
+                if fragments is None:
+                    fragments = ToolCallAssembler()
                 fragments.feed(event)
             case ToolCall():
                 calls.append(event)
-            case Started():
-                started = started or event
             case Restarted():
                 text.clear()
                 thoughts.clear()
                 blocks.clear()
                 calls.clear()
-                fragments = ToolCallAssembler()
+                fragments = None
             case Finished():
                 finished = event
             case Continued():
                 continue
     if finished is None:
         raise ValueError("the events end without Finished: the answer is not whole")
-    if "".join(thoughts):
+    if thoughts and "".join(thoughts):
         blocks.append(Reasoning("".join(thoughts)))
-    return Answer(
+    return _answer(
         text="".join(text),
-        tool_calls=(*calls, *fragments.calls()) if calls or fragments else (),
+        tool_calls=tuple(calls) if fragments is None else (*calls, *fragments.calls()),
         reasoning=tuple(blocks),
         finish_reason=finished.reason,
         usage=finished.usage or Usage(),

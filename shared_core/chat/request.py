@@ -166,7 +166,10 @@ class Message:
     @property
     def text(self) -> str:
         """All text parts, joined."""
-        return "".join(p.text for p in self.parts if isinstance(p, Text))
+        parts = self.parts
+        if len(parts) == 1 and isinstance(only := parts[0], Text):  # as most turns are
+            return only.text
+        return "".join([p.text for p in parts if isinstance(p, Text)])
 
     @property
     def tool_calls(self) -> tuple[ToolCall, ...]:
@@ -426,7 +429,7 @@ class ChatRequest:
     @property
     def characters(self) -> int:
         """Characters of all text of all messages, for estimates."""
-        return sum(len(m.text) for m in self.messages)
+        return sum([len(m.text) for m in self.messages])
 
     @property
     def prompt_text(self) -> str:

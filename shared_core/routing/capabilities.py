@@ -102,7 +102,11 @@ def is_plain(request: ChatRequest) -> bool:
     """Whether the request asks for nothing but text from text, which every model can give."""
     if request.tools or request.output is not None:
         return False
-    return all(type(part) is Text for message in request.messages for part in message.parts)
+    for message in request.messages:
+        for part in message.parts:
+            if type(part) is not Text:
+                return False
+    return True
 
 
 def unusual(request: ChatRequest, capabilities: Capabilities) -> Unusual | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final, Literal, TypeVar, get_args
 
+from shared_core.chat.quick import quickly
 from shared_core.chat.request import (
     CHARS_PER_TOKEN,
     COMPLEXITIES,
@@ -35,7 +37,8 @@ COMPLEX: Final = 4
 """Points from which it is complex."""
 
 
-_WORD = re.compile(r"[a-z]+")
+_APART: Final = bytes(byte if byte in range(ord("a"), ord("z") + 1) else ord(" ") for byte in range(256))
+"""Everything but small letters becomes a space: then a text falls into its words in half of a regex's time."""
 _HARD: Final = frozenset(
     """
     prove proof derive derivation theorem analyze analyse analyses analysis architect architecture tradeoff tradeoffs
@@ -74,12 +77,23 @@ _EASY_PHRASES: Final = (
     "when is", "when was", "when did", "what is the", "what's the",
 )  # fmt: skip
 _CODE_SIGNS: Final = ("```", "=>", "Traceback (most recent call last)", ";\n", "{\n", "();", "):\n", "#include")
+# A line begins with "\n" here, which the text is given in front: a regex looks for that far quicker than for "^".
 _CODE_LINE = re.compile(
-    r"^[ \t]*(?:def |class |import |from |function |const |let |public |private |SELECT |func |fn ).*[({;:]",
-    re.MULTILINE,
+    r"\n[ \t]*(?:def |class |import |from |function |const |let |public |private |SELECT |func |fn ).*[({;:]"
 )
-_MATHS = re.compile(r"[∑∫√≤≥∂∞]|\\(?:frac|sum|int|sqrt)|\d ?[*/^] ?\d|\b[a-z] ?\^ ?\d|\b[a-z] = [-\d(a-z]")
-_ITEM = re.compile(r"^[ \t]*(?:\d+[.)]|[-*•]) +\S", re.MULTILINE)
+_ITEM = re.compile(r"\n[ \t]*(?:\d+[.)]|[-*•]) +\S")
+_MATHS_SIGNS: Final = "∑∫√≤≥∂∞"
+_MATHS: Final = tuple(
+    (sign, re.compile(formula))
+    for sign, formula in (
+        ("\\", r"\\(?:frac|sum|int|sqrt)"),
+        ("*", r"\d ?\* ?\d"),
+        ("/", r"\d ?/ ?\d"),
+        ("^", r"(?:\d|\b[a-z]) ?\^ ?\d"),
+        (" = ", r"\b[a-z] = [-\d(a-z]"),
+    )
+)
+"""What is in every formula of a kind, and is found in no time; and what makes it one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +167,8 @@ def features_of(request: ChatRequest) -> Features:
     question = _question(request.messages)
     looked_at = question[:_FIRST] + question[max(_FIRST, len(question) - _LAST) :]
     lowered = looked_at.lower()
-    words = set(_WORD.findall(lowered))
+    words = {*lowered.encode("ascii", "replace").translate(_APART).decode("ascii").split()}
+    lines = "\n" + looked_at
     media = results = turns = 0
     for message in request.messages:
         turns += message.role in ("user", "assistant")
@@ -161,7 +176,7 @@ def features_of(request: ChatRequest) -> Features:
             kind = type(part)
             results += kind is ToolResult
             media += kind in (Image, File, Audio)
-    return Features(
+    return _features(
         question_tokens=len(question) // CHARS_PER_TOKEN,
         all_tokens=request.characters // CHARS_PER_TOKEN,
         turns=turns,
@@ -169,9 +184,9 @@ def features_of(request: ChatRequest) -> Features:
         tool_results=results,
         schema_fields=0 if request.output is None else max(1, _properties(request.output.schema)),
         media=media,
-        code=_has(looked_at, _CODE_SIGNS) or _CODE_LINE.search(looked_at) is not None,
-        maths=_MATHS.search(looked_at) is not None,
-        parts=max(len(_ITEM.findall(looked_at)), looked_at.count("?")),
+        code=_is_code(lines),
+        maths=_is_maths(looked_at),
+        parts=max(len(_ITEM.findall(lines)), looked_at.count("?")),
         hard_words=_count(lowered, words, _HARD, _HARD_PHRASES),
         middling_words=_count(lowered, words, _MIDDLING, _MIDDLING_PHRASES),
         easy_words=_count(lowered, words, _EASY, _EASY_PHRASES),
@@ -179,13 +194,28 @@ def features_of(request: ChatRequest) -> Features:
     )
 
 
-def _has(text: str, signs: Sequence[str]) -> bool:
-    return any(sign in text for sign in signs)
+_features = quickly(Features)
+
+
+def _is_code(lines: str) -> bool:
+    """Whether some of it is code."""
+    for sign in _CODE_SIGNS:
+        if sign[0] in lines and sign in lines:  # one letter is found in a tenth of the time
+            return True
+    return _CODE_LINE.search(lines) is not None
+
+
+def _is_maths(text: str) -> bool:
+    """Whether there is a formula in it."""
+    for sign, formula in _MATHS:
+        if sign in text and formula.search(text) is not None:
+            return True
+    return not text.isascii() and any(sign in text for sign in _MATHS_SIGNS)
 
 
 def _count(lowered: str, words: set[str], known: frozenset[str], phrases: Sequence[str]) -> int:
     """How many different words and phrases of a kind there are."""
-    return len(words & known) + sum(phrase in lowered for phrase in phrases)
+    return len(words & known) + sum([phrase in lowered for phrase in phrases])
 
 
 def _question(messages: Sequence[Message]) -> str:
@@ -225,16 +255,20 @@ def estimate(features: Features) -> Judgement:
     )
     points = sum([worth for worth, _, _ in rows])
     level: Level = "complex" if points >= COMPLEX else "medium" if points >= MEDIUM else "simple"
-    return Judgement(level, "auto", points, tuple([why.format(figure) for worth, why, figure in rows if worth]))
+    return _judgement(level, "auto", points, tuple([why.format(figure) for worth, why, figure in rows if worth]))
+
+
+_judgement = quickly(Judgement)
 
 
 def _steps(figure: int | None, *thresholds: int) -> int:
-    return sum([figure >= threshold for threshold in thresholds]) if figure else 0
+    """How many of the thresholds, smallest first, it has reached."""
+    return bisect_right(thresholds, figure) if figure else 0
 
 
 def judged(complexity: Complexity, request: ChatRequest) -> Judgement:
     """The level that was asked for; for 'auto', the one that is estimated."""
-    return estimate(features_of(request)) if complexity == "auto" else Judgement(complexity, complexity)
+    return estimate(features_of(request)) if complexity == "auto" else _judgement(complexity, complexity)
 
 
 R = TypeVar("R")

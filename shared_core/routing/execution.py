@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from shared_core.chat.answer_tool import Unusual
 from shared_core.chat.events import Usage
+from shared_core.chat.quick import quickly
 from shared_core.chat.request import ChatRequest, Origin
 from shared_core.errors import ProviderError
 from shared_core.routing.complexity import Judgement
@@ -122,6 +123,9 @@ class Skip:
     retry_at: float | None = None
 
 
+_skip = quickly(Skip)
+
+
 @dataclass(slots=True)
 class Execution:
     """One logical request from entry to answer. `deadline` is absolute on the router's clock."""
@@ -162,7 +166,7 @@ class Execution:
 
     def skip(self, target: str, reason: str, retry_at: float | None = None) -> None:
         """Note a target that was passed over."""
-        self.skips.append(Skip(target, reason, retry_at))
+        self.skips.append(_skip(target, reason, retry_at))
 
     @property
     def errors(self) -> tuple[Exception, ...]:

@@ -183,7 +183,7 @@ def flow(
         None when answered; otherwise the error for the caller.
     """
     request, deadline = execution.request, execution.deadline
-    queue = deque(_Turn(route) for route in plan.routes)
+    queue = deque(map(_Turn, plan.routes))
     parked: list[_Turn] = []  # tried or refused, and worth another try later
     retries_left = ((plan.terms.retry if plan.terms is not None else None) or policy.retry).total
     too_small = 0  # a context window of this many tokens has overflowed
@@ -214,12 +214,13 @@ def flow(
             execution.skip(turn.route.name, "no time left")
             break
         route = turn.route
-        window = route.capabilities.context_window
-        if too_small and window is not None and window <= too_small:
-            execution.skip(
-                route.name, f"its context window of {window} tokens is no larger than the one that overflowed"
-            )
-            continue
+        if too_small:
+            window = route.capabilities.context_window
+            if window is not None and window <= too_small:
+                execution.skip(
+                    route.name, f"its context window of {window} tokens is no larger than the one that overflowed"
+                )
+                continue
 
         left = deadline - now
         lease_s = left if request.streaming else min(left, route.timeouts.attempt)
@@ -272,7 +273,6 @@ def flow(
                 heat = yield from _hedged(execution, relay, policy, hedger, turn, call, queue, parked, clock)
                 turn, call, error = heat.turn, heat.call, heat.error
                 route, granted, attempt = call.route, call.admission, call.attempt
-                window = route.capabilities.context_window
                 if heat.failed is not None:
                     failed, why = heat.failed
                     if why.kind is ErrorKind.CONTEXT_OVERFLOW:
@@ -329,7 +329,7 @@ def flow(
         if mode is not None and attempt.delivered == 0:
             execution.seams.pop()  # the seam was never visible
         if error.kind is ErrorKind.CONTEXT_OVERFLOW:
-            too_small = max(too_small, window or 0)
+            too_small = max(too_small, route.capabilities.context_window or 0)
         if verdict is Disposition.FAIL:
             fatal = error
             break
@@ -494,7 +494,7 @@ def _mine(left: float, behind: Sequence[_Turn]) -> float:
     if not behind:
         return left
     share = left / (1 + len(behind))
-    return left - sum(min(first_token_s(turn.route), share) for turn in behind)
+    return left - sum([min(first_token_s(turn.route), share) for turn in behind])
 
 
 def first_token_s(route: Route) -> float:

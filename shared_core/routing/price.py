@@ -81,14 +81,14 @@ class Price:
 
     def cost_nano(self, usage: Usage, seconds: float = 0.0) -> int:
         """What `usage` costs in nano-dollars, rounded up."""
-        fresh = max(0, usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens)
-        tokens = (
-            fresh * Decimal(self.input)
-            + usage.cached_tokens * Decimal(self.cached or 0)
-            + usage.cache_write_tokens * Decimal(self.cache_write or 0)
-            + usage.output_tokens * Decimal(self.output)
-        ) * _PER_TOKEN
-        return _whole(tokens + self._beside_tokens(seconds))
+        read, written = usage.cached_tokens, usage.cache_write_tokens
+        fresh = max(0, usage.input_tokens - read - written)
+        dollars = fresh * Decimal(self.input) + usage.output_tokens * Decimal(self.output)
+        if read:
+            dollars += read * Decimal(self.cached or 0)
+        if written:
+            dollars += written * Decimal(self.cache_write or 0)
+        return _whole(dollars * _PER_TOKEN + self._beside_tokens(seconds))
 
     def bound_nano(self, input_tokens: int, output_tokens: int, seconds: float = 0.0) -> int:
         """What an attempt can cost at most in nano-dollars: all of its input at the dearest rate that input has."""
