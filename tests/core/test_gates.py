@@ -90,8 +90,16 @@ def test_a_lost_probe_opens_the_circuit_again_and_is_told_once():
     assert gate.take_news() == [Transition("t", "circuit open", until)]
     assert gate.admit(20.0, 1.0) == Refusal("circuit open", until)
     assert gate.take_news() == []
+    assert told(gate)[-1] == (20.0, "circuit open", 12.5, None)
     admitted(gate, until)
     assert [n.state for n in gate.take_news()] == ["circuit half-open"], "each probe's beginning"
+
+
+def test_without_a_chance_given_a_lost_probe_costs_the_middle_of_an_open_time():
+    gate = Gate("t", TWO)
+    fail(gate, 0.0), fail(gate, 0.0)
+    admitted(gate, 5.0, lease_s=10.0)
+    assert gate.admit(20.0, 1.0) == Refusal("circuit open", 35.0)
 
 
 def test_a_failed_probe_is_told_as_open_and_the_next_one_as_half_open_again():
@@ -291,6 +299,18 @@ def test_a_probe_of_the_account_that_is_lost_opens_it_again():
     assert account.breaker is not None
     assert account.breaker.open_until == until
     assert two.peek(20.0) == Refusal("account's circuit open", until)
+
+
+def test_a_lease_goes_to_the_next_in_line_when_the_accounts_probe_was_lost():
+    account = Account("acme")
+    one, two = Gate("one", TWO, account, Limiter("one", Limits(concurrency=1))), Gate("two", TWO, account)
+    holder, first, second = admitted(one), lined_up(one), lined_up(one)
+    fail(two, 0.0, K.CONNECT), fail(two, 0.0, K.CONNECT)
+    admitted(two, 5.0, lease_s=10.0)  # never comes back
+    one.settle(holder, Outcome(cancelled=True), 18.0)
+    assert one.enter(first, 20.0, 30.0, 0.25) == Refusal("account's circuit open", 32.5)
+    assert second.lease is not None
+    assert one.limiter.in_flight == 1
 
 
 def test_a_probe_of_the_account_that_is_withdrawn_is_the_next_ones_and_counts_for_nothing():

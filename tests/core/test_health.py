@@ -71,6 +71,75 @@ def test_a_tally_forgets_what_is_older_than_a_day():
     assert len(tally._coarse) <= 289
 
 
+def tallied(*ends: tuple[float, bool]) -> Tally:
+    tally = Tally()
+    for at, ok in ends:
+        tally.count(at, ok=ok)
+    return tally
+
+
+def test_a_window_of_minutes_is_counted_in_tens_of_seconds_and_a_longer_one_in_fives_of_minutes():
+    assert Tally().within(10.0, 60.0) == (0, 0)
+    for later in ([], [(69.0, True)]):  # in the bucket that is being filled, and in one that is full
+        tally = tallied((5.0, True), (5.0, False), (9.9, False), *later)
+        here = len(later)
+        assert tally.within(69.9, 60.0) == (1 + here, 2)
+        assert tally.within(70.0, 60.0) == (here, 0), "its ten seconds have gone by"
+    tally = tallied((5.0, True), (310.0, False))
+    assert tally.within(310.0, 300.0) == (0, 1)
+    assert tally.within(311.9, 301.0) == (1, 1), "to within five minutes"
+    assert tally.within(600.9, 301.0) == (1, 1)
+    assert tally.within(601.0, 301.0) == (0, 1)
+    assert tallied((5.0, True), (299.0, True), (302.0, True), (599.0, True), (3000.0, False)).within(
+        3599.9, 3300.0
+    ) == (
+        4,
+        1,
+    )
+
+
+@pytest.mark.parametrize("seconds", [60.0, 3600.0])
+def test_each_span_of_a_tally_counts_its_own(seconds):
+    tally = tallied(*((10.0 * n, n % 3 == 0) for n in range(6)))
+    assert tally.within(50.0, seconds) == (2, 4)
+
+
+def test_an_outage_begins_with_the_first_word_of_it_and_ends_with_the_first_of_its_end():
+    outages = Outages()
+    outages.mended(5.0)
+    outages.broken(10.0), outages.broken(20.0)
+    assert outages.down_s(30.0, 100.0) == 20.0
+    outages.mended(40.0), outages.mended(50.0)
+    assert outages.down_s(60.0, 100.0) == 30.0
+    assert outages.down_s(60.0, 25.0) == 5.0
+    outages.broken(60.0)
+    assert outages.down_s(61.0, 100.0) == 31.0
+
+
+def test_a_hold_is_made_longer_and_never_shorter_and_one_that_was_over_is_another():
+    outages = Outages()
+    outages.hold("park", 10.0, 20.0)
+    outages.hold("park", 12.0, 15.0)
+    assert outages.down_s(100.0, 100.0) == 10.0
+    outages.hold("park", 20.0, 25.0)
+    assert outages.down_s(100.0, 100.0) == 15.0
+    outages.hold("park", 40.0, 45.0)
+    assert outages.down_s(100.0, 100.0) == 20.0
+    outages.hold("lock", 43.0, 50.0)
+    assert outages.down_s(100.0, 100.0) == 25.0, "time that two hold is counted once"
+
+
+def test_a_hold_that_is_lifted_ends_then_but_neither_before_it_began_nor_after_it_was_over():
+    for at, down in ((14.0, 4.0), (25.0, 10.0), (5.0, 0.0)):
+        outages = Outages()
+        outages.lift("park", 1.0)
+        outages.hold("park", 10.0, 20.0)
+        outages.lift("park", at)
+        assert outages.down_s(100.0, 100.0) == down
+        outages.hold("park", 60.0, 70.0)
+        assert outages.down_s(65.0, 100.0) == down + 5.0, "of one that stands, what has gone by"
+
+
 def brute(spans: list[tuple[float, float]], now: float, window: float) -> float:
     """The length of the union of whole-second spans, by counting seconds."""
     seconds = {s for a, b in spans for s in range(int(a), int(min(b, now)))}

@@ -67,6 +67,7 @@ TESTS = tuple(
         "complexity",
         "hedging_steps",
         "reask",
+        "relay",
     )
 )
 
