@@ -234,11 +234,11 @@ def _anthropic_result(row: Mapping[str, Any], day: date, place: _Place) -> Bille
 
 
 _DAYS = (
-    "start_time", "start_time_iso", "starting_at", "usage_date_utc", "usage date (utc)", "date", "day", "timestamp",
-    "created", "created_at",
+    "start_time", "start_time_iso", "starting_at", "usage_date_utc", "date", "day", "timestamp", "created",
+    "created_at",
 )  # fmt: skip
 _MODELS = ("model", "model_version", "line_item", "model_name")
-_COSTS = ("amount_value", "cost_usd", "cost", "amount", "cost_in_usd")
+_COSTS = ("amount_value", "cost_usd", "cost", "amount", "amount_usd", "cost_in_usd", "total_cost", "total_cost_usd")
 _INPUT = ("input_tokens", "prompt_tokens")
 _OUTPUT = ("output_tokens", "completion_tokens", "usage_output_tokens")
 _FRESH = ("usage_input_tokens_no_cache", "uncached_input_tokens")
@@ -259,11 +259,30 @@ def _first(row: Mapping[str, Any], names: Sequence[str]) -> str | None:
     return next((name for name in there if row[name] not in (None, "")), there[0] if there else None)
 
 
-def _table_row(row: Mapping[str, Any], place: _Place) -> Billed | None:
-    """A row of a table, by the names of its columns; None for a day without figures."""
+def _column(name: Any) -> str:
+    """A column's name as the tables above have it: `Cost (USD)` is `cost_usd`."""
+    return _NOT_A_WORD.sub("_", str(name).lower()).strip("_")
+
+
+_NOT_A_WORD = re.compile(r"[^a-z0-9]+")
+
+
+def _day_column(row: Mapping[str, Any], place: _Place) -> str:
+    """The column with the day, of a table that has one, and a figure too."""
     when = _first(row, _DAYS)
     if when is None:
-        raise place.wrong(_DAYS[5], f"there is no day; a table needs one of {', '.join(_DAYS)}")
+        raise place.wrong("date", f"there is no day; a table needs one of {', '.join(_DAYS)}")
+    figures = (*_COSTS, *_FRESH, *_INPUT, *_OUTPUT)
+    if _first(row, figures) is None:
+        raise place.wrong(
+            "cost_usd", f"there is no cost nor count of tokens; a table needs one of {', '.join(figures)}"
+        )
+    return when
+
+
+def _table_row(row: Mapping[str, Any], place: _Place) -> Billed | None:
+    """A row of a table, by the names of its columns; None for a day without figures."""
+    when = _day_column(row, place)
     day = _day(row[when], when, place)
     model = _first(row, _MODELS)
     name = "" if model is None else str(row[model] or "")
@@ -288,8 +307,6 @@ def _table_row(row: Mapping[str, Any], place: _Place) -> Billed | None:
         tokens = _tokens(row, total or "", place)
     output = _tokens(row, out or "", place)
     requests = _first(row, ("num_model_requests", "requests"))
-    if cost is None and fresh is None and total is None and out is None:
-        raise place.wrong(_COSTS[1], "there is neither a cost nor a count of tokens in this table")
     if nano is None and tokens is None and output is None:
         return None
     return Billed(day, name, nano, tokens, output, cached, written, _tokens(row, requests or "", place))
@@ -319,7 +336,7 @@ def _value(value: Any, place: _Place) -> Iterator[Billed]:
                 yield from _value(bucket, _Place(place.file, place.line, (*place.path, "data", index), place.text))
         elif "error" in value:
             raise place.wrong("error", f"the vendor refused the export: {str(value['error'])[:200]}")
-        elif (billed := _table_row({str(k).strip().lower(): v for k, v in value.items()}, place)) is not None:
+        elif (billed := _table_row({_column(k): v for k, v in value.items()}, place)) is not None:
             yield billed
     elif isinstance(value, list):
         for index, item in enumerate(value):
@@ -364,7 +381,7 @@ def _csv(text: str, file: str) -> Iterator[Billed]:
             if not any(cell.strip() for cell in cells):
                 continue
             if head is None:
-                head = [cell.strip().lower() for cell in cells]
+                head = [_column(cell) for cell in cells]
                 if twice := next((name for name in head if name and head.count(name) > 1), None):
                     raise InvalidExport(f"{file}:{begun}: {twice}: the column is there twice", line=begun, column=twice)
                 continue
@@ -382,6 +399,7 @@ def _csv(text: str, file: str) -> Iterator[Billed]:
         raise InvalidExport(f"{file}:{reader.line_num}: {error}", line=reader.line_num) from error
     if head is None:
         raise InvalidExport(f"{file}: it is empty")
+    _day_column(dict.fromkeys(head), _Place(file, 1))  # an empty table passes; a page that is none is refused
 
 
 def _text(path: str) -> str:

@@ -216,6 +216,11 @@ def reconcile(
             # It may be another name for one that is; to set its cost to nothing would open budgets.
             lines.append(replace(_compared(day, rows[0].entry.model, None, rows), note="not in the export: left alone"))
     ledger.flush()
+    if not any(rows for rows in groups.values()) and (
+        others := {entry.provider for entry in ledger.entries()} - {whose}
+    ):
+        other = f"no rows of {whose!r} on that day (the ledger has {', '.join(map(repr, sorted(others)))}): left alone"
+        lines = [replace(line, note=other) if line.note == _NO_ROWS else line for line in lines]
     lines.sort(key=lambda line: (line.day, line.model))
     return Reconciliation(vendor, tuple(lines), dry_run)
 
@@ -324,7 +329,7 @@ def _line(
     reason = f"{vendor} billed ${billed / 1e9:.9f} for {bill.day}" + (f", {bill.model}" if bill.model else "")
     if not rows:
         if not adopt or not billed:
-            return replace(line, note="no rows: left alone" if billed else "")
+            return replace(line, note=_NO_ROWS if billed else "")
         if not dry_run:
             ledger.record(_adopted(bill, billed, provider, reason))
         return replace(line, posted=1, note="no rows: adopted")
@@ -334,6 +339,9 @@ def _line(
             assert row.entry.id is not None
             ledger.correct(row.entry.id, cost, reason=reason, at=row.entry.at)
     return replace(line, posted=len(truths))
+
+
+_NO_ROWS = "no rows: left alone"
 
 
 def _adopted(bill: Billed, billed: int, provider: str, reason: str) -> LedgerEntry:

@@ -157,7 +157,9 @@ def test_every_shape_of_export_is_read(export, model, cost, tokens, tmp_path):
         (OPENAI_USAGE_CSV.replace(",120,", ",-1,"), 2, "input_tokens", "no count of tokens"),
         (OPENAI_USAGE_CSV.replace(",120,", ",1.5,"), 2, "input_tokens", "no count of tokens"),
         ("colour,size\nred,1\n", 2, "date", "there is no day"),
-        ("date,model\n2026-01-01,x\n", 2, "cost_usd", "neither a cost nor a count"),
+        ("date,model\n2026-01-01,x\n", 2, "cost_usd", "no cost nor count of tokens; .* one of amount_value, cost_usd"),
+        ("<html><body>Please log in</body></html>\n", 1, "date", "there is no day"),
+        ("date,Cost (EUR)\n2026-01-01,1\n", 2, "cost_usd", "no cost nor count of tokens"),
         ("date,date,cost\n1,2,3\n", 1, "date", "twice"),
         ('date,cost\n2026-01-01,"1\n', 2, None, "unexpected end"),
         ("", None, None, "empty"),
@@ -318,6 +320,26 @@ def test_a_day_that_is_not_over_is_left_alone(ledger):
     ledger.record(entry(1_000, at=NOW - 60))
     found = ledger.reconcile(bill(5, day=date(2026, 11, 20)), "openai", now=NOW)
     assert (found.posted, found.lines[0].note) == (0, "not over yet: left alone")
+
+
+@pytest.mark.parametrize(
+    "head", ["Date,Model,Cost (USD)", "day,model,amount usd", "DATE;MODEL;Total Cost", "date,model,cost_usd"]
+)
+def test_heads_are_read_however_they_are_spelled(ledger, head, tmp_path):
+    ledger.record(entry(1_000))
+    path, comma = tmp_path / "bill.csv", ";" if ";" in head else ","
+    path.write_text(f"{head}\n{comma.join([DAY.isoformat(), 'gpt', '0.000003'])}\n", encoding="utf-8")
+    assert ledger.reconcile(path, "openai").posted == 1
+    assert ledger.costs().total.cost_nano == 3_000
+
+
+def test_a_vendor_that_has_no_rows_is_told_who_has(ledger):
+    ledger.record(entry(1_000))
+    found = ledger.reconcile(bill(5_000), "opnai")
+    assert (found.posted, found.lines[0].note) == (
+        0,
+        "no rows of 'opnai' on that day (the ledger has 'openai'): left alone",
+    )
 
 
 def test_what_was_billed_without_any_row_is_posted_only_if_asked(ledger):
