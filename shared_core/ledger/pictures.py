@@ -72,9 +72,7 @@ def _days(report: CostReport, days: int, ax: Any) -> None:
         if any(heights):
             ax.bar(names, heights, bottom=below, label=line.name, width=0.8)
             below = [a + b for a, b in zip(below, heights, strict=True)]
-    unsure = [
-        sum(part.line.uncertain_nano for part in report.parts if part.day == day) / 1e9 for day in shown
-    ]
+    unsure = [sum(part.line.uncertain_nano for part in report.parts if part.day == day) / 1e9 for day in shown]
     if any(unsure):
         ax.bar(names, unsure, bottom=below, label="estimated or unknown, at most", width=0.8, color="none",
                edgecolor="grey", hatch="///")  # fmt: skip
