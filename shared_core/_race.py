@@ -36,6 +36,8 @@ class _Running:
         self.over = False
         """It has ended, well or not."""
         self.error: BaseException | None = None
+        self._dropped = False
+        self._said_all = False
         self._now = now
         self._ring = ring
 
@@ -52,6 +54,8 @@ class _Running:
             if attempt.first_token is None:
                 attempt.first_token = self._now()
             self.guard.touch()
+        elif kind is Finished:
+            self._said_all = True
         if not self.has_content and kind in _DECIDES:
             self.has_content = True
             self._ring()
@@ -77,11 +81,11 @@ class Heat(_Running):
         super().__init__(call, guard, now, bell.set)
         self.bell = bell
         guard.cuts = {}
-        self._dropped = False
         self._events = run_guarded(lambda: self._watched(open_), guard, at_once=True)
 
     def _watched(self, open_: Callable[[], Iterator[ChatEvent]]) -> Iterator[ChatEvent]:
-        source = open_()
+        # If the race was decided before this thread got its turn, nothing is sent: nobody would read the answer.
+        source: Iterator[ChatEvent] = iter(()) if self._dropped else open_()
         try:
             for event in source:
                 self.saw(event)
@@ -108,7 +112,7 @@ class Heat(_Running):
     def drop(self) -> None:
         """Cut it off, if it has not ended: its connection closes. Never blocks."""
         self._dropped = True
-        if not self.over:
+        if not (self.over or self._said_all):
             self.guard.cut()
 
 
@@ -164,12 +168,19 @@ class AsyncHeat(_Running):
             raise self.error
 
     def drop(self) -> None:
-        """Cut it off, if it has not ended: its connection closes. Never blocks."""
-        self.task.cancel()
+        """Cut it off, if it has not ended: its connection closes. Never blocks.
+
+        It is cancelled once, and not when it has said all: that would hit the closing, and leave the connection open.
+        """
+        if not (self.over or self._said_all or self._dropped):
+            self._dropped = True
+            self.task.cancel()
 
     @staticmethod
     async def gone(heats: list[AsyncHeat]) -> None:
         """Until those that were dropped have closed their connections, for a second at most."""
-        tasks = [heat.task for heat in heats if not heat.task.done()]
-        if tasks:
-            await asyncio.wait(tasks, timeout=_GOODBYE_S)
+        if tasks := [heat.task for heat in heats if not heat.task.done()]:
+            _, late = await asyncio.wait(tasks, timeout=_GOODBYE_S)
+            for heat in heats:
+                if heat.task in late and not heat._dropped:  # it has said all, and does not end
+                    heat.task.cancel()

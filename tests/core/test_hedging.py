@@ -34,6 +34,7 @@ from shared_core import (
     TextDelta,
     Timeouts,
     Usage,
+    _lane,
     user,
 )
 from shared_core.routing.hedge import Hedge
@@ -148,9 +149,10 @@ def quiet(*timed: Timed) -> bool:
 @pytest.mark.parametrize("interruptible", [True, False])
 def test_the_quicker_of_two_answers_on_every_face_and_the_other_leaves_nothing_open(face, interruptible):
     for winner, asked in (("b", 1), ("a", 1), ("a", 0)):
-        a, b = Timed("a", 0.0), Timed("b", 0.0 if winner == "b" else 60.0)
+        a, b = Timed("a", 0.0), Timed("b", 60.0)
         if asked:
-            a.first_s = 60.0 if winner == "b" else partial(bool_of, b)
+            first, other = (b, a) if winner == "b" else (a, b)
+            first.first_s, other.first_s = partial(bool_of, other), 60.0
         a.interruptible = b.interruptible = interruptible
         router = fleet(a, b, hedge=AT_ONCE if asked else Hedge(after=20.0))
         begun = time.monotonic()
@@ -171,6 +173,53 @@ def test_the_quicker_of_two_answers_on_every_face_and_the_other_leaves_nothing_o
         health = router.health()[loser]
         assert (health.consecutive_failures, health.success_rate, health.circuit) == (0, None, CircuitState.CLOSED)
         router.close()
+
+
+@pytest.mark.parametrize("face", ["invoke", "stream"])
+def test_a_loser_whose_thread_gets_its_turn_too_late_sends_nothing(face, monkeypatch):
+    """A busy machine may begin a thread after the race that it was to run in."""
+    held: list[Callable[[], None]] = []
+    really = _lane.in_thread
+    monkeypatch.setattr(_lane, "in_thread", lambda job: really(job) if held else held.append(job))
+    a, b = Timed("a", 0.0), Timed("b", 0.0)
+    router = fleet(a, b)
+    assert FACES[face](router).finished.target == "b"
+    (late,) = held
+    late()
+    assert (a.calls, b.calls) == (0, 1)
+    assert [h.in_flight for h in router.health()] == [0, 0]
+    router.close()
+
+
+class Leisurely(Timed):
+    """Closing takes it a while, as it takes a socket; a cancellation meanwhile would leave it open."""
+
+    closed = 0
+
+    async def astream(self, request: ChatRequest, guard: Any) -> Any:
+        try:
+            async for event in super().astream(request, guard):
+                yield event
+        finally:
+            await asyncio.sleep(0.01)
+            self.closed += 1
+
+
+@pytest.mark.parametrize("face", ["ainvoke", "astream"])
+@pytest.mark.parametrize("winner", ["a", "b"])
+async def test_what_is_cut_off_is_left_to_close_in_peace(face, winner):
+    """The loser is dropped when the race is decided and once more when the call ends; the winner has just ended."""
+    a, b = Leisurely("a", 60.0), Leisurely("b", 60.0)
+    first, other = (a, b) if winner == "a" else (b, a)
+    first.first_s = partial(bool_of, other)
+    router = fleet(a, b)
+    if face == "ainvoke":
+        assert (await router.ainvoke(WHOLE)).target == winner
+    else:
+        assert [event async for event in router.astream(WHOLE)][-1].target == winner
+    await auntil(lambda: not a.open and not b.open)
+    await auntil(lambda: (a.closed, b.closed) == (1, 1))
+    await router.aclose()
 
 
 def test_without_the_option_nobody_is_asked_twice_and_no_thread_is_begun(face):
@@ -199,7 +248,7 @@ def script_of(leads: str, kinds: list[Any]) -> list[Timed]:
     if leads == "a":
         a.first_s, b.first_s = partial(bool_of, b), partial(failed_or_again, b, a)
     elif leads == "b":
-        a.first_s = partial(failed_or_again, a, b)
+        a.first_s, b.first_s = partial(failed_or_again, a, b), partial(bool_of, a)
     return timed
 
 
@@ -288,7 +337,8 @@ def test_the_deadline_is_a_wall_in_a_race_too(face):
 
 
 def test_a_broken_winner_is_continued_by_the_one_that_lost(stream_face):
-    a, b = Timed("a", lambda: a.calls > 1), Timed("b", 0.0, cut=True)  # it loses, and answers when it is asked again
+    a = Timed("a", lambda: a.calls > 1)  # it loses, and answers when it is asked again
+    b = Timed("b", partial(bool_of, a), cut=True)
     got = stream_face(fleet(a, b))
     assert got.error is None or isinstance(got.error, StreamBroken)
     assert got.text.startswith("from b and on")
