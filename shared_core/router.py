@@ -596,7 +596,9 @@ class Router:
             self._options = MappingProxyType(kept)
             self._books.metadata = options["metadata"]
             if "health_check" in told:
-                self._checks().change(check)
+                probes = self._checks()
+                probes.change(check)
+                probes.start()  # nobody may ask for long, and whoever switches them on means now
         if told:
             self._events.emit(RouterReconfigured("", self._clock.time(), told))
         return told

@@ -193,7 +193,7 @@ class Dispatcher:
             result = observer(event)
             if inspect.isawaitable(result):
                 runner.run(_awaited(result))
-        except Exception:  # noqa: BLE001  # whatever an observer raises is its own affair
+        except BaseException:  # noqa: BLE001  # its own affair, `sys.exit` too: the others are told all the same
             _log.exception("an observer failed on %s; the request is not affected", event.name)
 
     def flush(self, timeout_s: float = 5.0) -> bool:

@@ -174,6 +174,25 @@ def test_a_hook_that_raises_is_logged_and_the_next_one_is_told(caplog):
     assert caplog.text.count("the request is not affected") == 2
 
 
+def test_a_hook_that_would_end_its_thread_silences_nobody(caplog):
+    """`sys.exit` in a hook ends neither the program nor what the others are told, now and later."""
+
+    def leaves(_: Event) -> None:
+        sys.exit(3)
+
+    async def aleaves(_: Event) -> None:
+        raise asyncio.CancelledError
+
+    told: list[Event] = []
+    dispatcher = Dispatcher([leaves, aleaves, told.append])
+    dispatcher.emit(unhealthy())
+    dispatcher.emit(unhealthy())
+    assert dispatcher.flush(LONG_S)
+    dispatcher.close()
+    assert len(told) == 2
+    assert caplog.text.count("the request is not affected") == 4
+
+
 def test_async_hooks_run_one_after_another_on_one_loop_of_their_own():
     loops: list[asyncio.AbstractEventLoop] = []
     running = [0, 0]

@@ -41,7 +41,7 @@ from shared_core.resilience.health import SelfReport
 from shared_core.resilience.health_check import Standing, next_check
 from shared_core.telemetry.events import CircuitChanged, TargetChanged, TargetProbed, TargetRecovered
 from shared_core.testing import FaultServer, ScriptedProvider, VirtualClock
-from tests.timing import LONG_S, timed
+from tests.timing import LONG_S, timed, until
 
 Colour = Literal["sync", "async"]
 COLOURS: tuple[Colour, ...] = ("sync", "async")
@@ -512,6 +512,16 @@ def test_they_are_switched_on_and_off_while_the_router_runs(monkeypatch):
         before = provider.pinged
         checked(router, clock, 100)
         assert provider.pinged == before
+
+
+def test_switching_them_on_begins_them_though_nobody_asks():
+    """A router whose first request was long ago, or is yet to come: there is no next one to begin with."""
+    provider = Pinged()
+    with Router([at(provider)]) as router:
+        router.invoke("Hello")
+        router.start()  # nothing to begin yet
+        router.reconfigure(health_check={"interval_s": 0.01})
+        until(lambda: provider.pinged >= 2)
 
 
 # ── the schedule ─────────────────────────────────────────────────────────────────────────────────────────────────────
