@@ -7,7 +7,8 @@
     meters, claims what budgets count, and which attempt counts towards which meter
     metered        since when a kind of meter has been kept: what is older is taken in from the entries
     told           which warnings have been given
-    daily_*        sums per UTC day, kept by triggers in the transaction that settles
+    daily_*        sums per UTC day, kept by triggers in the transaction that settles: of targets, of users, and of
+                   each two of target, user and set of tags, so that one user's models need no rows to be read
 
 Money is integer nano-dollars, time is microseconds since the epoch, latencies are microseconds.
 """
@@ -207,18 +208,46 @@ _DAILY = {
 }
 """Sums for each UTC day. A correction counts on the day of the row it corrects."""
 
+_CROSSED = {
+    "daily_target_user": (
+        ("user", "target", "provider", "model", "chain"),
+        "NEW.user, NEW.target, NEW.provider, NEW.model, ifnull(NEW.chain, 0)",
+        " WHERE NEW.user IS NOT NULL",
+    ),
+    "daily_target_tags": (
+        ("tags", "target", "provider", "model", "chain"),
+        "NEW.tags, NEW.target, NEW.provider, NEW.model, ifnull(NEW.chain, 0)",
+        " WHERE NEW.tags IS NOT NULL",
+    ),
+    "daily_user_tags": (
+        ("user", "tags"),
+        "NEW.user, NEW.tags",
+        " WHERE NEW.user IS NOT NULL AND NEW.tags IS NOT NULL",
+    ),
+}
+"""Of two together. A set of tags is one key: what each of its tags has cost is found when it is read."""
 
-def _daily() -> str:
-    """The tables of sums, and the triggers that keep them."""
-    tables, bodies = [], []
-    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in SUMS)
-    for table, (keys, of_row, source) in _DAILY.items():
+_Tables = Mapping[str, tuple[tuple[str, ...], str, str]]
+
+
+def _tables(daily: _Tables) -> str:
+    """The tables of sums."""
+    tables = []
+    for table, (keys, _, _) in daily.items():
         columns = "".join(f"    {key} INTEGER NOT NULL,\n" for key in ("day", *keys))
         sums = "".join(f"    {name} INTEGER NOT NULL,\n" for name in SUMS)
-        named = ", ".join(("day", *keys))
         # What is grouped by comes first: a report of all users then needs no sorting.
         key = ", ".join((*keys, "day"))
         tables.append(f"CREATE TABLE {table} (\n{columns}{sums}    PRIMARY KEY ({key})\n) WITHOUT ROWID;\n")
+    return "".join(tables)
+
+
+def _triggers(daily: _Tables) -> str:
+    """What keeps them."""
+    bodies = []
+    added = ", ".join(f"{name} = {name} + excluded.{name}" for name in SUMS)
+    for table, (keys, of_row, source) in daily.items():
+        named = ", ".join(("day", *keys))
         bodies.append(
             f"    INSERT INTO {table} ({named}, {', '.join(SUMS)})\n"
             f"        SELECT NEW.day, {of_row}, {', '.join(SUMS.values())}{source}\n"
@@ -226,12 +255,33 @@ def _daily() -> str:
         )
     body = "".join(bodies)
     return (
-        "".join(tables)
-        + "CREATE TRIGGER entries_sum AFTER UPDATE ON entries WHEN OLD.state < 2 AND NEW.state >= 2 BEGIN\n"
-        + f"{body}END;\n"
-        + f"CREATE TRIGGER entries_sum_new AFTER INSERT ON entries WHEN NEW.state >= 2 BEGIN\n{body}END;\n"
+        "CREATE TRIGGER entries_sum AFTER UPDATE ON entries WHEN OLD.state < 2 AND NEW.state >= 2 BEGIN\n"
+        f"{body}END;\n"
+        f"CREATE TRIGGER entries_sum_new AFTER INSERT ON entries WHEN NEW.state >= 2 BEGIN\n{body}END;\n"
     )
 
 
-MIGRATIONS: tuple[tuple[str, str], ...] = (("0001_entries_meters_and_daily_sums", _FIRST + _daily()),)
+def _so_far(daily: _Tables) -> str:
+    """What the rows that are there already add up to."""
+    filled = []
+    for table, (keys, of_row, source) in daily.items():
+        filled.append(
+            f"INSERT INTO {table} ({', '.join(('day', *keys))}, {', '.join(SUMS)})\n"
+            f"    SELECT NEW.day, {of_row}, {', '.join(f'sum({value})' for value in SUMS.values())}\n"
+            f"    FROM entries NEW{source} AND NEW.state >= 2 GROUP BY {of_row}, NEW.day;\n"
+        )
+    return "".join(filled)
+
+
+_SECOND = (
+    "DROP TRIGGER entries_sum;\nDROP TRIGGER entries_sum_new;\nDROP TABLE daily_tag;\n"
+    + _tables(_CROSSED)
+    + _triggers({name: table for name, table in {**_DAILY, **_CROSSED}.items() if name != "daily_tag"})
+    + _so_far(_CROSSED)
+)
+
+MIGRATIONS: tuple[tuple[str, str], ...] = (
+    ("0001_entries_meters_and_daily_sums", _FIRST + _tables(_DAILY) + _triggers(_DAILY)),
+    ("0002_daily_sums_of_two_together", _SECOND),
+)
 """By name, in order. One that has been released is never changed: what comes later is a migration of its own."""

@@ -1,7 +1,8 @@
 """Costs of a ledger in SQLite: from its sums per UTC day where they say enough, else from its rows.
 
 Whole days are read from `daily_*`, the ends of a range from the rows. Days of another zone than UTC, and
-combinations that no table holds (a user's models, say), are added up from the rows: some seconds for each million.
+combinations that no table holds (three of target, user and tag), are added up from the rows: some seconds for each
+million. So is what a file lacks that no newer version has written to since.
 """
 
 from __future__ import annotations
@@ -46,8 +47,11 @@ _KINDS = {
 _TABLES = {
     "daily_target": frozenset({"target", "provider", "model", "chain", "day"}),
     "daily_user": frozenset({"user", "day"}),
-    "daily_tag": frozenset({"tag", "day"}),
+    "daily_target_user": frozenset({"target", "provider", "model", "chain", "user", "day"}),
+    "daily_target_tags": frozenset({"target", "provider", "model", "chain", "tag", "day"}),
+    "daily_user_tags": frozenset({"user", "tag", "day"}),
 }
+"""What each is of; the first that has everything asked for is read."""
 
 _Key = tuple[int, ...]
 _Found = dict[_Key, list[int]]
@@ -65,10 +69,9 @@ def cost_sums(
             return []
         numbers[name] = found[0]
     asked = frozenset(by) | frozenset(filters)
-    table = next((name for name, keys in _TABLES.items() if asked <= keys), None)
+    there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE name LIKE 'daily%'")}
+    table = next((name for name, keys in _TABLES.items() if asked <= keys and name in there), None)
     sums: _Found = {}
-    if "tag" in by and "tag" in filters:
-        table = None  # rows with that tag are shown under all of theirs, and the days know each tag by itself
     if table is None or ("day" in by and query.zone is not UTC):
         _add(sums, _rows(connection, query, by, numbers, query.since, query.until))
         return _named(connection, by, sums)
@@ -99,16 +102,21 @@ def _days(
     first: int | None,
     last: int | None,
 ) -> Iterator[tuple[_Key, tuple[int, ...]]]:
-    where, values = _conditions(numbers)
+    where, values = _conditions(numbers, f"{table}.")
+    if "user" not in numbers and "_user" in table and (numbers.keys() & {"tag", "target"}):
+        # Users come first in the key: name them all, so that the rest of it is looked up and not read through.
+        where.append("user IN (SELECT id FROM names WHERE kind = ?)")
+        values.append(Kind.USER)
     if first is not None:
         where.append("day >= ?")
         values.append(first)
     if last is not None:
         where.append("day < ?")
         values.append(last)
-    keys = ", ".join(by)
+    keys = ", ".join(f"tag_of.{name}" if name == "tag" else name for name in by)
+    joined = f" JOIN tag_of ON tag_of.tags = {table}.tags" if "tag" in by else ""
     statement = (
-        f"SELECT {keys}{', ' if keys else ''}{', '.join(f'sum({name})' for name in _COLUMNS)} FROM {table}"
+        f"SELECT {keys}{', ' if keys else ''}{', '.join(f'sum({name})' for name in _COLUMNS)} FROM {table}{joined}"
         f"{' WHERE ' + ' AND '.join(where) if where else ''}{' GROUP BY ' + keys if keys else ''}"
     )
     for row in connection.execute(statement, values):
@@ -154,9 +162,9 @@ def _rows(
         yield tuple(key), row[len(by) :]
 
 
-def _conditions(numbers: dict[str, int], prefix: str = "") -> tuple[list[str], list[int]]:
+def _conditions(numbers: dict[str, int], prefix: str) -> tuple[list[str], list[int]]:
     tagged = f"{prefix}tags IN (SELECT tags FROM tag_of WHERE tag = ?)"  # a row may have several
-    where = [tagged if prefix and name == "tag" else f"{prefix}{name} = ?" for name in numbers]
+    where = [tagged if name == "tag" else f"{prefix}{name} = ?" for name in numbers]
     return where, list(numbers.values())
 
 

@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 
 from shared_core import ChatRequest, ConfigurationError, MemoryLedger, Price, Router, Target, Usage, user
 from shared_core.errors import ErrorKind, MissingDependency, UnknownOption
+from shared_core.ledger import sqlite as sqlite_ledger
 from shared_core.ledger.analytics import DIMENSIONS, SUMS, CostReport, cost_query, project_month
 from shared_core.ledger.entry import EntryStatus, LedgerEntry, Purpose
+from shared_core.ledger.schema import MIGRATIONS
 from shared_core.ledger.sqlite import SQLiteLedger
 from shared_core.ledger.sums import LedgerFile
 from shared_core.ledger.tally import Tally
 from shared_core.testing import ScriptedProvider, VirtualClock
 from tools.money_trials.place import folder
+from tools.money_trials.power import check_books
 
 COST = SUMS.index("cost_nano")
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC).timestamp()
@@ -563,20 +566,63 @@ def test_a_report_is_plain_data_for_json():
 # ── size ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_whole_days_are_read_from_the_daily_sums(tmp_path):
-    """A report over all time reads no row: with the rows hidden it says the same."""
+@pytest.mark.parametrize(
+    "given_",
+    [{}, {"user": "u1"}, {"tag": "x"}, {"target": "openai:gpt"}, {"model": "gpt"}, {"chain": "c"}, {"provider": "p"}],
+    ids=str,
+)
+def test_whole_days_are_read_from_the_daily_sums(tmp_path, given_):
+    """A report over all time reads no row, whatever one thing it is asked of."""
     path = tmp_path / "costs.db"
     with SQLiteLedger(path) as ledger:
         for number in range(50):
-            ledger.record(entry(at=NOW - number * 7200, cost=number, user=f"u{number % 3}", tags=("x",)))
+            ledger.record(
+                entry(
+                    at=NOW - number * 7200, cost=number, user=f"u{number % 3}", tags=("x",), chain="c", provider="p"
+                )
+            )  # fmt: skip
         ledger.flush()
     with LedgerFile(path) as file:
-        whole = file.costs(now=NOW)
         statements: list[str] = []
         file._connection.set_trace_callback(statements.append)
-        assert file.costs(now=NOW).total == whole.total
+        whole = file.costs(now=NOW, **given_)
+        assert statements
         assert not any("FROM entries" in statement for statement in statements)
-    assert whole.total.cost_nano == sum(range(50))
+    assert whole.total.cost_nano == sum(range(1, 50, 3) if "user" in given_ else range(50))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.lists(entries(), max_size=25), st.lists(entries(), max_size=5), st.lists(filters, min_size=1, max_size=3))
+def test_a_file_of_an_earlier_version_says_the_same_before_and_after_it_is_brought_up(rows, later, asked):
+    """Of the first version: it is read as it is, and told no differently when it has been migrated and written to."""
+    memory = MemoryLedger()
+    with folder("costs") as place:
+        path = Path(place) / "costs.db"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sqlite_ledger, "MIGRATIONS", MIGRATIONS[:1])
+            with SQLiteLedger(path) as old:
+                for row in rows:
+                    memory.record(row)
+                    old.record(row)
+                old.flush()
+        asked = [
+            {name: value for name, value in given_.items() if name not in ("since", "until")} for given_ in asked
+        ]  # fmt: skip
+        with LedgerFile(path) as file:
+            for given_ in asked:
+                same(memory.costs(now=NOW, **given_), file.costs(now=NOW, **given_))
+        with SQLiteLedger(path) as new:
+            assert new.query("SELECT count(*) FROM migrations") == [(len(MIGRATIONS),)]
+            for given_ in asked:
+                same(memory.costs(now=NOW, **given_), new.costs(now=NOW, **given_))
+            for row in later:
+                memory.record(row)
+                new.record(row)
+            for given_ in asked:
+                same(memory.costs(now=NOW, **given_), new.costs(now=NOW, **given_))
+        with sqlite3.connect(path) as connection:
+            assert check_books(connection) == []
+        connection.close()
 
 
 def test_a_file_is_read_while_another_writes(tmp_path):

@@ -27,7 +27,14 @@ from tools.money_trials.place import folder as scratch
 
 __all__ = ["check_books", "failing", "power"]
 
-DAILY = {"daily_target": "", "daily_user": " AND user IS NOT NULL", "daily_tag": ""}
+DAILY = {
+    "daily_target": "",
+    "daily_user": " AND NEW.user IS NOT NULL",
+    "daily_target_user": " AND NEW.user IS NOT NULL",
+    "daily_target_tags": " AND NEW.tags IS NOT NULL",
+    "daily_user_tags": " AND NEW.user IS NOT NULL AND NEW.tags IS NOT NULL",
+}
+"""Tables of sums, and which rows are in each."""
 
 
 def check_books(connection: sqlite3.Connection) -> list[str]:
@@ -41,10 +48,9 @@ def check_books(connection: sqlite3.Connection) -> list[str]:
     )
     wrong += [f"half a row: {row}" for row in connection.execute(half)]
     for table, where in DAILY.items():
-        joined = " JOIN tag_of ON tag_of.tags = NEW.tags" if table == "daily_tag" else ""
         rows = connection.execute(
-            f"SELECT {', '.join(f'sum({value})' for value in SUMS.values())} FROM entries NEW{joined} "
-            f"WHERE NEW.state >= 2{where.replace('user', 'NEW.user')}"
+            f"SELECT {', '.join(f'sum({value})' for value in SUMS.values())} FROM entries NEW "
+            f"WHERE NEW.state >= 2{where}"
         ).fetchone()
         kept = connection.execute(f"SELECT {', '.join(f'sum({name})' for name in SUMS)} FROM {table}").fetchone()
         if [value or 0 for value in rows] != [value or 0 for value in kept]:

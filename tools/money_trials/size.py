@@ -94,6 +94,10 @@ def size(*, rows: int = 1_000_000) -> dict[str, Any]:
             ("everything", {}),
             ("the last seven days", {"since": "7d"}),
             ("one user", {"user": "user-7"}),
+            ("one tag", {"tag": "team-3"}),
+            ("one target", {"target": "vendor-1:model-4"}),
+            ("one model", {"model": "model-4"}),
+            ("one user in the last seven days", {"user": "user-7", "since": "7d"}),
         ):
             best = float("inf")
             for _ in range(5):
