@@ -2,7 +2,8 @@
 
 mutmut makes the mutants and switches them on. Its own loop collects the tests anew for each of them, in an order of
 chance; here they are collected once, and of the tests that reach a changed function those go first that have killed
-its last mutants, then the quick ones. The first that fails ends it, so that a mutant costs about as much as one test.
+its last mutants, then those that reach the fewest others. The first that fails ends it, so that most mutants cost
+about as much as one test.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class Loop:
         self.took: dict[str, float] = {}
         self.reached: dict[str, list[str]] = defaultdict(list)
         """By function, mangled: the tests that call it."""
+        self.breadth: dict[str, int] = {}
+        """By test: how many functions it reaches."""
         self.killers: dict[str, dict[str, int]] = defaultdict(dict)
         """By function: the tests that have killed, and how many mutants had ended when they last did."""
         self.items: dict[str, pytest.Item] = {}
@@ -75,6 +78,7 @@ class Loop:
         found = json.loads(told.read_text(encoding="utf-8"))
         self.took = {test: took for test, (took, _) in found.items()}
         for test, (_, functions) in found.items():
+            self.breadth[test] = len(functions)
             for function in functions:
                 self.reached[function].append(test)
         someone = sorted(set().union(*self.reached.values()))[:20]
@@ -119,7 +123,7 @@ class Loop:
                 tell(name, NO_TESTS)
                 continue
             latest = self.killers[function]
-            ordered = sorted(tests, key=lambda test: (-latest.get(test, 0), self.took[test]))
+            ordered = sorted(tests, key=lambda test: (-latest.get(test, 0), self.breadth[test], self.took[test]))
             killer = self.results.with_name(f"killer-{name}")
             while len(running) >= self.children:
                 one_ends()
