@@ -20,7 +20,10 @@ __all__ = ["main"]
 def _crowd(options: argparse.Namespace) -> dict[str, Any]:
     from tools.money_trials.crowd import crowd
 
-    return crowd(runs=options.runs, seed=options.seed, processes=options.processes, kills=options.kills, tell=True)
+    return crowd(
+        runs=options.runs, seed=options.seed, processes=options.processes, kills=options.kills, tell=True,
+        together=options.together,
+    )  # fmt: skip
 
 
 def _kills(options: argparse.Namespace) -> dict[str, Any]:
@@ -110,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=None, help="repeats a trial (1; soak: one nobody has tried)")
     parser.add_argument("--runs", type=int, default=5, help="crowd: how many")
     parser.add_argument("--processes", type=int, default=32, help="crowd, soak: callers at a time")
+    parser.add_argument("--together", type=int, default=1, help="crowd: runs at a time")
     parser.add_argument("--kills", type=int, default=5, help="crowd, soak: kill -9 in each run; kills: in all")
     parser.add_argument("--calls", type=int, default=10_000, help="bill: how many")
     parser.add_argument("--count", type=int, default=60, help="power: attempts of the program whose power fails")

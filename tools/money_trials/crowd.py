@@ -14,9 +14,10 @@ import os
 import random
 import signal
 import sqlite3
-import threading
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from decimal import Decimal
 from multiprocessing.process import BaseProcess
@@ -33,7 +34,7 @@ from tools.money_trials.power import check_books
 
 __all__ = ["context", "crowd", "run"]
 
-PATIENCE_S = 120.0
+PATIENCE_S = 600.0
 """A run whose callers are not home by then hangs."""
 REFUSING = (503, 429, 529)
 """Statuses that no vendor bills."""
@@ -244,14 +245,15 @@ def _held(path: Path) -> int:
         connection.close()
 
 
-def crowd(*, runs: int = 5, seed: int = 1, processes: int = 32, kills: int = 5, tell: bool = False) -> dict[str, Any]:
-    """`runs` runs, each from a seed of its own; the figures of all."""
+def crowd(
+    *, runs: int = 5, seed: int = 1, processes: int = 32, kills: int = 5, tell: bool = False, together: int = 1
+) -> dict[str, Any]:
+    """`runs` runs, each from a seed of its own, `together` of them at a time, each on a file and with a server of its
+    own; the figures of all.
+    """
     found = []
-    lock = threading.Lock()
-    for index in range(runs):
-        one = run(seed=f"{seed}-{index}", processes=processes, kills=kills)
-        with lock:
-            found.append(one)
+    for one in _runs([f"{seed}-{index}" for index in range(runs)], together, processes=processes, kills=kills):
+        found.append(one)
         if tell:
             print(
                 f"  {one['seed']}: {one['requests']} requests, {one['killed']} killed, "
@@ -273,3 +275,13 @@ def crowd(*, runs: int = 5, seed: int = 1, processes: int = 32, kills: int = 5, 
         "requests_without_a_row": sum("have no row" in fault for one in found for fault in one["faults"]),
         "faults": [f"{one['seed']}: {fault}" for one in found for fault in one["faults"]][:50],
     }
+
+
+def _runs(seeds: Sequence[str], together: int, **options: int) -> Iterator[dict[str, Any]]:
+    if together <= 1:
+        for seed in seeds:
+            yield run(seed=seed, **options)
+        return
+    with ProcessPoolExecutor(together, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for done in as_completed([pool.submit(run, seed=seed, **options) for seed in seeds]):
+            yield done.result()
