@@ -38,8 +38,8 @@ def figures(*, quick: bool = False) -> dict[str, Any]:
     """Everything, in an hour or so; `quick` measures a part of it in two minutes.
 
     In the environment: RUNS (200) crowds, KILLED (10,000) processes; SHARE=0.1 makes do with that share of both where
-    they are not given. TOGETHER=4 runs so many crowds at a time, and the trials after them meanwhile. The figures say
-    how many there were.
+    they are not given. TOGETHER=4 runs so many crowds at a time, and two of the other trials meanwhile. The figures
+    say how many there were.
     """
     share, together = float(os.environ.get("SHARE", "1")), int(os.environ.get("TOGETHER", "1"))
     runs = 2 if quick else int(os.environ.get("RUNS") or max(2, round(RUNS * share)))
@@ -53,8 +53,8 @@ def figures(*, quick: bool = False) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     if together > 1:
-        # In processes of their own, one after another: none shares an interpreter with a crowd's server.
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        # In processes of their own: none shares an interpreter with a crowd's server.
+        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
             begun = {what: pool.submit(trial) for what, trial in rest.items()}
             found["overspend"] = _said("overspend", crowds())
             found |= {what: _said(what, trial.result()) for what, trial in begun.items()}
