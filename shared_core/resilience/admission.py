@@ -367,9 +367,9 @@ class Gate:
     def _turn(self, now: float) -> None:
         """Say so if the target has become unhealthy or has recovered."""
         refusal = self._refusal(now)
-        reason, passes = (None, False) if refusal is None else (refusal.reason, refusal.waits)
+        reason = None if refusal is None else refusal.reason
         health = self.health
-        if health.turned(self.state, reason, passes=passes):
+        if health.turned(self.state, reason, passes=refusal is not None and refusal.waits):
             word, why = ("unhealthy", reason or health.last_error) if health.sick else ("recovered", None)
             self._news.append(self._note(Transition(self._name, word, None, why), now))
 

@@ -322,6 +322,8 @@ def test_a_window_bounds_text_and_media_but_adds_what_is_heard() -> None:
     request = ChatRequest((user([Text("x" * 100), Image(data=b"x"), Audio(data=b"y" * 50)]),))
     assert input_bound(request) == 64 + 16 + 48 + 100 + 65_536 + 50
     assert input_bound(request, window=100) == 150
+    pictures = ChatRequest((user(Image(data=b"x")), user(Image(data=b"y")), user("hi")))
+    assert input_bound(pictures) == 64 + 2 * (16 + 16 + 65_536) + 34
     assert input_bound(request, window=70_000) == 64 + 16 + 48 + 100 + 65_536 + 50
 
 

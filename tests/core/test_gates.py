@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from shared_core import ChatRequest, user
 from shared_core.errors import ConfigurationError, ProviderError
 from shared_core.errors import ErrorKind as K
 from shared_core.resilience.admission import Account, Admission, Gate, Gates, Outcome, Refusal, Transition
 from shared_core.resilience.breaker import BreakerConfig, CircuitState
 from shared_core.resilience.health import HealthStatus
-from shared_core.resilience.rate_limit import NO_LIMITS, Limiter, Limits, Ticket
+from shared_core.resilience.rate_limit import NO_LIMITS, Limiter, Limits, Ticket, Want
 
 TWO = BreakerConfig(consecutive_failures=2)
 
@@ -232,6 +233,7 @@ def test_a_park_is_told_with_its_end_and_made_longer_but_not_shorter():
     assert (gate.parked_since, gate.parked_until) == (1.0, 22.0)
     throttled(5.0, 3.0)
     assert gate.parked_until == 22.0
+    assert gate.take_news() == [], "nobody is ill who only has enough to do"
     health = gate.read(12.0)
     assert (health.parked_for_s, health.park_reason, health.locked_for_s) == (10.0, "throttled: slowly", None)
     assert gate.read(32.0, full=True).windows[0].availability == pytest.approx(11 / 32)
@@ -311,6 +313,32 @@ def test_a_lease_goes_to_the_next_in_line_when_the_accounts_probe_was_lost():
     assert one.enter(first, 20.0, 30.0, 0.25) == Refusal("account's circuit open", 32.5)
     assert second.lease is not None
     assert one.limiter.in_flight == 1
+
+
+def test_one_whose_own_circuit_is_open_leaves_the_re_check_of_its_lock_to_the_next():
+    gate = Gate("t", TWO)
+    fail(gate, 0.0, chance=1.0), fail(gate, 0.0, chance=1.0)
+    gate.lock.put(0.0, 5.0, "no such model")
+    assert [gate.admit(6.0, 30.0) for _ in range(2)] == [Refusal("circuit open", 10.0)] * 2
+
+
+def test_what_is_withdrawn_is_the_next_ones_lock_probe_and_place_in_line():
+    gate = Gate("t", TWO, limiter=Limiter("t", Limits(concurrency=1, requests_per_minute=600)))
+    gate.lock.put(0.0, 5.0, "no such model")
+    gate.withdraw(admitted(gate, 5.0), 5.0)
+    check = admitted(gate, 5.0)
+    assert check.claim is not None
+    assert check.claim.target
+    gate = one_slot(requests_per_minute=600)
+    holder = admitted(gate)
+    ticket = lined_up(gate)
+    gate.withdraw(holder, 0.0)
+    assert ticket.lease is not None
+    gate = Gate("t", TWO)
+    fail(gate, 0.0), fail(gate, 0.0)
+    gate.withdraw(admitted(gate, 5.0), 5.0)
+    succeed(gate, 5.0)
+    assert gate.state is CircuitState.HALF_OPEN, "what was withdrawn was no success"
 
 
 def test_a_probe_of_the_account_that_is_withdrawn_is_the_next_ones_and_counts_for_nothing():
@@ -433,6 +461,49 @@ def test_whose_turn_comes_before_a_closed_door_gives_its_lease_to_the_next():
     gate.account.put(1.0, 50.0, "bad key")
     assert gate.enter(first, 1.0, 30.0) == Refusal("account locked: bad key", 50.0)
     assert second.lease is not None
+
+
+def test_who_finds_a_lost_probe_at_the_end_of_the_line_hands_its_lease_on():
+    gate = Gate("t", TWO, limiter=Limiter("t", Limits(concurrency=2, requests_per_minute=600)))
+    fail(gate, 0.0), fail(gate, 0.0)
+    admitted(gate, 5.0, lease_s=10.0)  # never comes back, nor does its slot
+    first, second = lined_up(gate, 20.0), lined_up(gate, 20.0)
+    assert (first.lease is not None, second.lease) == (True, None)
+    assert gate.enter(first, 20.0, 30.0) == Refusal("circuit open", 35.0)
+    assert second.lease is not None
+    probe = gate.enter(second, 35.0, 10.0)
+    assert isinstance(probe, Admission)
+    assert gate.peek(35.0) == Refusal("circuit half-open, a probe is under way", 50.0)
+    again = Gate("t", TWO, limiter=Limiter("t", Limits(concurrency=2)))
+    fail(again, 0.0), fail(again, 0.0)
+    admitted(again, 5.0, lease_s=10.0)
+    assert again.enter(lined_up(again, 20.0), 20.0, 30.0, 0.25) == Refusal("circuit open", 32.5)
+
+
+def test_who_was_sent_away_without_a_turn_hears_why():
+    gate = Gate("t", TWO, limiter=Limiter("t", Limits(concurrency=3)))
+    holders = [admitted(gate) for _ in range(3)]
+    *_, last = [lined_up(gate) for _ in range(3)]
+    for holder in holders[:2]:
+        gate.settle(holder, Outcome(ProviderError.of(K.TRANSIENT, "no")), 1.0, 0.0)
+    assert (last.lease, last.away) == (None, True)
+    assert gate.enter(last, 2.0, 30.0) == Refusal("circuit open", 6.0)
+
+
+def test_a_place_in_line_says_what_its_request_will_take():
+    gate = Gate("t", limiter=Limiter("t", Limits(tokens_per_minute=100)))
+    ticket = gate.line_up(0.0, ChatRequest((user("x" * 200),), max_tokens=30), lambda: None)
+    assert isinstance(ticket, Ticket)
+    assert ticket.want == Want(50, 30)
+
+
+def test_an_heir_with_limits_of_its_own_knows_of_the_park_in_its_line():
+    old = Gate("t")
+    fail(old, 0.0, K.THROTTLED, wait=7.0)
+    heir = old.under(Account("new"), Limiter("new"))
+    ticket = lined_up(heir, 1.0)
+    assert ticket.lease is None
+    assert ticket.wake_at == pytest.approx(7.0, abs=0.1)
 
 
 def test_whoever_is_sent_away_from_the_line_hears_why():

@@ -323,6 +323,48 @@ def test_a_second_that_fails_costs_the_first_nothing(kind):
     assert w.execution.hedged.winner == "a"
 
 
+def windowed(*sizes: int | None) -> list[Any]:
+    routes = [route(name) for name, _ in zip("abcd", sizes, strict=False)]
+    for one, size in zip(routes, sizes, strict=True):
+        one.capabilities = Capabilities(context_window=size)
+    return routes
+
+
+def test_a_window_that_overflowed_in_a_race_is_known_whoever_it_belonged_to():
+    over, gone = failing(K.CONTEXT_OVERFLOW), failing(K.NOT_FOUND)
+    w = World("", routes=windowed(4000, 8000, 8000, 9000), ends=lambda call: {"b": over}.get(call.route.name))
+    assert [a.target for a in w.execution.attempts] == ["a", "b", "d"], "the winner's window, not the first one's"
+    w = World(
+        "",
+        routes=windowed(4000, 8000, 8000, 9000),
+        race=lambda step: Lost(step.second, over),
+        ends=lambda call: {"a": gone}.get(call.route.name),
+    )
+    assert [a.target for a in w.execution.attempts] == ["a", "b", "d"]
+    w = World(
+        "",
+        routes=windowed(1, None, 1),
+        race=lambda step: Lost(step.second, over),
+        ends=lambda call: {"a": gone}.get(call.route.name),
+    )
+    assert [a.target for a in w.execution.attempts] == ["a", "b", "c"], "of an unknown window nothing is known"
+
+
+def test_one_that_failed_in_a_race_comes_back_after_its_wait_and_the_others():
+    failed, gone = failing(K.TRANSIENT), failing(K.NOT_FOUND)
+    tries = {"b": [gone]}
+    w = World(
+        "ab",
+        race=lambda step: Lost(step.first, failed),
+        ends=lambda call: tries.get(call.route.name, [None]).pop(0),
+        retry=RetryPolicy(total=1),
+    )
+    assert [a.target for a in w.execution.attempts] == ["a", "b", "a"]
+    (wait,) = [step for step in w.raw if isinstance(step, Wait)]
+    assert wait.route.name == "a"
+    assert 0.24 < wait.seconds < 0.25, "a quarter of a second from its failure, less what the other one took"
+
+
 def test_a_refusal_that_is_routed_around_leaves_the_second_to_answer():
     w = World("ab", race=lambda step: Lost(step.first, failing(K.POLICY)), route_around_policy=True)
     assert w.result is None
