@@ -46,7 +46,7 @@ from shared_core.routing.presets import preset_named
 from shared_core.routing.provider import Provider
 from shared_core.routing.relay import Relay
 from shared_core.routing.seam import CONTINUE_PROMPT
-from shared_core.routing.strategies import STRATEGIES, RoutingStrategy, TargetView, strategy_named
+from shared_core.routing.strategies import STRATEGIES, RouteView, RoutingStrategy, TargetView, strategy_named
 from shared_core.routing.target import Target
 from shared_core.telemetry.dispatch import Dispatcher, EventKind, Observer, Observers
 from shared_core.telemetry.events import RouterReconfigured, TargetChange, TargetChanged
@@ -258,8 +258,11 @@ class Router:
         answered: list[str] = []
 
         def watched(about: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:
-            ordered = decision.strategy(about, views)
-            answered.extend(view.name for view in ordered)
+            given: Any = decision.strategy(about, views)
+            if not isinstance(given, Iterable):
+                return cast("Sequence[TargetView]", given)  # the planner refuses it
+            ordered = list(given)  # a generator can be read only once
+            answered.extend(view.name for view in ordered if isinstance(view, RouteView))
             return ordered
 
         watch = decision._replace(routes=cast("Sequence[Route]", seen))

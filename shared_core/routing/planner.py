@@ -258,9 +258,19 @@ def _ordered(
     excluded: list[tuple[str, str]],
 ) -> list[Route]:
     """The eligible as the strategy orders them; those that it leaves out are added to the excluded."""
-    chosen: list[Route] = [view.route for view in strategy(request, [RouteView(r, scene) for r in eligible])]
-    if len(set(map(id, chosen))) != len(chosen):
+    answer = strategy(request, [RouteView(r, scene) for r in eligible])
+    try:
+        chosen: list[Route] = [view.route for view in answer]
+    except (AttributeError, TypeError) as error:
+        given = f"{answer!r:.80}"
+        raise ConfigurationError(
+            f"strategy {name!r} must return the views that it is given, in the order in which to ask, not {given}"
+        ) from error
+    ids = set(map(id, chosen))
+    if len(ids) != len(chosen):
         raise ConfigurationError(f"strategy {name!r} returned a target twice")
+    if not ids.issubset(map(id, eligible)):  # kept from another request: constraints hold for those of this one
+        raise ConfigurationError(f"strategy {name!r} returned a view that it was not given for this request")
     if len(chosen) < len(eligible):
         excluded += [(r.name, f"left out by strategy {name!r}") for r in eligible if r not in chosen]
     return chosen

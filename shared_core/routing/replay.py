@@ -43,6 +43,7 @@ from shared_core.routing.strategies import (
     TargetView,
     dearness,
     expected_s,
+    strategy_named,
 )
 
 __all__ = ["Seen", "recorded", "replay", "scored"]
@@ -301,17 +302,26 @@ def replay(record: Mapping[str, Any]) -> Plan:
         record: what `Plan.record` gave, or the same read from JSON.
 
     Raises:
-        ConfigurationError: it is no record, or of a form that this version does not know.
+        ConfigurationError: it is no record, of a form that this version does not know, or lacks something.
     """
     given: Any = record
     form = given.get("version") if isinstance(given, Mapping) else type(given).__name__
     if form != VERSION:
         raise ConfigurationError(f"this is no record of a decision that can be replayed (version {form!r})")
+    try:
+        return _again(record)
+    except KeyError as error:
+        raise ConfigurationError(f"this record cannot be replayed: it has no {error}, or does not know it") from error
+    except (TypeError, AttributeError, ArithmeticError) as error:
+        raise ConfigurationError(f"this record cannot be replayed: {error}") from error
+
+
+def _again(record: Mapping[str, Any]) -> Plan:
     request = _request(record["request"])
     routes = [_Recorded(row) for row in record["targets"]]
     name, ordered = record["strategy"], record["ordered"]
     if ordered is None:
-        strategy = STRATEGIES[name]
+        name, strategy = strategy_named(name)
     else:
         # A strategy of somebody's own is not here: what it answered is.
         def strategy(_request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:

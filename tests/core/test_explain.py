@@ -320,3 +320,71 @@ def test_a_maximum_that_is_no_price_is_refused_rather_than_obeyed_by_nobody(pric
 
     with pytest.raises(InvalidRequest, match="max_price"):
         Constraints(max_price=price)
+
+
+def three(**options):
+    return Router([Target(provider=ScriptedProvider(name=name), name=name) for name in "abc"], **options)
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda views: views[0], lambda views: ["a", "b"], lambda views: None, lambda views: [views[0], 5]]
+)
+def test_a_strategy_that_returns_no_views_is_told_what_to_return(answer):
+    def mine(request, views):
+        return answer(views)
+
+    with three(strategy=mine) as router:
+        for ask in (router.invoke, router.explain):
+            with pytest.raises(ConfigurationError, match="strategy 'mine' must return the views that it is given"):
+                ask("Hello")
+
+
+def test_a_bug_in_a_strategy_is_raised_as_what_it_is():
+    def mine(request, views):
+        return sorted(views, key=lambda view: view.no_such_thing)
+
+    with three(strategy=mine) as router, pytest.raises(AttributeError, match="no_such_thing"):
+        router.invoke("Hello")
+
+
+def test_a_strategy_may_be_a_generator_for_requests_and_for_explanations_alike():
+    def mine(request, views):
+        yield from reversed(views)
+
+    with three(strategy=mine) as router:
+        plan = router.explain("Hello")
+        assert plan.targets == ("c", "b", "a")
+        assert Plan.replay(plan.record()).targets == ("c", "b", "a")
+        assert router.invoke("Hello").target == "c"
+
+
+def test_a_view_kept_from_another_request_gets_nobody_round_the_constraints():
+    kept = []
+
+    def mine(request, views):
+        kept.extend(view for view in views if view.name == "a")
+        return kept[:1]
+
+    with three(strategy=mine) as router:
+        assert router.invoke("Hello").target == "a"
+        with pytest.raises(ConfigurationError, match="a view that it was not given for this request"):
+            router.invoke(ChatRequest((user("Hello"),), constraints={"deny": ["a"]}))
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda record: record.pop("targets"),
+        lambda record: record["targets"][0].pop("capabilities"),
+        lambda record: record.update(targets=5),
+        lambda record: record.update(strategy="chepest"),
+        lambda record: record["request"].update(kinds=["film"]),
+        lambda record: record["targets"][0]["price"].update(input="dear"),
+    ],
+)
+def test_a_record_that_lacks_something_is_refused_in_words(spoilt):
+    with Router([Target(provider=ScriptedProvider(), name="a", price=Price(1, 1))]) as router:
+        record = json.loads(json.dumps(router.explain("Hello").record()))
+    spoilt(record)
+    with pytest.raises(ConfigurationError, match=r"cannot be replayed|unknown strategy 'chepest'"):
+        Plan.replay(record)
