@@ -21,7 +21,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from langchain_openai import ChatOpenAI
 from pydantic import SecretStr
 
-from langchain_fallback import FallbackChatModel
+from langchain_fallback import FallbackChatModel, LangChainProvider
 from shared_core import Timeouts
 from shared_core.routing.target import Target
 from shared_core.testing import Answer, Fault, FaultServer, SeenRequest, ToolCall
@@ -69,15 +69,18 @@ FACES = ("invoke", "stream", "ainvoke", "astream")
 # ── targets ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def make(server: FaultServer, kind: str) -> Target | BaseChatModel:
-    """A target by its short name: 'gpt', 'claude', 'gemini' natively, 'ChatOpenAI' and so on as ready models."""
+def make(server: FaultServer, kind: str, **limits: Any) -> Target | BaseChatModel:
+    """A target by its short name: 'gpt', 'claude', 'gemini' natively, 'ChatOpenAI' and so on as ready models.
+
+    `limits` are those of a target; a ready model takes none.
+    """
     match kind:
         case "gpt":
-            return Target(f"openai:{GPT}", base_url=server.openai_url, api_key=KEY)
+            return Target(f"openai:{GPT}", base_url=server.openai_url, api_key=KEY, **limits)
         case "claude":
-            return Target(f"anthropic:{CLAUDE}", base_url=server.anthropic_url, api_key=KEY)
+            return Target(f"anthropic:{CLAUDE}", base_url=server.anthropic_url, api_key=KEY, **limits)
         case "gemini":
-            return Target(f"google:{GEMINI}", base_url=server.google_url, api_key=KEY)
+            return Target(f"google:{GEMINI}", base_url=server.google_url, api_key=KEY, **limits)
         case "ChatOpenAI":
             return ChatOpenAI(model=GPT, base_url=server.openai_url, api_key=SecretStr(KEY))
         case "ChatAnthropic":
@@ -115,8 +118,9 @@ MIXTURES = tuple(
 WELL, DOWN, SILENT, OVERLOADED, BROKEN, HALF_CALL = "well", "503", "silent", "overloaded", "cut", "cut in a call"
 STATES = (WELL, DOWN, SILENT, OVERLOADED, BROKEN, HALF_CALL)
 
-QUICK = Timeouts(connect=2.0, first_token=0.25, reasoning_first_token=0.25, idle=0.25, attempt=0.25, total=20.0)
-"""Limits for a silent primary. What answers on loopback does so in a few milliseconds, on a busy machine in more."""
+QUICK = Timeouts(first_token=0.25, reasoning_first_token=0.25, idle=0.25, attempt=0.25)
+"""Limits of a silent primary. What answers on loopback does so in a few milliseconds, on a busy machine in more; the
+backup, which answers for those that come too late, has the usual time."""
 
 
 def _troubles(state: str, streamed: bool, script: Callable[[SeenRequest], Any]) -> Any:
@@ -155,10 +159,12 @@ class World:
         self.answers = self.script or like_an_agent
         self.server.default = self.answers
         self.server.script(self.primary, _troubles(self.state, "stream" in self.face, self.answers))
-        options: dict[str, Any] = {"max_retries": 0, **self.options}
-        if self.state == SILENT:
-            options.setdefault("timeouts", QUICK)
-        self.model = FallbackChatModel(models=[make(self.server, kind) for kind in kinds], **options)
+        limits: dict[str, Any] = {"timeouts": QUICK} if self.state == SILENT else {}
+        first, second = make(self.server, kinds[0], **limits), make(self.server, kinds[1])
+        if limits and not isinstance(first, Target):
+            first = Target(provider=LangChainProvider(first), **limits)
+        models = [first, second]
+        self.model = FallbackChatModel(models=models, **{"max_retries": 0, **self.options})
 
     def flip_flop(self, calls: int = 12) -> None:
         """From now on the primary answers every other request and is down for the rest."""
