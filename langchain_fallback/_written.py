@@ -10,28 +10,24 @@ from typing import Any
 
 from langchain_fallback._quiet import address_of
 from langchain_fallback.provider import LangChainProvider
-from shared_core.errors import redact
-from shared_core.routing.target import Target
+from shared_core.errors import is_secret, redact
+from shared_core.routing.target import KEYWORDS, Target
 
 __all__ = ["dumped", "identity", "plain"]
-
-_SECRET = ("key", "token", "secret", "password", "credential", "header", "auth")
 
 
 def plain(value: Any) -> Any:
     """`value` as something JSON can hold, or None: what cannot be dumped is left out, not shown by its address."""
-    if value is None or isinstance(value, (str, int, float, bool)):
+    if isinstance(value, str):
+        return redact(value)
+    if value is None or isinstance(value, (int, float, bool)):
         return value
     if hasattr(value, "as_options"):  # a ResponseCache: another process has one of its own
         return plain(value.as_options())
     if is_dataclass(value) and not isinstance(value, type):
         return {k: p for k, v in asdict(value).items() if (p := plain(v)) is not None}
     if isinstance(value, Mapping):
-        return {
-            str(k): p
-            for k, v in value.items()
-            if not any(word in str(k).lower() for word in _SECRET) and (p := plain(v)) is not None
-        }
+        return {str(k): p for k, v in value.items() if not is_secret(k) and (p := plain(v)) is not None}
     if isinstance(value, (list, tuple, set, frozenset)):
         items = sorted(value, key=str) if isinstance(value, (set, frozenset)) else value
         return [plain(v) for v in items]
@@ -50,7 +46,7 @@ def dumped(model: Any) -> Any:
         return model.provider.chat_model if isinstance(model.provider, LangChainProvider) else model.name
     out: dict[str, Any] = {"spec": model.spec}
     defaults = {f.name: f.default for f in fields(Target)}
-    for name in ("name", "base_url", "price", "capabilities", "timeouts", "retry", "weight", "tier", "enabled"):
+    for name in sorted(KEYWORDS - {"api_key", "provider", "model"}):
         value = getattr(model, name)
         if value is not None and value != defaults.get(name) and not (name == "name" and value == model.spec):
             out[name] = redact(value) if name == "base_url" else plain(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -48,7 +48,7 @@ from langchain_fallback.errors import as_langchain
 from langchain_fallback.structured import Method, Shape, spared
 from shared_core.chat.events import events_of
 from shared_core.chat.request import ChatRequest
-from shared_core.errors import ConfigurationError, FallbackError, InvalidRequest, UnknownOption, nearest
+from shared_core.errors import ConfigurationError, FallbackError, InvalidRequest, UnknownOption, is_number, nearest
 from shared_core.resilience.retry import RetryPolicy
 from shared_core.routing.target import Target
 
@@ -147,13 +147,16 @@ class FallbackChatModel(BaseChatModel):
         router: Router | None = None,
         **options: Any,
     ) -> None:
-        listed: list[Any] = (
-            []
-            if models is None
-            else [models]
-            if isinstance(models, (str, Target, Mapping, BaseChatModel))
-            else list(models)
-        )
+        if models is None:
+            listed: list[Any] = []
+        elif isinstance(models, (str, Target, Mapping, BaseChatModel)):
+            listed = [models]
+        elif isinstance(models, Iterable):
+            listed = list(models)
+        else:
+            raise ConfigurationError(
+                f"models= takes a model or several, not {type(models).__name__}\nhint: a ready Router goes to router="
+            )
         if (key := options.pop("api_key", None)) is not None:
             listed = keyed(listed, key)
         ours, routers = split(type(self).model_fields, options)
@@ -169,6 +172,10 @@ class FallbackChatModel(BaseChatModel):
             given = [name for name, value in (("models", listed), *effective.items()) if value]
             if given:
                 raise ConfigurationError(f"{given[0]}= belongs to a router of our own; a ready router= has its own")
+            from shared_core.router import Router
+
+            if not isinstance(router, Router):
+                raise ConfigurationError(f"router= must be a shared_core.Router, not {type(router).__name__}")
             routers = recipe(router)
             engine = Engine(shown(router), routers, router)
             listed = list(engine.models)
@@ -182,7 +189,7 @@ class FallbackChatModel(BaseChatModel):
             engine = Engine(listed, effective, fresh)
         elif ours.get("profile") in (profile(engine.router, "all"), profile(engine.router, "best")):
             ours.pop("profile")  # a copy's: worked out again, for `profile_of` may differ
-        if (timeout := ours.get("timeout")) is not None and not timeout > 0:
+        if (timeout := ours.get("timeout")) is not None and not is_number(timeout, above=0):
             raise ConfigurationError(f"timeout must be a positive number of seconds, not {timeout!r}")
         fields_: dict[str, Any] = {"models": listed, "router_options": routers, "engine": engine, **ours}
         super().__init__(**fields_)

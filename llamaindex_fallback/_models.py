@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from llama_index.core.llms.llm import LLM
@@ -11,9 +11,9 @@ from llamaindex_fallback._state import MISSING, dump_llm, load_llm, plain, plain
 from llamaindex_fallback.provider import LlamaIndexProvider
 from shared_core.errors import ConfigurationError
 from shared_core.routing.provider import Provider
-from shared_core.routing.target import Target
+from shared_core.routing.target import KEYWORDS, Target
 
-_OF_A_TARGET: Final = ("name", "base_url", "price", "capabilities", "timeouts", "retry", "weight", "tier", "enabled")
+_OF_A_TARGET: Final = tuple(sorted(KEYWORDS - {"api_key", "provider", "model"}))
 
 
 def dump_target(target: Target) -> dict[str, Any]:
@@ -70,6 +70,10 @@ def targets_of(models: Any) -> list[Any]:
     """`models=` as the router takes it: one entry or several; ready LLMs become targets under names of their own."""
     if isinstance(models, (str, Mapping, Target, LLM, Provider)):
         models = [models]
+    elif not isinstance(models, Iterable):
+        raise ConfigurationError(
+            f"models= takes a model or several, not {type(models).__name__}\nhint: a ready Router goes to router="
+        )
     targets: list[Any] = []
     for model in models:
         taken = [name if isinstance(name := getattr(t, "name", t), str) else "" for t in targets]

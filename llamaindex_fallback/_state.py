@@ -6,7 +6,6 @@ import dataclasses
 import enum
 import importlib
 import inspect
-import re
 import sys
 from collections.abc import Mapping
 from decimal import Decimal
@@ -14,14 +13,7 @@ from typing import Any, Final
 
 from llama_index.core.llms.llm import LLM
 
-from shared_core.errors import ConfigurationError, redact
-
-_SECRET: Final = re.compile(
-    r"(?:^|_)(?:key|secret|password|passwd|credential|auth|authorization|header|cookie)s?$|api_?key"
-    r"|(?:^|(?:auth|access|api|bearer|session|refresh|security)_)tokens?$",
-    re.IGNORECASE,
-)
-"""Names of settings that hold a secret or may: they are left out, and the environment supplies them again."""
+from shared_core.errors import ConfigurationError, is_secret, redact
 
 MISSING: Final = object()
 
@@ -50,11 +42,6 @@ def plain(value: Any) -> Any:
             return plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
         case _:
             return MISSING
-
-
-def is_secret(name: object) -> bool:
-    """Whether a setting of that name is left out of everything that is written down."""
-    return bool(_SECRET.search(str(name)))
 
 
 def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -385,7 +385,7 @@ def budgets_of(given: Budget | Mapping[str, Any] | Iterable[Budget | Mapping[str
     """
     if given is None:
         return Budgets(())
-    items = (given,) if isinstance(given, (Budget, Mapping)) else tuple(given)
+    items = tuple(given) if isinstance(given, Iterable) and not isinstance(given, (Mapping, str)) else (given,)
     made = tuple(built("Router.budgets", Budget, item) for item in items)
     for number, budget in enumerate(made):
         if budget in made[:number]:

@@ -70,6 +70,7 @@ __all__ = [
     "UnknownOption",
     "UnknownProvider",
     "is_number",
+    "is_secret",
     "nearest",
     "quieted",
     "redact",
@@ -648,3 +649,18 @@ def redact(text: str) -> str:
     """`text` with everything that looks like a credential replaced by `***`: keys, and who logs in with which password
     in a URL."""
     return _SECRETS.sub("***", text)
+
+
+_SECRET_NAMES = re.compile(
+    r"(?:^|[_-])(?:key|secret|password|passwd|credential|auth|authorization|header|cookie)s?$|api[_-]?key"
+    r"|(?:^|(?:auth|access|api|bearer|session|refresh|security)[_-]?)tokens?$",
+    re.IGNORECASE,
+)
+
+
+def is_secret(name: object) -> bool:
+    """Whether a setting of that name holds a secret, or may: it is left out of everything that is written down.
+
+    Tokens are secrets where they let somebody in, and settings where they are counted (`max_tokens`, `first_token`).
+    """
+    return bool(_SECRET_NAMES.search(str(name)))

@@ -76,6 +76,31 @@ def test_importing_a_wrapper_loads_its_framework_and_no_vendor(wrapper, others):
     assert found["network"] == []
 
 
+_WITHOUT = """
+import sys
+class Gone:
+    def find_spec(self, name, path=None, target=None):
+        if name == {0!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Gone())
+import {1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "framework", "extra"),
+    [("langchain_fallback", "langchain_core", "langchain"), ("llamaindex_fallback", "llama_index", "llamaindex")],
+)
+def test_a_framework_that_is_not_installed_is_told_by_its_extra(wrapper, framework, extra):
+    """Another module that is missing, in the framework itself, is told as what it is."""
+    done = _python("-c", _WITHOUT.format(framework, wrapper))
+    assert "MissingDependency: " + wrapper in done.stderr
+    assert f'hint: pip install "llm-fallback[{extra}]"' in done.stderr
+    done = _python("-c", _WITHOUT.format("pydantic", wrapper))
+    assert "MissingDependency" not in done.stderr
+    assert "ModuleNotFoundError" in done.stderr
+
+
 # ── what is public ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 

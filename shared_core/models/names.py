@@ -42,7 +42,8 @@ class HubModel:
         owner, _, rest = rest.partition("/")
         name, _, pattern = rest.partition("/")
         name, _, revision = name.partition("@")
-        if not _REPO.fullmatch(f"{owner}/{name}") or ".." in pattern.split("/"):
+        file_for_repo = not pattern and name.lower().endswith(".gguf")
+        if file_for_repo or not _REPO.fullmatch(f"{owner}/{name}") or ".." in pattern.split("/"):
             raise ConfigurationError(
                 f"{text!r} is not 'hf:<owner>/<repo>/<file or glob>'.\n"
                 "hint: such as 'hf:Qwen/Qwen2.5-7B-Instruct-GGUF/*q4_k_m*.gguf'; @<revision> may follow the repo"

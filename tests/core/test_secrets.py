@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from shared_core import RetryPolicy, Router, Target
-from shared_core.errors import AllTargetsFailed, ConfigurationError, redact
+from shared_core.errors import AllTargetsFailed, ConfigurationError, is_secret, redact
 from shared_core.testing import Fault, FaultServer
 
 TEAM = "hunter2-which-looks-like-no-key"
@@ -32,6 +32,13 @@ HEADERS = {
     "HTTP-Referer": "https://app.example",
 }
 KEPT = {"X-Team": "blue", "HTTP-Referer": "https://app.example"}
+
+
+def test_names_that_speak_of_secrets_are_told_from_those_that_count_tokens() -> None:
+    secret = ("api_key", "apiKey", "x-api-key", "key", "client_secret", "password", "token", "auth_token", "authToken")
+    assert [name for name in (*secret, "default_headers", "Authorization", "credentials") if not is_secret(name)] == []
+    plain = ("max_tokens", "first_token", "tokens_per_minute", "top_k", "keyword", "author", "monkey", "tokenizer")
+    assert [name for name in plain if is_secret(name)] == []
 
 
 def test_a_pickled_target_carries_no_credential() -> None:

@@ -10,13 +10,23 @@ from typing import Any
 import pytest
 from langchain_core.caches import InMemoryCache
 from langchain_core.language_models.fake_chat_models import FakeListChatModel
-from langchain_core.load import dumps
+from langchain_core.load import dumps, loads
 from langchain_core.runnables import ConfigurableField
 from langchain_openai import ChatOpenAI
 
 from langchain_fallback import FallbackChatModel
 from langchain_fallback._names import target_named
-from shared_core import Capabilities, ConfigurationError, Price, RetryPolicy, Router, Target, Timeouts, UnknownOption
+from shared_core import (
+    Capabilities,
+    ConfigurationError,
+    Limits,
+    Price,
+    RetryPolicy,
+    Router,
+    Target,
+    Timeouts,
+    UnknownOption,
+)
 from shared_core.errors import MissingKey
 from shared_core.testing import FaultServer
 from tests.langchain.cells import CLAUDE, GPT, KEY, models_of
@@ -100,6 +110,33 @@ def test_a_configuration_that_is_wrong_says_where() -> None:
         FallbackChatModel.from_config({"models": ["gpt-5-mini"], "temprature": 0.1})
     with pytest.raises(UnknownOption, match="first_token"):
         FallbackChatModel.from_config({"models": ["gpt-5-mini"], "timeouts": {"first_tokn": 1}})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"models": ["llamacpp:tiny"], "timeout": "30"}, "timeout must be a positive number of seconds, not '30'"),
+        ({"models": ["llamacpp:tiny"], "timeout": True}, "timeout must be a positive number"),
+        ({"router": ["llamacpp:tiny"]}, "router= must be a shared_core.Router, not list"),
+        ({"models": Router("llamacpp:tiny")}, "a ready Router goes to router="),
+        ({"models": ["llamacpp:tiny"], "budgets": 5}, "Router.budgets must be a Budget or a mapping, not int"),
+        ({"models": ["llamacpp:tiny"], "budgets": "5"}, "Router.budgets must be a Budget or a mapping, not str"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_where_it_is_given(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        FallbackChatModel(**wrong)
+
+
+def test_what_is_written_down_is_all_but_the_secrets() -> None:
+    """A count of tokens is no token that lets somebody in, and limits are no less a target's than its price."""
+    target = Target("llamacpp:tiny", max_tokens=3, limits=Limits(tokens_per_minute=500), tier="fast", weight=2)
+    model = FallbackChatModel([target], timeouts={"first_token": 3}, limits={"tokens_per_minute": 900})
+    again = loads(dumps(model), allowed_objects=[FallbackChatModel], valid_namespaces=["langchain_fallback"])
+    (told,) = again.router.targets
+    assert (told.limits, told.options) == (target.limits, target.options)
+    assert (told.tier, told.weight) == ("fast", 2)
+    assert dict(again.router.options) == dict(model.router.options)
 
 
 def test_a_router_given_ready_travels_with_its_settings() -> None:

@@ -24,6 +24,7 @@ from shared_core import (
     Capabilities,
     ConfigurationError,
     InvalidRequest,
+    Limits,
     MissingKey,
     Price,
     Router,
@@ -226,6 +227,20 @@ def test_it_is_revived_from_plain_data(server, mixed, monkeypatch):
     assert revived.router.targets[1].timeouts == mixed.router.targets[1].timeouts
     assert revived.complete("hi").text
     revived.close()
+
+
+def test_everything_that_a_target_was_told_travels():
+    """Limits too: without them another process would ask as fast as it can."""
+    target = Target("llamacpp:tiny", max_tokens=3, limits=Limits(tokens_per_minute=500), tier="fast", weight=2)
+    llm = FallbackLLM([target])
+    for revived in (FallbackLLM.from_dict(json.loads(llm.to_json())), pickle.loads(pickle.dumps(llm))):
+        (told,) = revived.router.targets
+        assert (told.limits, told.tier, told.weight, told.options) == (target.limits, "fast", 2, target.options)
+
+
+def test_a_router_in_place_of_models_is_told_where_it_belongs():
+    with pytest.raises(ConfigurationError, match="a ready Router goes to router="):
+        FallbackLLM(Router([ScriptedProvider()]))
 
 
 def test_it_is_pickled_without_a_key(server, mixed, monkeypatch):

@@ -376,7 +376,9 @@ def test_without_huggingface_hub_the_extra_is_named(hub_, monkeypatch):
         fetch()
 
 
-@pytest.mark.parametrize("spec", ["hf:", "hf:one", "hf:a b/c/x.gguf", "hf:a/b/../../x.gguf", "hf:/etc/passwd"])
+@pytest.mark.parametrize(
+    "spec", ["hf:", "hf:one", "hf:a/x.gguf", "hf:a b/c/x.gguf", "hf:a/b/../../x.gguf", "hf:/etc/passwd"]
+)
 def test_what_is_no_name_of_a_hubs_file_is_refused_where_it_is_written(spec):
     with pytest.raises(ConfigurationError, match=r"hf:<owner>/<repo>/<file or glob>"):
         LlamaCppProvider(Target(f"llamacpp:{spec}"))

@@ -160,6 +160,7 @@ def test_an_address_space_limit_is_a_clean_error(own):
     ("options", "error", "said"),
     [
         ({"n_gpu_layer": 1}, UnknownOption, "n_gpu_layers"),
+        ({"weigth": 2}, UnknownOption, "Did you mean 'weight'"),
         ({"n_ctx": 0}, ConfigurationError, "n_ctx must be a whole number, 1"),
         ({"n_ctx": 2.5}, ConfigurationError, "n_ctx"),
         ({"n_batch": None}, ConfigurationError, "n_batch"),

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from shared_core.errors import ConfigurationError, UnknownOption, nearest
 from shared_core.providers.llama_cpp.prompt import NAMED
+from shared_core.routing.target import KEYWORDS
 
 __all__ = ["OPTIONS", "PRIORITY", "Options", "cpu_budget"]
 
@@ -88,7 +89,7 @@ class Options:
         """
         for name, value in options.items():
             if name not in OPTIONS:
-                raise UnknownOption(f"llamacpp has no option {name!r}. {nearest(name, OPTIONS)}")
+                raise UnknownOption(f"llamacpp has no option {name!r}. {nearest(name, {*OPTIONS, *KEYWORDS})}")
             fits, wanted = _CHECKS[name]
             if value is None and _DEFAULTS[name] is not None:
                 raise ConfigurationError(f"llamacpp option {name} must be {wanted}, not None")
