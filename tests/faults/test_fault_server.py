@@ -1028,6 +1028,19 @@ def test_the_log_is_cleared_and_scripts_stay(server):
     assert server.requests[0].index == 1
 
 
+def test_what_was_sent_before_the_log_is_cleared_is_not_in_the_new_one(server):
+    """However busy the server's thread is: what a client sent and gave up is behind it."""
+    server.script("given up", hang())
+    for _ in range(20):
+        dial(server, model="given up").close()
+        server.clear()
+        assert post(server).status == 200
+        assert [seen.model for seen in server.requests] == ["m"]
+        dial(server, model="given up").close()
+        server.wait_idle()
+        assert [seen.model for seen in server.requests] == ["m", "given up"]
+
+
 @pytest.mark.parametrize("step", [hang(), stall(), drip(), "hang-after-headers", "header-drip", "role-only-hang"])
 def test_a_client_that_leaves_is_noticed(server, step):
     """At once, with the time; nothing stays open."""

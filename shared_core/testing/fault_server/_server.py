@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -38,6 +39,10 @@ COUNT_TOKENS = "@count_tokens"
 """Scripts token counts."""
 
 _HOST = "127.0.0.1"
+_TURNS = 10
+"""Of the event loop, from a client in the kernel's queue to its request in the log: five, and more over TLS."""
+_CATCH_UP_S = 1.0
+"""How long the server's thread is waited for at most; a script of the caller's own may be holding it."""
 
 
 class FaultServer:
@@ -312,7 +317,12 @@ class FaultServer:
             return sum(1 for entry in self._entries if entry.outcome == "pending")
 
     def clear(self) -> None:
-        """Forget the log (`connections` too). Scripts stay where they are."""
+        """Forget the log (`connections` too). Scripts stay where they are.
+
+        What clients have sent by now is read first, so that a request which its caller gave up long ago does not turn
+        up in the new log.
+        """
+        self._catch_up()
         with self._changed:
             self._entries.clear()
             self._accepted = 0
@@ -325,8 +335,26 @@ class FaultServer:
                 raise TimeoutError(f"Still not so after {timeout} s. The log: {self!r}")
 
     def wait_idle(self, timeout: float = 10.0) -> None:
-        """Block until no request is in flight. Raises `TimeoutError`."""
+        """Block until no request is in flight, nor on its way. Raises `TimeoutError`."""
+        self._catch_up()
         self.wait_for(lambda server: server.in_flight == 0, timeout)
+
+    def _catch_up(self) -> None:
+        """Let the server's thread take up what its kernel has: clients that have connected, and what they have sent."""
+        loop, thread = self._loop, self._thread
+        if loop is None or thread is None or thread is threading.current_thread():
+            return
+        done = threading.Event()
+
+        def turn(left: int) -> None:
+            if left:
+                loop.call_soon(turn, left - 1)
+            else:
+                done.set()
+
+        with contextlib.suppress(RuntimeError):  # it is being stopped in another thread
+            loop.call_soon_threadsafe(turn, _TURNS)
+            done.wait(_CATCH_UP_S)
 
     def __repr__(self) -> str:
         state = self.url if self._thread is not None else "stopped"
