@@ -10,6 +10,7 @@ from shared_core._clock import Clock
 from shared_core.cache.entry import Kept
 from shared_core.cache.response_cache import ResponseCache
 from shared_core.chat.events import Finished, Usage
+from shared_core.chat.quick import quickly
 from shared_core.errors import DeadlineExceeded, ErrorKind, FallbackError, ProviderError, StreamBroken
 from shared_core.ledger.entry import EntryStatus, LedgerEntry, Purpose
 from shared_core.routing.execution import Execution
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CacheStatus", "KeptBooks", "Show"]
 
+_entry = quickly(LedgerEntry)
 CacheStatus = Literal["hit", "joined", "stale", "default"]
 """How an answer came about that nobody was asked for."""
 
@@ -90,7 +92,7 @@ class KeptBooks:
         """The ledger's row: nothing was sent, it cost nothing. `bound_nano` is what the answer cost when given."""
         request, kept = execution.request, step.kept
         self._books.ledger.record(
-            LedgerEntry(
+            _entry(
                 execution.id,
                 0,
                 step.target or "",

@@ -7,6 +7,7 @@ import inspect
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from shared_core._lane import in_thread
@@ -81,7 +82,7 @@ class LastResort:
         if check is not None and (fault := check(answer)) is not None:
             error.add_note(f"default_answer gave an answer that does not pass: {fault}")
             return None
-        return _kept_of(answer)
+        return replace(Kept.of(answer), origin=None)
 
     @staticmethod
     def _hook_failed(error: FallbackError, problem: Exception) -> None:
@@ -110,20 +111,3 @@ def _awaited_in_thread(said: Awaitable[T], limit_s: float) -> T:
 
     in_thread(job)
     return done.result(limit_s + _GRACE_S)
-
-
-def _kept_of(answer: Answer) -> Kept:
-    return Kept(
-        answer.text,
-        (),
-        answer.reasoning,
-        answer.tool_calls,
-        answer.finish_reason,
-        answer.raw_finish_reason,
-        answer.usage,
-        answer.response_id,
-        answer.model,
-        answer.provider,
-        answer.extra,
-        None,
-    )

@@ -24,7 +24,7 @@ from shared_core._inputs import RequestLike, TargetLike, as_request, ledger_of, 
 from shared_core._streams import AnswerStream, AsyncAnswerStream
 from shared_core.chat.answer_tool import in_words, with_answer_tool
 from shared_core.chat.events import Answer, collect
-from shared_core.chat.request import ChatRequest
+from shared_core.chat.request import ChatRequest, cache_use
 from shared_core.errors import ConfigurationError, UnknownOption, nearest
 from shared_core.ledger import Ledger, MemoryLedger
 from shared_core.ledger.analytics import CostFilters, CostReport
@@ -215,18 +215,20 @@ class Router:
             InvalidRequest: the request is impossible; nothing was sent.
             AllTargetsFailed: nobody answered; holds every attempt's error. `DeadlineExceeded` is one of these.
         """
-        opened = self._open(as_request(request, streaming=False), strategy, cache)
-        if self._cached is not None:
-            return self._cached.invoke(*opened)
-        return collect(self._driver.run(*opened))
+        asked = as_request(request, streaming=False)
+        kept, use = self._way(asked, cache)
+        opened = self._open(asked, strategy)
+        return collect(self._driver.run(*opened)) if kept is None else kept.invoke(*opened, use)
 
     async def ainvoke(
         self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None, cache: CacheUse = None
     ) -> Answer:
         """The whole answer, async. Raises as `invoke` does."""
-        opened = self._open(as_request(request, streaming=False), strategy, cache)
-        if self._cached is not None:
-            return await self._cached.ainvoke(*opened)
+        asked = as_request(request, streaming=False)
+        kept, use = self._way(asked, cache)
+        opened = self._open(asked, strategy)
+        if kept is not None:
+            return await kept.ainvoke(*opened, use)
         return collect([event async for event in self._driver.arun(*opened)])
 
     def stream(
@@ -237,15 +239,19 @@ class Router:
         Raises, while iterating, what `invoke` raises, and `StreamBroken` when text was delivered and nobody could go
         on.
         """
-        opened = self._open(as_request(request, streaming=True), strategy, cache)
-        return AnswerStream(opened[0], (self._cached or self._driver).run(*opened))
+        asked = as_request(request, streaming=True)
+        kept, use = self._way(asked, cache)
+        opened = self._open(asked, strategy)
+        return AnswerStream(opened[0], self._driver.run(*opened) if kept is None else kept.run(*opened, use))
 
     def astream(
         self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None, cache: CacheUse = None
     ) -> AsyncAnswerStream:
         """The answer as it comes, async. Raises as `stream` does."""
-        opened = self._open(as_request(request, streaming=True), strategy, cache)
-        return AsyncAnswerStream(opened[0], (self._cached or self._driver).arun(*opened))
+        asked = as_request(request, streaming=True)
+        kept, use = self._way(asked, cache)
+        opened = self._open(asked, strategy)
+        return AsyncAnswerStream(opened[0], self._driver.arun(*opened) if kept is None else kept.arun(*opened, use))
 
     def explain(self, request: RequestLike = "", *, strategy: str | RoutingStrategy | None = None) -> Plan:
         """Who would be asked for `request`, in which order, and who not and why. No call is made, no turn is taken."""
@@ -711,13 +717,17 @@ class Router:
     def _plan(self, line: Line, request: ChatRequest, strategy: str | RoutingStrategy | None, turn: int) -> Plan:
         return self._decision(line, request, strategy, turn).plan(request)
 
-    def _open(
-        self, request: ChatRequest, strategy: str | RoutingStrategy | None, cache: CacheUse = None
-    ) -> tuple[Execution, Plan, Relay]:
+    def _way(self, request: ChatRequest, cache: CacheUse) -> tuple[Cached | None, CacheUse]:
+        """Where the answer comes from, and how it uses the cache: by way of that, or from the targets alone."""
+        use = request.cache if cache is None else cache_use(cache)
+        kept = self._cached
+        if kept is not None and use is False and not kept.indispensable:
+            kept = None
+        return kept, use
+
+    def _open(self, request: ChatRequest, strategy: str | RoutingStrategy | None) -> tuple[Execution, Plan, Relay]:
         if self._closed:
             raise ConfigurationError("this router is closed")
-        if cache is not None:
-            request = request.replace(cache=cache)
         if self._probes is not None:
             self._probes.start()
         turn = next(self._turns)

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
@@ -26,9 +26,10 @@ from shared_core.chat.events import (
     TextDelta,
     Usage,
 )
+from shared_core.chat.quick import quickly
 from shared_core.chat.request import Origin, Reasoning, ToolCall
 
-__all__ = ["Kept", "Poisoned", "Tape", "events_of_kept", "read", "write"]
+__all__ = ["Kept", "Poisoned", "events_of_kept", "pieces_of", "read", "write"]
 
 _MAGIC: Final = b"lfc1"
 _SUM: Final = 16
@@ -60,9 +61,28 @@ class Kept:
     origin: Origin | None = None
     cost_nano: int | None = None
 
+    @classmethod
+    def of(cls, answer: Answer, pieces: tuple[int, ...] = (), cost_nano: int | None = None) -> Kept:
+        """What is kept of `answer`."""
+        return _kept(
+            answer.text,
+            pieces,
+            answer.reasoning,
+            answer.tool_calls,
+            answer.finish_reason,
+            answer.raw_finish_reason,
+            answer.usage,
+            answer.response_id,
+            answer.model,
+            answer.provider,
+            answer.extra,
+            answer.origin,
+            cost_nano,
+        )
+
     def answer(self, target: str, fallback: Mapping[str, Any]) -> Answer:
         """The whole answer, as `target` gave it."""
-        return Answer(
+        return _answer(
             self.text,
             self.tool_calls,
             self.reasoning,
@@ -94,6 +114,10 @@ class Kept:
             fallback,
             self.origin,
         )
+
+
+_kept, _answer = quickly(Kept), quickly(Answer)
+_encoded = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def events_of_kept(kept: Kept, last: Finished, *, chunk: int | None = None, whole: bool = False) -> Iterator[ChatEvent]:
@@ -132,61 +156,15 @@ def _lengths(text: str, chunk: int | None) -> Iterator[int]:
     yield from (b - a for a, b in pairwise([0, *starts, len(text)]))
 
 
-class Tape:
-    """Records one answer while it goes by, in the pieces it comes in."""
-
-    __slots__ = ("_blocks", "_calls", "_pieces", "_started", "_text", "_thoughts")
-
-    def __init__(self) -> None:
-        self._started: Started | None = None
-        self._clear()
-
-    def _clear(self) -> None:
-        self._text: list[str] = []
-        self._thoughts: list[str] = []
-        self._blocks: list[Reasoning] = []
-        self._calls: list[ToolCall] = []
-
-    def feed(self, event: ChatEvent) -> None:
-        """One event that a caller gets."""
-        kind = type(event)
-        if kind is TextDelta:
-            self._text.append(event.text)  # type: ignore[union-attr]  # `kind` says which it is
-            return
-        match event:
-            case ReasoningDelta():
-                self._thoughts.append(event.text)
-                if event.data:
-                    self._blocks.append(Reasoning("".join(self._thoughts), event.data))
-                    self._thoughts.clear()
-            case ToolCall():
-                self._calls.append(event)
-            case Started():
-                self._started = self._started or event
-            case Restarted():
-                self._clear()
-
-    def kept(self, last: Finished, cost_nano: int | None) -> Kept:
-        """What went by, ended by `last`."""
-        blocks = list(self._blocks)
-        if "".join(self._thoughts):
-            blocks.append(Reasoning("".join(self._thoughts)))
-        started = self._started
-        return Kept(
-            "".join(self._text),
-            tuple(map(len, self._text)) if len(self._text) > 1 else (),
-            tuple(blocks),
-            tuple(self._calls),
-            last.reason,
-            last.raw_reason,
-            last.usage or Usage(),
-            last.response_id or (started.response_id if started else None),
-            last.model or (started.model if started else None),
-            last.provider,
-            last.extra,
-            last.origin,
-            cost_nano,
-        )
+def pieces_of(events: Iterable[ChatEvent]) -> tuple[int, ...]:
+    """Lengths of the pieces that an answer's text came in; nothing where it came in one."""
+    lengths: list[int] = []
+    for event in events:
+        if type(event) is TextDelta:
+            lengths.append(len(event.text))
+        elif type(event) is Restarted:
+            lengths.clear()
+    return tuple(lengths) if len(lengths) > 1 else ()
 
 
 # ── as bytes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -202,8 +180,8 @@ def write(key: bytes, kept: Kept, compress_over: int) -> bytes:
     told = [
         kept.text,
         kept.pieces,
-        [[r.text, _plain(r.data)] for r in kept.reasoning],
-        [[c.id, c.name, c.arguments, _plain(c.data)] for c in kept.tool_calls],
+        [[r.text, _plain(r.data)] for r in kept.reasoning] if kept.reasoning else (),
+        [[c.id, c.name, c.arguments, _plain(c.data)] for c in kept.tool_calls] if kept.tool_calls else (),
         kept.reason,
         kept.raw_reason,
         [
@@ -221,9 +199,9 @@ def write(key: bytes, kept: Kept, compress_over: int) -> bytes:
         None if origin is None else [origin.provider, origin.model, origin.endpoint],
         kept.cost_nano,
     ]
-    body = json.dumps(told, separators=(",", ":")).encode("ascii")
+    body = _encoded(told).encode("ascii")
     if len(body) > compress_over:
-        body = b"z" + zlib.compress(body, 6)
+        body = b"z" + zlib.compress(body, 1)
     else:
         body = b"-" + body
     return b"".join((_MAGIC, _sum(key, body), body))
@@ -241,7 +219,7 @@ def read(key: bytes, written: bytes) -> Kept:
     try:
         told = json.loads((zlib.decompress(body[1:]) if body[:1] == b"z" else body[1:]).decode("ascii"))
         text, pieces, reasoning, calls, reason, raw, usage, response, model, provider, extra, origin, cost = told
-        return Kept(
+        return _kept(
             text,
             tuple(pieces),
             tuple([Reasoning(t, _revived(d)) for t, d in reasoning]) if reasoning else (),
@@ -270,7 +248,7 @@ _BYTES: Final = "\0bytes"
 
 def _plain(value: Any) -> Any:
     """`value` as JSON that is read back as it was, bytes included (a vendor's signatures are)."""
-    if not value and isinstance(value, Mapping):
+    if type(value) is dict and not value:
         return None
     return _told(value)
 

@@ -4,8 +4,9 @@ A `Flight` is what is under way: the first caller (its leader) starts it, those 
 any event loop. It belongs to nobody: whoever leaves, it goes on as long as one reader is there, and ends with the last.
 How it is driven depends on who started it:
 
-* in a thread, its leader pulls the events itself, one by one as it reads. As soon as somebody joins, a thread of the
-  stock takes over, so that a leader who reads slowly, or not at all, keeps nobody waiting.
+* in a thread, its leader pulls the events itself: all of them in one go where it wants a whole answer, else one by one
+  as it reads. As soon as somebody joins such a reader, a thread of the stock takes over, so that a leader who reads
+  slowly, or not at all, keeps nobody waiting.
 * on an event loop, a task of its own pulls them from the start: a leader that is cancelled would take its await along.
 
 Joined readers get each event as it comes, or all at once when they want a whole answer. A flight that cannot go on
@@ -18,7 +19,7 @@ import asyncio
 import contextvars
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Hashable
+from collections.abc import AsyncGenerator, Callable, Generator, Hashable, Iterable, Sequence
 from typing import Any
 
 from shared_core.chat.events import ChatEvent
@@ -32,11 +33,11 @@ class Flight:
     """One request under way. Thread-safe."""
 
     __slots__ = (
-        "_cancel", "_context", "_detached", "_flights", "_lock", "_pump", "_readers", "_source", "_wakers", "dead",
-        "error", "events", "key", "leader", "loop", "lost", "over",
+        "_cancel", "_context", "_detached", "_flights", "_lock", "_pump", "_readers", "_source", "_wakers", "_whole",
+        "begun", "dead", "error", "events", "key", "leader", "loop", "lost", "over",
     )  # fmt: skip
 
-    def __init__(self, flights: Flights, key: Hashable, leader: Any) -> None:
+    def __init__(self, flights: Flights, key: Hashable, leader: Any, whole: bool) -> None:
         self._flights = flights
         self.key = key
         self.leader = leader
@@ -49,10 +50,13 @@ class Flight:
         """It cannot go on, for no reason of the request's."""
         self.loop: asyncio.AbstractEventLoop | None = None
         """Where its task runs, if it has one."""
+        self.begun = False
+        """It is driven, or has been."""
         self.dead = False
         """Its last reader has left."""
-        self._lock = threading.Lock()
-        self._pump = threading.Lock()
+        self._whole = whole
+        self._lock = flights.lock
+        self._pump: threading.Lock | None = None
         self._readers = 1
         self._wakers: tuple[tuple[Waker, bool], ...] = ()
         self._source: Generator[ChatEvent, None, None] | None = None
@@ -73,20 +77,20 @@ class Flight:
 
     def leave(self, waker: Waker | None) -> None:
         """A reader goes. With the last one the flight ends, if it is not over."""
-        with self._flights.lock:
+        with self._lock:
             self._readers -= 1
             last = self._readers == 0 and not self.over
             if last:
                 self.dead = True
                 self._flights.forget(self)
-        with self._lock:
-            self._wakers = tuple(pair for pair in self._wakers if pair[0] != waker)
+            if waker is not None and self._wakers:
+                self._wakers = tuple(pair for pair in self._wakers if pair[0] != waker)
             detached, cancel = self._detached, self._cancel
         if not last:
             return
         if cancel is not None:
             cancel()
-        elif not detached and self._source is not None:
+        elif not detached and self._source is not None and self._pump is not None:
             with self._pump:
                 self._source.close()
 
@@ -95,15 +99,17 @@ class Flight:
     def publish(self, event: ChatEvent) -> None:
         """One more event."""
         self.events.append(event)
+        self._tell()
+
+    def _tell(self) -> None:
         for waker, at_end in self._wakers:
             if not at_end:
                 waker()
 
     def end(self, error: BaseException | None = None, *, lost: bool = False) -> None:
         """It is over."""
-        with self._flights.lock:
-            self._flights.forget(self)
         with self._lock:
+            self._flights.forget(self)
             if self.over:
                 return
             self.error, self.lost = error, lost
@@ -114,8 +120,34 @@ class Flight:
 
     # ── driven by a thread ───────────────────────────────────────────────────────────────────────────────────────────
 
+    def pull(self, source: Iterable[ChatEvent], keep: Callable[[Sequence[ChatEvent]], object] | None) -> None:
+        """Its leader, who wants a whole answer, pulls all of it from `source` before reading any, and need not `leave`.
+        `keep` is handed all events before it is over.
+
+        Raises:
+            BaseException: what is no `Exception`: an interrupt of this thread. The flight is lost.
+        """
+        self.begun = True
+        events = self.events
+        try:
+            for event in source:
+                events.append(event)
+                if self._wakers:
+                    self._tell()
+            if keep is not None:
+                keep(events)
+        except Exception as error:  # noqa: BLE001  # carried to every reader, where it is raised
+            self.end(error)
+        except BaseException:
+            self.end(lost=True)
+            raise
+        else:
+            self.end()
+
     def drive(self, source: Generator[ChatEvent, None, None]) -> None:
-        """It is pulled from `source` by whoever calls `advance`. Before anybody can join."""
+        """It is pulled from `source` by whoever calls `advance`."""
+        self.begun = True
+        self._pump = threading.Lock()
         self._source = source
         self._context = contextvars.copy_context()
         with self._lock:
@@ -123,21 +155,20 @@ class Flight:
         if late:
             self._take_over()
 
-    @property
-    def detached(self) -> bool:
-        """Whether a thread of its own pulls it: the leader only reads."""
-        return self._detached
-
     def advance(self, seen: int) -> None:
-        """Pull one event, unless there are more than `seen` already, or somebody else does the pulling.
+        """Pull one event, unless there are more than `seen` already, or a thread of its own does the pulling.
 
         Raises:
             BaseException: what is no `Exception`: an interrupt of the thread that called. The flight is lost.
         """
+        if self._pump is None or self._goes_on(seen):
+            return
         with self._pump:
-            if self.over or self._detached or len(self.events) > seen:
-                return
-            self._step()
+            if not self._goes_on(seen):  # nobody has pulled while this one waited
+                self._step()
+
+    def _goes_on(self, seen: int) -> bool:
+        return self.over or self._detached or len(self.events) > seen
 
     def _step(self) -> None:
         assert self._source is not None
@@ -156,7 +187,7 @@ class Flight:
     def detach(self) -> None:
         """Somebody has joined: from now on a thread of the stock pulls it."""
         with self._lock:
-            if self._detached or self.over or self._cancel is not None:
+            if self._whole or self._detached or self.over or self._cancel is not None:
                 return
             self._detached = True
             ready = self._source is not None
@@ -169,6 +200,7 @@ class Flight:
         self._flights.submit(lambda: context.run(self._fly))
 
     def _fly(self) -> None:
+        assert self._pump is not None
         with self._pump:
             while not self.over and not self.dead:
                 self._step()
@@ -179,6 +211,7 @@ class Flight:
 
     def launch(self, source: AsyncGenerator[ChatEvent, None]) -> asyncio.Task[None]:
         """It is pulled from `source` by a task of its own on the running loop."""
+        self.begun = True
         loop = asyncio.get_running_loop()
         self.loop = loop
         task = loop.create_task(self._afly(source))
@@ -218,15 +251,16 @@ class Flights:
         self._flights: dict[Hashable, Flight] = {}
         self._process = os.getpid()
 
-    def board(self, key: Hashable, caller: Any) -> tuple[Flight, bool]:
-        """The flight of `key`, and whether the caller leads it: it must then `drive` or `launch` it, or `end` it."""
+    def board(self, key: Hashable, caller: Any, *, whole: bool) -> tuple[Flight, bool]:
+        """The flight of `key`, and whether the caller leads it: it must then `pull`, `drive` or `launch` it, or `end`
+        it. `whole`: a caller who leads in a thread will `pull`."""
         if self._process != os.getpid():
             # A fork: what was in flight is the parent's, and some thread of it may have held the lock.
             self._process, self.lock, self._flights = os.getpid(), threading.Lock(), {}
         with self.lock:
             flight = self._flights.get(key)
             if flight is None:
-                flight = self._flights[key] = Flight(self, key, caller)
+                flight = self._flights[key] = Flight(self, key, caller, whole)
                 return flight, True
             flight._readers += 1
         flight.detach()

@@ -280,8 +280,8 @@ def request_form(request: ChatRequest) -> Any:
         request.parallel_tool_calls,
         None if output is None else (_mapping(output.schema, "output"), output.name, output.strict, output.anyhow),
         request.max_tokens,
-        _number(request.temperature),
-        _number(request.top_p),
+        None if request.temperature is None else form(request.temperature),
+        None if request.top_p is None else form(request.top_p),
         tuple(request.stop) if request.stop else None,
         request.seed,
         request.model,
@@ -306,10 +306,6 @@ def native_form(native: Native | None) -> Any:
         form(native.form(native), native.framework),
         tuple([_message(message) for message in native.added]),
     )
-
-
-def _number(value: Any) -> Any:
-    return value if value is None or type(value) is int else form(value)
 
 
 def _message(message: Message) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import logging
 import math
 import os
 import threading
@@ -19,6 +20,8 @@ from shared_core.chat.request import ChatRequest
 from shared_core.errors import ConfigurationError, UnknownOption, nearest
 
 __all__ = ["CacheDay", "CacheLike", "CacheStats", "Found", "ResponseCache"]
+
+_log = logging.getLogger("llm_fallback.cache")
 
 Counted = Literal[
     "hits", "misses", "joined", "stale", "defaults", "refreshed", "uncacheable", "kept", "unkept", "evicted", "poisoned"
@@ -188,6 +191,7 @@ class ResponseCache:
         self._days: dict[str, list[int]] = {}
         self._saved = [0, 0]
         self._known: dict[bytes, tuple[bytes, Kept]] = {}
+        self._failures = 0
 
     @classmethod
     def of(cls, given: Any) -> Self | None:
@@ -225,7 +229,7 @@ class ResponseCache:
             days = {day: CacheDay(*one) for day, one in sorted(self._days.items())}
             return CacheStats(
                 **self._counts,
-                errors=getattr(self.store, "errors", 0),
+                errors=getattr(self.store, "errors", 0) + self._failures,
                 saved_nano=self._saved[0],
                 unpriced=self._saved[1],
                 items=items,
@@ -250,11 +254,20 @@ class ResponseCache:
 
     # ── for the router ───────────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def kept(self) -> int:
+        """How many answers have been kept in this process: while that stays, nothing is there that was not before."""
+        return self._counts.get("kept", 0)
+
     def find(self, keys: Iterable[bytes], now: float, *, stale: bool = False) -> Found | None:
         """The first answer that is kept under one of `keys`, within its time or, with `stale`, a while past it. No
         further key is asked for than the one it was found under."""
         for key in keys:
-            entry = self.store.get(key, now)
+            try:
+                entry = self.store.get(key, now)
+            except Exception as error:  # noqa: BLE001  # somebody else's store is no reason why a request fails either
+                self._failed("read", error)
+                continue
             if entry is None:
                 continue
             age = now - entry.stored
@@ -270,7 +283,10 @@ class ResponseCache:
                 kept = read(key, entry.body)
             except Poisoned:
                 self.count("poisoned")
-                self.store.discard(key, entry.body)
+                try:
+                    self.store.discard(key, entry.body)
+                except Exception as error:  # noqa: BLE001  # as above
+                    self._failed("written", error)
                 continue
             if len(entry.body) <= _SMALL and not (kept.extra or kept.reasoning or kept.tool_calls):
                 # Nothing in it can be changed by who gets it, and the next one need not read it again.
@@ -281,18 +297,32 @@ class ResponseCache:
         return None
 
     def keep(self, key: bytes, kept: Kept, now: float) -> bool:
-        """Keep an answer under `key`; False when it holds what cannot be written down."""
+        """Keep an answer under `key`; False when it holds what cannot be written down, or the store cannot take it."""
         try:
             body = write(key, kept, self.compress_over)
         except (TypeError, ValueError, RecursionError):
             self.count("unkept")
             return False
         expires = now + self.ttl_s
-        gone = self.store.put(key, Entry(body, now, expires), expires + self.stale_if_error_s, now)
+        try:
+            gone = self.store.put(key, Entry(body, now, expires), expires + self.stale_if_error_s, now)
+        except Exception as error:  # noqa: BLE001  # as above
+            self._failed("written", error)
+            return False
         self.count("kept")
         if gone:
             self.count("evicted", gone)
         return True
+
+    def _failed(self, how: str, error: Exception) -> None:
+        with self._lock:
+            self._failures += 1
+            first = self._failures == 1
+        if first:
+            _log.warning(
+                "the cache's %s cannot be %s: %s: %s. Requests go on without it",
+                type(self.store).__name__, how, type(error).__name__, error,
+            )  # fmt: skip
 
     def count(self, what: Counted, by: int = 1) -> None:
         """One more of them."""

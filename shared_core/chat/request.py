@@ -403,8 +403,8 @@ class ChatRequest:
             )
         if self.tool_choice not in (None, "auto", "any", "none") and self.tool_choice not in names:
             raise InvalidRequest(f"tool_choice {self.tool_choice!r} names no tool; tools: {', '.join(names) or 'none'}")
-        if self.cache is not None and self.cache != "refresh" and type(self.cache) is not bool:
-            raise InvalidRequest(f"cache must be True, False or 'refresh', not {self.cache!r}")
+        if self.cache is not None:
+            cache_use(self.cache)
         if type(self.constraints) is not Constraints:
             object.__setattr__(self, "constraints", constraints_of(self.constraints))
         if self.complexity is not None and self.complexity not in COMPLEXITIES:
@@ -438,6 +438,18 @@ class ChatRequest:
 
 
 _varied = varied(ChatRequest)
+
+
+def cache_use(said: Any) -> CacheUse:
+    """What a call says of the cache.
+
+    Raises:
+        InvalidRequest: there is no such word.
+    """
+    if said is None or type(said) is bool or said == "refresh":
+        use: CacheUse = said
+        return use
+    raise InvalidRequest(f"cache must be True, False or 'refresh', not {said!r}")
 
 
 def _in_range(name: str, value: float | None, low: float, high: float) -> None:

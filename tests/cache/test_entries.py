@@ -22,6 +22,7 @@ from shared_core import (
     Origin,
     Reasoning,
     ResponseCache,
+    Restarted,
     Started,
     TextDelta,
     ToolCall,
@@ -30,7 +31,7 @@ from shared_core import (
     collect,
 )
 from shared_core.cache import Entry, MemoryStore, SQLiteStore
-from shared_core.cache.entry import Kept, Poisoned, Tape, events_of_kept, read, write
+from shared_core.cache.entry import Kept, Poisoned, events_of_kept, pieces_of, read, write
 
 KEY = b"k" * 32
 TEXT = st.text(max_size=40)
@@ -106,18 +107,18 @@ class TestWritten:
         assert cache.find([KEY], 0.0) is None
 
 
-class TestTape:
+class TestReplayed:
     @settings(max_examples=100, deadline=None)
     @given(KEPT)
-    def test_a_replay_says_what_was_recorded(self, kept):
-        """In the pieces it came in, in pieces of any size, and at once."""
+    def test_a_replay_says_what_was_kept(self, kept):
+        """In the pieces it came in, in pieces of any size, and at once; kept again, it is the same."""
         last = kept.finished("t", {})
-        tape = Tape()
-        for event in events_of_kept(kept, last):
-            if event is not last:
-                tape.feed(event)
-        again = tape.kept(last, kept.cost_nano)
-        assert (again.text, again.tool_calls) == (kept.text, kept.tool_calls)
+        events = list(events_of_kept(kept, last))
+        again = Kept.of(collect(events), pieces_of(events), kept.cost_nano)
+        if kept.pieces:
+            assert again.pieces == kept.pieces
+        same = ("text", "tool_calls", "reason", "usage", "response_id", "provider", "extra", "origin", "cost_nano")
+        assert [getattr(again, name) for name in same] == [getattr(kept, name) for name in same]
         for way in ({}, {"chunk": 1}, {"chunk": 7}, {"whole": True}):
             answer = collect(events_of_kept(kept, last, **way))
             assert (answer.text, answer.usage, answer.tool_calls) == (kept.text, kept.usage, kept.tool_calls)
@@ -134,6 +135,13 @@ class TestTape:
         assert texts(kept, whole=True) == ["Hello, world"]
         assert texts(Kept(" one two\n three ")) == [" one", " two", "\n three", " "]
         assert isinstance(next(iter(events_of_kept(kept, Finished()))), Started)
+
+    def test_pieces_are_those_of_the_answer_that_stays(self):
+        """What came before a restart is no part of it, and one piece is none."""
+        first = [Started(), TextDelta("one "), TextDelta("two")]
+        assert pieces_of(first) == (4, 3)
+        assert pieces_of([*first, Restarted("b"), TextDelta("a"), TextDelta("bc"), Finished()]) == (1, 2)
+        assert pieces_of([*first, Restarted("b"), TextDelta("abc"), Finished()]) == ()
 
 
 @pytest.fixture(params=["memory", "file"])
