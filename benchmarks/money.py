@@ -14,8 +14,8 @@ from pathlib import Path
 from benchmarks.core import REQUEST, Instant
 from benchmarks.measure import Row, per_call_us, row
 from shared_core import Budget, MemoryLedger, Price, Router, SQLiteLedger, Target, Usage
+from shared_core.ledger._writer import RESERVE, SETTLE, Op
 from shared_core.ledger.entry import EntryStatus, LedgerEntry
-from shared_core.ledger.sqlite import RESERVE, SETTLE, _Op
 from shared_core.ledger.store import Draft, LedgerStore, Ticket
 from shared_core.resilience.budget import Ask, Budgets
 
@@ -92,13 +92,13 @@ def _company_us(ledger: SQLiteLedger, number: int) -> float:
     """
     took = []
     for _ in range(number):
-        drafts = [_Op(RESERVE, _draft(), dispatch=True) for _ in range(_COMPANY)]
+        drafts = [Op(RESERVE, _draft(), dispatch=True) for _ in range(_COMPANY)]
         begun = time.perf_counter()
-        ledger._write(drafts)
+        ledger._writer.write(drafts)
         middle = time.perf_counter()
-        settled = [_Op(SETTLE, op.result, _entry(op.subject)) for op in drafts]
+        settled = [Op(SETTLE, op.result, _entry(op.subject)) for op in drafts]
         again = time.perf_counter()
-        ledger._write(settled)
+        ledger._writer.write(settled)
         took.append((middle - begun + time.perf_counter() - again) / _COMPANY)
     return statistics.median(took) * 1e6
 

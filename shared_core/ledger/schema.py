@@ -19,7 +19,22 @@ from collections.abc import Mapping
 
 from shared_core.ledger.entry import EntryStatus, Purpose
 
-__all__ = ["DISPATCHED", "MIGRATIONS", "POSTED", "PURPOSES", "RESERVED", "STATES", "SUMS", "UNKNOWN", "VOIDED", "Kind"]
+__all__ = [
+    "APPLICATION",
+    "DISPATCHED",
+    "MIGRATIONS",
+    "POSTED",
+    "PURPOSES",
+    "RESERVED",
+    "STATES",
+    "SUMS",
+    "UNKNOWN",
+    "VOIDED",
+    "Kind",
+]
+
+APPLICATION = 0x4C464C47
+"""Stands in the file's header: 'LFLG'."""
 
 RESERVED, DISPATCHED, POSTED, VOIDED, UNKNOWN = range(5)
 """`entries.state`. That the tokens of a posted row are our own count is `entries.estimated`."""

@@ -27,13 +27,10 @@ from shared_core.ledger.analytics import (
     cost_query,
     cost_report,
 )
-from shared_core.ledger.schema import MIGRATIONS, SUMS, Kind
+from shared_core.ledger.schema import APPLICATION, MIGRATIONS, SUMS, Kind
 from shared_core.ledger.tally import add_sums
 
 __all__ = ["LedgerFile", "cost_sums"]
-
-APPLICATION = 0x4C464C47
-"""Stands in the file's header: 'LFLG'."""
 
 _DAY_S = 86400
 _MICROS = 1_000_000

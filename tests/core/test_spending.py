@@ -345,7 +345,7 @@ def test_a_caller_who_is_cancelled_before_the_row_is_written_leaves_nothing_behi
     with router_of(target := paid(), budgets=[Budget(10)], ledger=ledger) as router:
 
         async def cancel() -> None:
-            ledger._gate.acquire()  # nothing is written just now
+            ledger._writer.gate.acquire()  # nothing is written just now
             try:
                 task = asyncio.ensure_future(router.ainvoke(ASK))
                 await asyncio.sleep(0.01)
@@ -353,7 +353,7 @@ def test_a_caller_who_is_cancelled_before_the_row_is_written_leaves_nothing_behi
                 with pytest.raises(asyncio.CancelledError):
                     await task
             finally:
-                ledger._gate.release()
+                ledger._writer.gate.release()
 
         asyncio.run(cancel())
         (status,) = router.budget_status()

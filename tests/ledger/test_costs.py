@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from shared_core import ChatRequest, ConfigurationError, MemoryLedger, Price, Router, Target, Usage, user
 from shared_core.errors import ErrorKind, MissingDependency, UnknownOption
-from shared_core.ledger import sqlite as sqlite_ledger
+from shared_core.ledger import _opening
 from shared_core.ledger.analytics import DIMENSIONS, SUMS, CostReport, cost_query, project_month
 from shared_core.ledger.entry import EntryStatus, LedgerEntry, Purpose
 from shared_core.ledger.schema import MIGRATIONS
@@ -599,7 +599,7 @@ def test_a_file_of_an_earlier_version_says_the_same_before_and_after_it_is_broug
     with folder("costs") as place:
         path = Path(place) / "costs.db"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sqlite_ledger, "MIGRATIONS", MIGRATIONS[:1])
+            patch.setattr(_opening, "MIGRATIONS", MIGRATIONS[:1])
             with SQLiteLedger(path) as old:
                 for row in rows:
                     memory.record(row)

@@ -35,7 +35,7 @@ from shared_core import (
     user,
 )
 from shared_core.chat.events import ChatEvent
-from shared_core.ledger import sqlite
+from shared_core.ledger import _opening
 from shared_core.ledger.entry import EntryStatus, LedgerEntry
 from shared_core.ledger.schema import MIGRATIONS
 from shared_core.ledger.store import Draft, Ticket, Trouble
@@ -300,7 +300,7 @@ def test_a_fork_takes_no_connection_along_and_both_sides_go_on(tmp_path: Path) -
             pid = os.fork()
             if pid == 0:
                 try:
-                    assert ledger._connection is None and ledger._thread is None
+                    assert ledger._writer.connection is None and ledger._writer.thread is None
                     held = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if n.isdigit()
                             and os.path.lexists(f"/proc/self/fd/{n}")] if os.path.exists("/proc/self/fd") else []
                     assert not [name for name in held if "costs.db" in name], held
@@ -340,14 +340,14 @@ def test_a_process_is_known_by_more_than_its_number() -> None:
 def test_rows_of_many_callers_share_a_commit(tmp_path: Path) -> None:
     with SQLiteLedger(tmp_path / "costs.db") as ledger:
         commits = 0
-        writing = ledger._write
+        writing = ledger._writer.write
 
         def counted(ops: Any) -> None:
             nonlocal commits
             commits += 1
             writing(ops)
 
-        ledger._write = counted  # type: ignore[method-assign]  # counts what it does
+        ledger._writer.write = counted  # type: ignore[method-assign]  # counts what it does
 
         async def call(n: int) -> None:
             ticket = await ledger.areserve(draft(None, 1, f"x-{n}"), dispatch=True)
@@ -355,12 +355,12 @@ def test_rows_of_many_callers_share_a_commit(tmp_path: Path) -> None:
             ledger.settle(ticket, entry(ticket.draft, 1))
 
         async def crowd() -> None:
-            ledger._gate.acquire()  # until all of them are in line, however slowly they come
+            ledger._writer.gate.acquire()  # until all of them are in line, however slowly they come
             try:
                 calls = asyncio.gather(*(call(n) for n in range(200)))
                 await asyncio.sleep(0)
             finally:
-                ledger._gate.release()
+                ledger._writer.gate.release()
             await calls
 
         asyncio.run(crowd())
@@ -372,7 +372,7 @@ def test_rows_of_many_callers_share_a_commit(tmp_path: Path) -> None:
 def test_an_answer_that_comes_before_its_caller_waits_is_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A caller that is put aside by the machine right after handing in finds the writer done with it."""
     with SQLiteLedger(tmp_path / "costs.db") as ledger:
-        submit = ledger._submit
+        submit = ledger._writer.submit
 
         def dawdling(op: Any) -> None:
             submit(op)
@@ -380,7 +380,7 @@ def test_an_answer_that_comes_before_its_caller_waits_is_heard(tmp_path: Path, m
             while op.lock is not None and time.monotonic() < until:
                 time.sleep(0.001)
 
-        monkeypatch.setattr(ledger, "_submit", dawdling)
+        monkeypatch.setattr(ledger._writer, "submit", dawdling)
         assert isinstance(ledger.reserve(draft()), Ticket)
 
 
@@ -389,7 +389,7 @@ def test_a_caller_who_leaves_while_waiting_leaves_nothing_set_aside(tmp_path: Pa
     with SQLiteLedger(tmp_path / "costs.db") as ledger:
 
         async def leave() -> None:
-            ledger._gate.acquire()  # nothing is written just now
+            ledger._writer.gate.acquire()  # nothing is written just now
             try:
                 waiting = [asyncio.ensure_future(ledger.areserve(draft(budgets), dispatch=True)) for _ in range(5)]
                 await asyncio.sleep(0)
@@ -397,7 +397,7 @@ def test_a_caller_who_leaves_while_waiting_leaves_nothing_set_aside(tmp_path: Pa
                     one.cancel()
                 await asyncio.gather(*waiting, return_exceptions=True)
             finally:
-                ledger._gate.release()
+                ledger._writer.gate.release()
             await asyncio.to_thread(ledger.flush)
 
         asyncio.run(leave())
@@ -451,15 +451,15 @@ def test_a_thousand_rows_take_less_than_400_bytes_each(tmp_path: Path) -> None:
 def _full(ledger: SQLiteLedger) -> None:
     """No page more."""
     ledger.flush()
-    assert ledger._connection is not None
-    (pages,) = ledger._connection.execute("PRAGMA page_count").fetchone()
-    ledger._connection.execute(f"PRAGMA max_page_count = {pages}")
+    assert ledger._writer.connection is not None
+    (pages,) = ledger._writer.connection.execute("PRAGMA page_count").fetchone()
+    ledger._writer.connection.execute(f"PRAGMA max_page_count = {pages}")
 
 
 def _roomy(ledger: SQLiteLedger) -> None:
-    with ledger._gate:
-        assert ledger._connection is not None
-        ledger._connection.execute("PRAGMA max_page_count = 1000000")
+    with ledger._writer.gate:
+        assert ledger._writer.connection is not None
+        ledger._writer.connection.execute("PRAGMA max_page_count = 1000000")
 
 
 def _fill(ledger: SQLiteLedger) -> None:
@@ -550,8 +550,8 @@ class Unsynced:
 
 @pytest.fixture
 def unsynced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[SQLiteLedger]:
-    connect = sqlite.connect
-    monkeypatch.setattr(sqlite, "connect", lambda path, **more: Unsynced(connect(path, **more)))
+    connect = _opening.connect
+    monkeypatch.setattr(_opening, "connect", lambda path, **more: Unsynced(connect(path, **more)))
     monkeypatch.setattr(Unsynced, "broken", False)
     with SQLiteLedger(tmp_path / "costs.db") as ledger:
         yield ledger
