@@ -9,6 +9,7 @@ has a row in the ledger; and what the budget allows is used.
 from __future__ import annotations
 
 import logging
+import math
 import multiprocessing
 import os
 import random
@@ -17,9 +18,10 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import islice
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -246,13 +248,21 @@ def _held(path: Path) -> int:
 
 
 def crowd(
-    *, runs: int = 5, seed: int = 1, processes: int = 32, kills: int = 5, tell: bool = False, together: int = 1
+    *,
+    runs: int = 5,
+    seed: int = 1,
+    processes: int = 32,
+    kills: int = 5,
+    tell: bool = False,
+    together: int = 1,
+    minutes: float = math.inf,
 ) -> dict[str, Any]:
     """`runs` runs, each from a seed of its own, `together` of them at a time, each on a file and with a server of its
-    own; the figures of all.
+    own; the figures of all. After `minutes` none is begun.
     """
+    seeds, until = [f"{seed}-{index}" for index in range(runs)], time.monotonic() + 60 * minutes
     found = []
-    for one in _runs([f"{seed}-{index}" for index in range(runs)], together, processes=processes, kills=kills):
+    for one in _runs(seeds, until, together, processes=processes, kills=kills):
         found.append(one)
         if tell:
             print(
@@ -262,7 +272,7 @@ def crowd(
                 flush=True,
             )
     return {
-        "runs": runs,
+        "runs": len(found),
         "processes": processes,
         "seed": seed,
         "requests": sum(one["requests"] for one in found),
@@ -277,11 +287,20 @@ def crowd(
     }
 
 
-def _runs(seeds: Sequence[str], together: int, **options: int) -> Iterator[dict[str, Any]]:
+def _runs(seeds: Sequence[str], until: float, together: int, **options: int) -> Iterator[dict[str, Any]]:
+    """What came of each; the first is always run."""
     if together <= 1:
-        for seed in seeds:
+        for number, seed in enumerate(seeds):
+            if number and time.monotonic() > until:
+                return
             yield run(seed=seed, **options)
         return
     with ProcessPoolExecutor(together, mp_context=multiprocessing.get_context("spawn")) as pool:
-        for done in as_completed([pool.submit(run, seed=seed, **options) for seed in seeds]):
-            yield done.result()
+        left = iter(seeds)
+        asked = {pool.submit(run, seed=seed, **options) for seed in islice(left, together)}
+        while asked:
+            done, asked = wait(asked, return_when=FIRST_COMPLETED)
+            if time.monotonic() <= until:
+                asked |= {pool.submit(run, seed=seed, **options) for seed in islice(left, len(done))}
+            for one in done:
+                yield one.result()
