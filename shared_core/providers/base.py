@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Protocol
 
+from shared_core._forks import after_fork
 from shared_core.chat.events import ChatEvent
 from shared_core.chat.request import ChatRequest, Origin
 from shared_core.errors import ErrorKind, MissingDependency, ProviderError, redact
@@ -111,6 +112,11 @@ class SdkProvider:
         )
         self._loading = threading.Lock()
         self._loaded = False
+        after_fork(self._unlock)
+
+    def _unlock(self) -> None:
+        """In a forked child: whoever was loading was a thread of the parent."""
+        self._loading = threading.Lock()
 
     # ── for a vendor's file ──────────────────────────────────────────────────────────────────────────────────────
 

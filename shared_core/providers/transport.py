@@ -28,6 +28,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Generic, Protocol, TypeVar
 
+from shared_core._forks import after_fork
 from shared_core.resilience.deadline import Guard
 
 __all__ = [
@@ -406,6 +407,9 @@ def body_of(http: ModuleType, response: Any) -> Body:
 S = TypeVar("S")
 A = TypeVar("A")
 
+_parents: list[Any] = []
+"""In a forked child, the clients of the parent: kept, as finalising one takes locks that nobody here might release."""
+
 
 class PerLoop(Generic[A]):
     """One value per event loop, made at first use on it. Those of closed loops are dropped. Thread-safe."""
@@ -442,16 +446,27 @@ class Clients(Generic[S, A]):
     """One sync client for all threads and one async client per event loop, made at first use.
 
     An async client keeps its connections on the loop that made them; used from another, every call would fail with
-    'Event loop is closed'. Clients of closed loops are dropped.
+    'Event loop is closed'. Clients of closed loops are dropped. A forked child has clients of its own: two processes on
+    one connection would read each other's answers.
     """
 
     def __init__(self, build_sync: Callable[[], S], build_async: Callable[[], A]) -> None:
         self._build_sync = build_sync
         self._build_async = build_async
+        self._sync: S | None = None
+        self._begin()
+        after_fork(self._anew)
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._building = threading.Lock()
-        self._sync: S | None = None
         self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, A] = weakref.WeakKeyDictionary()
+
+    def _anew(self) -> None:
+        """In a forked child: leave the parent's connections alone, and any lock that a thread of it may have held."""
+        _parents.append((self._sync, dict(self._async)))
+        self._sync = None
+        self._begin()
 
     def sync(self) -> S:
         """The client for this process's threads."""

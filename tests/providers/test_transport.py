@@ -7,6 +7,9 @@ import copy
 import gc
 import pickle
 import socket
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -362,3 +365,33 @@ def test_a_server_that_dawdles_after_the_end_does_not_hold_up_a_whole_answer(
     assert isinstance(events[-1], Finished)
     assert events[-1].usage is None
     assert time.monotonic() - begun < LONG_S
+
+
+@pytest.mark.parametrize("spec", ["openai:gpt-5-mini", "anthropic:claude-haiku-4-5", "google:gemini-2.5-flash"])
+def test_a_forked_child_talks_over_connections_of_its_own(spec: str) -> None:
+    """Two processes on one connection would read each other's answers, or wait for ever."""
+    code = """
+        import os, sys
+        from shared_core import Router, Target, Timeouts
+        from shared_core.testing import FaultServer
+        with FaultServer() as server:
+            vendor = sys.argv[1].partition(":")[0]
+            target = Target(sys.argv[1], base_url=server.url_for(vendor), api_key="sk-none")
+            router = Router(target, timeouts=Timeouts(attempt=20))
+            router.invoke("from the parent")
+            children = []
+            for _ in range(2):
+                if (pid := os.fork()) == 0:
+                    try:
+                        for _ in range(2):
+                            router.invoke("from a child")
+                        os._exit(0)
+                    finally:
+                        os._exit(1)
+                children.append(pid)
+            router.invoke("from the parent again")
+            assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
+            router.invoke("and again")
+            assert (server.connections, len(server.requests)) == (3, 7), server.connections
+    """
+    subprocess.run([sys.executable, "-W", "ignore", "-c", textwrap.dedent(code), spec], check=True, timeout=120)
