@@ -245,10 +245,10 @@ async def test_sync_only_llms_are_asked_in_a_thread():
 @timed
 def test_a_slow_llm_is_walked_away_from():
     """Sync calls cannot be interrupted; the caller does not wait for them."""
-    llm = FallbackLLM([Slow(delay_s=1.0), canned(says("quick"))], timeouts={"attempt": 0.05}, retry={"total": 0})
+    llm = FallbackLLM([Slow(delay_s=10.0), canned(says("quick"))], timeouts={"attempt": 0.05}, retry={"total": 0})
     began = time.monotonic()
     assert llm.complete("hi").text == "quick"
-    assert time.monotonic() - began < 0.9
+    assert time.monotonic() - began < 9.0
 
 
 def test_an_llms_own_rate_limiter_is_obeyed(server):
