@@ -115,6 +115,20 @@ def test_a_failed_probe_is_told_as_open_and_the_next_one_as_half_open_again():
     assert [n.state for n in gate.take_news()] == ["recovered"]
 
 
+def test_a_probe_whose_caller_walks_away_is_the_next_ones_and_counts_for_nothing():
+    gate = Gate("t", TWO)
+    fail(gate, 0.0), fail(gate, 0.0)
+    assert succeed(gate, 5.0, cancelled=True) == []
+    succeed(gate, 5.0)
+    assert gate.state is CircuitState.HALF_OPEN
+    account, one, two = pair()
+    fail(one, 0.0, K.CONNECT), fail(two, 0.0, K.CONNECT)
+    assert succeed(one, 5.0, cancelled=True) == []
+    succeed(two, 5.0)
+    assert account.breaker is not None
+    assert account.breaker.state is CircuitState.HALF_OPEN
+
+
 def test_what_the_server_asks_to_wait_holds_the_circuit_for_as_long_and_chance_spreads_its_end():
     gate = Gate("t", BreakerConfig(consecutive_failures=1))
     assert fail(gate, 0.0, K.OVERLOADED, wait=70.0)[-1].until == 70.0
