@@ -113,6 +113,7 @@ class MemoryLedger:
         """Post the difference between a row that is still kept and what it cost in truth, as a row of its own.
 
         Raises:
+            ConfigurationError: the cost is no whole number of nano-dollars, or below 0.
             LookupError: there is no such row any more, or it is not settled, or is a correction itself.
         """
         with self._lock:

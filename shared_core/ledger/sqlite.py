@@ -169,6 +169,7 @@ class SQLiteLedger:
             The new row, or None when there is no difference.
 
         Raises:
+            ConfigurationError: the cost is no whole number of nano-dollars, or below 0.
             LookupError: there is no such row, or it is not settled, or is a correction itself.
             LedgerError: the file cannot be written.
         """

@@ -268,6 +268,17 @@ def test_cache_hits_cost_nothing_and_say_what_they_saved(ledger):
     assert "3 answers without a call, $0.000001 saved" in str(costs(ledger))
 
 
+@pytest.mark.parametrize("wrong", [-1, 1.5, True, "7", None])
+def test_a_correction_is_whole_nano_dollars(ledger, wrong):
+    """Half a nano-dollar in a column of whole ones would never go away."""
+    ledger.record(entry(cost=1_000))
+    (row,) = ledger.entries()
+    with pytest.raises(ConfigurationError, match="cost_nano must be a whole number of nano-dollars, 0 or more"):
+        ledger.correct(row.id, wrong, reason="a guess")
+    assert costs(ledger).total.cost_nano == 1_000
+    assert ledger.correct(row.id, 7, reason="the bill") is not None, "and the next one is entered"
+
+
 def test_a_correction_counts_on_its_rows_day_and_resolves_it(ledger):
     """An unknown row's bound is taken back; what it cost in truth is reported cost."""
     ledger.record(
