@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import math
-import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shared_core._books import Books
 from shared_core._clock import Clock
 from shared_core._lane import Calm, run_guarded
-from shared_core._race import CONTENT, AsyncHeat, Heat
+from shared_core._race import CONTENT, AsyncHeat, Heat, rung
 from shared_core._turns import atake_turn, take_turn
 from shared_core._watch import Watchdog
 from shared_core.chat.answer_tool import adelivered, delivered
@@ -289,35 +288,37 @@ class Driver:
 
     def _late(self, call: Call, heats: list[Heat]) -> Report:
         """Begin a call beside this thread. `Late` when it brings no content in time; None as soon as it does."""
-        bell = threading.Event()
-        heats.append(self._heat(call, bell))
-        return None if _rung(bell, heats, min(call.late_s, heats[0].guard.remaining())) else Late()
+        heat = self._heat(call, SimpleQueue())
+        heats.append(heat)
+        rung(heat.bell, min(call.late_s, heat.guard.remaining()))
+        return None if heat.ready else Late()
 
     def _race(self, step: Race, heats: list[Heat]) -> Report:
         """Begin the second call, and wait until one of the two brings content or ends."""
         bell = heats[0].bell
         heats.append(self._heat(step.second, bell))
         while (report := _decided(heats)) is None:
-            _rung(bell, heats, min(heat.guard.remaining() for heat in heats))
+            rung(bell, min(heat.guard.remaining() for heat in heats))
         return report
 
-    def _heat(self, call: Call, bell: threading.Event) -> Heat:
+    def _heat(self, call: Call, bell: SimpleQueue[None]) -> Heat:
         request, guard = self._opened(call)
         provider = call.route.provider
         return Heat(call, guard, lambda: provider.stream(request, guard), self._now, bell)
 
     async def _alate(self, call: Call, heats: list[AsyncHeat]) -> Report:
         """The twin of `_late`."""
-        bell = asyncio.Event()
-        heats.append(await self._aheat(call, bell))
-        return None if await _arung(bell, heats, min(call.late_s, heats[0].guard.remaining())) else Late()
+        heat = await self._aheat(call, asyncio.Event())
+        heats.append(heat)
+        await _arung(heat.bell, min(call.late_s, heat.guard.remaining()))
+        return None if heat.ready else Late()
 
     async def _arace(self, step: Race, heats: list[AsyncHeat]) -> Report:
         """The twin of `_race`."""
         bell = heats[0].bell
         heats.append(await self._aheat(step.second, bell))
         while (report := _decided(heats)) is None:
-            await _arung(bell, heats, min(heat.guard.remaining() for heat in heats))
+            await _arung(bell, min(heat.guard.remaining() for heat in heats))
         return report
 
     async def _aheat(self, call: Call, bell: asyncio.Event) -> AsyncHeat:
@@ -518,20 +519,15 @@ def _of(call: Call, heats: Sequence[_Run]) -> _Run | None:
     return next((heat for heat in heats if heat.call.attempt is call.attempt), None)
 
 
-def _rung(bell: threading.Event, heats: Sequence[Heat], seconds: float) -> bool:
-    """Wait for the bell, so many seconds at most; whether there is something to decide on."""
-    bell.wait(max(0.0, min(seconds, threading.TIMEOUT_MAX)))
+async def _arung(bell: asyncio.Event, seconds: float) -> None:
+    """Wait for the bell, so many seconds at most; the twin of `rung`."""
+    timer = None if seconds == math.inf else asyncio.get_running_loop().call_later(max(0.0, seconds), bell.set)
+    try:
+        await bell.wait()
+    finally:
+        if timer is not None:
+            timer.cancel()
     bell.clear()
-    return any(heat.ready for heat in heats)
-
-
-async def _arung(bell: asyncio.Event, heats: Sequence[AsyncHeat], seconds: float) -> bool:
-    """The twin of `_rung`."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(None if math.isinf(seconds) else max(0.0, seconds)):
-            await bell.wait()
-    bell.clear()
-    return any(heat.ready for heat in heats)
 
 
 def _decided(heats: Sequence[Heat] | Sequence[AsyncHeat]) -> Won | Lost | None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 from typing import TypeVar
 
+from shared_core._forks import after_fork
 from shared_core.errors import ErrorKind, ProviderError
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.planner import Route
@@ -38,38 +39,60 @@ class _Worker:
             try:
                 job = self.jobs.get(timeout=_IDLE_S)
             except queue.Empty:
-                with _lock:
-                    if self in _idle:
-                        _idle.remove(self)
-                        return
+                if _stock.lets_go(self):
+                    return
                 continue  # taken from the stock a moment ago: its job is on the way
             job()
-            with _lock:
-                _idle.append(self)
+            _stock.take_back(self)
 
 
-_lock = threading.Lock()
-_idle: list[_Worker] = []
+class _Stock:
+    """Threads that wait for work. A forked child has none of its parent's, and begins with an empty one."""
+
+    def __init__(self) -> None:
+        self._anew()
+
+    def _anew(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[_Worker] = []
+
+    def worker(self) -> _Worker:
+        """One that waits, or else a new one."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        after_fork(self._anew)
+        return _Worker()
+
+    def take_back(self, worker: _Worker) -> None:
+        """It has done its work."""
+        with self._lock:
+            self._idle.append(worker)
+
+    def lets_go(self, worker: _Worker) -> bool:
+        """Whether it may end: nobody has taken it."""
+        with self._lock:
+            if worker not in self._idle:
+                return False
+            self._idle.remove(worker)
+            return True
+
+
+_stock = _Stock()
 
 
 def in_thread(job: Callable[[], None]) -> None:
     """Run `job` in a thread of the stock. It must not raise."""
-    with _lock:
-        worker = _idle.pop() if _idle else None
-    (worker or _Worker()).jobs.put(job)
+    _stock.worker().jobs.put(job)
 
 
 def run_guarded(
-    open_: Callable[[], Iterator[T]],
-    guard: Guard,
-    done: Callable[[float], None] | None = None,
-    *,
-    at_once: bool = False,
+    open_: Callable[[], Iterator[T]], guard: Guard, done: Callable[[float], None] | None = None
 ) -> Iterator[T]:
     """Iterate over `open_()` in another thread, under the caller's context variables.
 
     A whole answer comes over in one piece, a streamed one item by item. `done` is told how many seconds the iterator
-    took in its own thread. `at_once` begins before the first item is asked for.
+    took in its own thread.
 
     Raises:
         ProviderError: kind TIMEOUT when the guard runs out; the thread is left behind and stops at its next item.
@@ -77,22 +100,7 @@ def run_guarded(
     out: queue.SimpleQueue[_Piece[T]] = queue.SimpleQueue()
     reader = _Reader()
     context = contextvars.copy_context()
-
-    def begin() -> None:
-        in_thread(lambda: context.run(_produce, open_, guard.streaming, out.put, reader, done))
-
-    if at_once:
-        begin()
-        return _read(out, reader, guard, None)
-    return _read(out, reader, guard, begin)
-
-
-def _read(
-    out: queue.SimpleQueue[_Piece[T]], reader: _Reader, guard: Guard, begin: Callable[[], None] | None
-) -> Iterator[T]:
-    """The reader's half."""
-    if begin is not None:
-        begin()
+    in_thread(lambda: context.run(_produce, open_, guard.streaming, out.put, reader, done))
     try:
         while True:
             try:

@@ -10,14 +10,18 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextvars import copy_context
+from functools import partial
+from queue import Empty, SimpleQueue
 
-from shared_core._lane import run_guarded
+from shared_core._lane import in_thread
 from shared_core.chat.events import ChatEvent, Finished, ReasoningDelta, TextDelta, ToolCallDelta
 from shared_core.chat.request import ToolCall
+from shared_core.errors import ErrorKind, ProviderError
 from shared_core.resilience.deadline import Guard
 from shared_core.routing.flow import Call
 
-__all__ = ["CONTENT", "AsyncHeat", "Heat"]
+__all__ = ["CONTENT", "AsyncHeat", "Heat", "rung"]
 
 CONTENT = frozenset({TextDelta, ReasoningDelta, ToolCallDelta, ToolCall})
 """Events that prove a target alive: they stop the first-token clock and start the idle one anew."""
@@ -68,7 +72,10 @@ class _Running:
 
 
 class Heat(_Running):
-    """An attempt in a thread of its own, begun at once. `bell` rings when there is something to decide on."""
+    """An attempt in a thread of its own, begun at once. `bell` rings when there is something to decide on, or to read.
+
+    It is one for all attempts of a request: whoever waits looks what it was for.
+    """
 
     def __init__(
         self,
@@ -76,44 +83,73 @@ class Heat(_Running):
         guard: Guard,
         open_: Callable[[], Iterator[ChatEvent]],
         now: Callable[[], float],
-        bell: threading.Event,
+        bell: SimpleQueue[None],
     ) -> None:
-        super().__init__(call, guard, now, bell.set)
+        super().__init__(call, guard, now, partial(bell.put, None))
         self.bell = bell
         guard.cuts = {}
-        self._events = run_guarded(lambda: self._watched(open_), guard, at_once=True)
+        self._open = open_
+        self._items: deque[ChatEvent] = deque()
+        in_thread(partial(copy_context().run, self._run))
 
-    def _watched(self, open_: Callable[[], Iterator[ChatEvent]]) -> Iterator[ChatEvent]:
-        # If the race was decided before this thread got its turn, nothing is sent: nobody would read the answer.
-        source: Iterator[ChatEvent] = iter(()) if self._dropped else open_()
+    def _run(self) -> None:
+        """The other thread's half."""
+        error: BaseException | None = None
+        piecemeal = self.guard.streaming
         try:
-            for event in source:
-                self.saw(event)
-                yield event
-                if self._dropped:
-                    return
-        except BaseException as error:
-            self.ended(error)
-            raise
-        else:
-            self.ended(None)
-        finally:
-            close = getattr(source, "close", None)
-            if close is not None:
-                close()
+            # If the race was decided before this thread got its turn, nothing is sent: nobody would read the answer.
+            source: Iterator[ChatEvent] = iter(()) if self._dropped else self._open()
+            try:
+                for event in source:
+                    self.saw(event)  # before it can be read: whoever has read the last one must not cut off its closing
+                    self._items.append(event)
+                    if self._dropped:
+                        break
+                    if piecemeal:
+                        self._ring()
+            finally:
+                close = getattr(source, "close", None)
+                if close is not None:
+                    close()
+        except BaseException as raised:  # noqa: BLE001  # carried to the reader's thread, where it is raised
+            error = raised
+        self.ended(error)
 
     def events(self) -> Iterator[ChatEvent]:
-        """What it has brought and will bring. Leaving it cuts the attempt off."""
+        """What it has brought and will bring. Leaving it cuts the attempt off.
+
+        Raises:
+            ProviderError: kind TIMEOUT when the guard runs out; what it ended with, else.
+        """
+        items, guard = self._items, self.guard
         try:
-            yield from self._events
+            while True:
+                over = self.over  # first: what is there then is all there is
+                while items:
+                    yield items.popleft()
+                if over:
+                    break
+                if not rung(self.bell, guard.remaining()) and guard.expired and not self.over:
+                    raise ProviderError.of(ErrorKind.TIMEOUT, guard.ran_out())
         finally:
             self.drop()
+        if self.error is not None:
+            raise self.error
 
     def drop(self) -> None:
         """Cut it off, if it has not ended: its connection closes. Never blocks."""
         self._dropped = True
         if not (self.over or self._said_all):
             self.guard.cut()
+
+
+def rung(bell: SimpleQueue[None], seconds: float) -> bool:
+    """Wait for the bell, so many seconds at most; whether it rang."""
+    try:
+        bell.get(timeout=max(0.0, min(seconds, threading.TIMEOUT_MAX)))
+    except Empty:
+        return False
+    return True
 
 
 class AsyncHeat(_Running):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -34,7 +38,7 @@ from shared_core import (
     TextDelta,
     Timeouts,
     Usage,
-    _lane,
+    _race,
     user,
 )
 from shared_core.routing.hedge import Hedge
@@ -179,8 +183,8 @@ def test_the_quicker_of_two_answers_on_every_face_and_the_other_leaves_nothing_o
 def test_a_loser_whose_thread_gets_its_turn_too_late_sends_nothing(face, monkeypatch):
     """A busy machine may begin a thread after the race that it was to run in."""
     held: list[Callable[[], None]] = []
-    really = _lane.in_thread
-    monkeypatch.setattr(_lane, "in_thread", lambda job: really(job) if held else held.append(job))
+    really = _race.in_thread
+    monkeypatch.setattr(_race, "in_thread", lambda job: really(job) if held else held.append(job))
     a, b = Timed("a", 0.0), Timed("b", 0.0)
     router = fleet(a, b)
     assert FACES[face](router).finished.target == "b"
@@ -229,6 +233,60 @@ def test_without_the_option_nobody_is_asked_twice_and_no_thread_is_begun(face):
     assert face(router).text == "from a and on"
     assert (a.calls, b.calls) == (1, 0)
     assert not {t for t in threading.enumerate() if t.name.startswith("llm-fallback")} - before
+
+
+class Unopened(Timed):
+    """Fails before there is anything to read from."""
+
+    def stream(self, request: ChatRequest, guard: Any) -> Any:
+        self.calls += 1
+        raise failing(K.TRANSIENT)
+
+
+def test_a_call_that_cannot_even_be_opened_has_failed_and_is_not_late():
+    a, b = Unopened("a", 0.0), Timed("b", 0.0)
+    router = fleet(a, b, hedge=Hedge(after=20.0, budget=1.0), retry=RetryPolicy(same_target=0))
+    begun = time.monotonic()
+    answer = router.invoke(WHOLE)
+    assert (answer.target, a.calls, b.calls) == ("b", 1, 1)
+    assert time.monotonic() - begun < 10.0
+    assert "hedged" not in answer.fallback
+
+
+FORKED = """
+    import os, threading
+    from shared_core import Router, Target
+    from shared_core.testing import ScriptedProvider
+
+    def lanes():
+        return [t for t in threading.enumerate() if t.name == "llm-fallback-lane"]
+
+    targets = [Target(provider=ScriptedProvider(), name=name) for name in "ab"]
+    router = Router(targets, hedge={"after": 20.0, "budget": 1.0})
+    assert not lanes()
+    router.invoke("Hi")
+    assert len(lanes()) == 1  # it waits for more work
+    child = os.fork()
+    if child == 0:
+        answered = router.invoke("Hi").fallback.get("hedged") is None  # not by a thread that stayed in the parent
+        os._exit(0 if answered and len(lanes()) == 1 else 7)
+    _, status = os.waitpid(child, 0)
+    print("child", os.waitstatus_to_exitcode(status))
+    router.invoke("Hi")
+    print("parent", len(lanes()))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+def test_a_forked_child_begins_threads_of_its_own_and_a_waiting_one_is_used_again():
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(FORKED)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.stdout.split("\n")[:2] == ["child 0", "parent 1"], ended.stderr
 
 
 ends = st.sampled_from([None, None, K.TRANSIENT, K.AUTH, K.BAD_REQUEST, K.TIMEOUT, "cut"])
