@@ -181,6 +181,12 @@ def test_a_first_token_is_slow_beyond_twenty_seconds_and_beyond_four_times_the_m
     assert [c.state for c in succeed(gate, 1.0, first_token_s=40.1, others_closed=True)] == ["circuit open"]
 
 
+def test_a_probe_that_is_slow_opens_the_circuit_again():
+    gate = Gate("t", TWO)
+    fail(gate, 0.0), fail(gate, 0.0)
+    assert [c.state for c in succeed(gate, 5.0, first_token_s=30.0, others_closed=True)] == ["circuit open"]
+
+
 # ── locks and parks ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -376,6 +382,15 @@ def test_an_attempt_from_before_an_account_had_a_circuit_is_withdrawn_like_any_o
     assert account.until == 5.0
 
 
+def test_a_re_check_from_before_an_account_had_a_circuit_is_settled_like_any_other():
+    account = Account("acme")
+    one = Gate("one", TWO, account)
+    account.put(0.0, 5.0, "bad key")
+    check = admitted(one, 5.0)
+    Gate("two", TWO, account)
+    assert list(one.settle(check, Outcome(), 5.0)) == [Transition("acme", "account unlocked")]
+
+
 def test_answers_and_refusals_show_that_an_account_can_be_reached_and_silence_shows_nothing():
     kinds = {
         "answers": Outcome(),
@@ -429,6 +444,18 @@ def test_a_refusal_for_want_of_room_passes_and_has_a_line_unless_there_is_none()
     refused = without.admit(0.0, 1.0)
     assert isinstance(refused, Refusal)
     assert (refused.waits, refused.line) == (False, False)
+
+
+def test_limits_that_were_lowered_rise_with_answers_and_with_nothing_else():
+    gate = Gate("t", limiter=Limiter("t", Limits(concurrency=10)))
+    fail(gate, 0.0, K.THROTTLED)
+    assert (gate.limiter.pace, gate.limiter.slots) == (0.7, 7)
+    for n in range(20):
+        fail(gate, 1.0 + n, K.BAD_REQUEST)
+        succeed(gate, 1.0 + n, cancelled=True)
+    assert gate.limiter.pace == 0.7
+    succeed(gate, 30.0)
+    assert gate.limiter.pace > 0.7
 
 
 def test_a_rate_that_is_used_up_says_when_there_is_room_again():
@@ -571,7 +598,8 @@ def test_a_check_by_its_list_of_models_closes_an_open_circuit_and_says_nothing_o
     gate = Gate("t", TWO)
     fail(gate, 0.0)
     succeed(gate, 1.0, probe="models")
-    assert gate.read(1.0).calls == 1
+    health = gate.read(3.0)
+    assert (health.calls, health.last_probe_ok, health.last_probe_ago_s) == (1, True, 2.0)
     assert [c.state for c in fail(gate, 2.0)] == ["circuit open"], "two failures in a row: the check was no success"
     succeed(gate, 7.0, probe="models")
     assert [c.state for c in succeed(gate, 7.0, probe="models")] == ["circuit closed"]
@@ -626,6 +654,30 @@ def test_hastened_probes_and_re_checks_are_due_at_once():
     assert check.claim.permit is not None
     assert check.claim.permit.probe
     Gate("alone").hasten(0.0)
+
+
+def availability(gate: Gate, now: float) -> float | None:
+    return gate.read(now, full=True).windows[2].availability
+
+
+@pytest.mark.parametrize("kind", [K.NOT_FOUND, K.AUTH])
+def test_a_lock_that_a_hastened_check_lifts_was_an_outage_until_then(kind):
+    gate = Gate("t")
+    succeed(gate, 0.5)
+    fail(gate, 1.0, kind)
+    gate.hasten(11.0)
+    succeed(gate, 11.0)
+    assert availability(gate, 100.5) == pytest.approx(0.9)
+
+
+def test_an_accounts_circuit_that_hastened_probes_close_was_an_outage_until_then():
+    _, one, two = pair()
+    succeed(one, 0.0)
+    fail(one, 0.0, K.CONNECT), fail(one, 0.0, K.CONNECT, chance=1.0)  # until 10
+    one.hasten(1.0)
+    succeed(two, 1.0)
+    assert [c.state for c in succeed(one, 1.0)] == ["circuit closed"]
+    assert availability(one, 100.0) == pytest.approx(0.99)
 
 
 # ── by hand ──────────────────────────────────────────────────────────────────────────────────────────────────────────
