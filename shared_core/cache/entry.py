@@ -219,6 +219,8 @@ def read(key: bytes, written: bytes) -> Kept:
     try:
         told = json.loads((zlib.decompress(body[1:]) if body[:1] == b"z" else body[1:]).decode("ascii"))
         text, pieces, reasoning, calls, reason, raw, usage, response, model, provider, extra, origin, cost = told
+        if type(text) is not str or (pieces and sum(pieces) != len(text)):
+            raise ValueError("its pieces are not those of its text")
         return _kept(
             text,
             tuple(pieces),

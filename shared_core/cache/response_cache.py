@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Self
 
+from shared_core._forks import after_fork
 from shared_core.cache.entry import Kept, Poisoned, read, write
 from shared_core.cache.store import CacheStore, Entry, MemoryStore
 from shared_core.chat.request import ChatRequest
@@ -192,6 +193,10 @@ class ResponseCache:
         self._saved = [0, 0]
         self._known: dict[bytes, tuple[bytes, Kept]] = {}
         self._failures = 0
+        after_fork(self._in_child)
+
+    def _in_child(self) -> None:
+        self._lock = threading.Lock()  # another thread of the parent may have held it
 
     @classmethod
     def of(cls, given: Any) -> Self | None:

@@ -151,8 +151,11 @@ class SQLiteStore:
                 connection.execute("BEGIN IMMEDIATE")
                 self._touch(connection)
                 connection.execute("COMMIT")
-            body = row[0] if isinstance(row[0], bytes) else str(row[0]).encode()  # somebody else's hand was in it
-            return Entry(body, float(row[1]), float(row[2]))
+            body, stored, expires = row
+            if not (isinstance(stored, float) and isinstance(expires, float)):  # somebody else's hand was in it
+                connection.execute("DELETE FROM entries WHERE key = ?", (key,))
+                return None
+            return Entry(body if isinstance(body, bytes) else str(body).encode(), stored, expires)
 
         return self._do(work, None)
 

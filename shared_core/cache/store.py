@@ -6,6 +6,8 @@ import threading
 from collections import OrderedDict
 from typing import NamedTuple, Protocol, runtime_checkable
 
+from shared_core._forks import after_fork
+
 __all__ = ["OVERHEAD", "CacheStore", "Entry", "MemoryStore"]
 
 OVERHEAD = 250
@@ -72,6 +74,12 @@ class MemoryStore:
         self._lock = threading.Lock()
         self._entries: OrderedDict[bytes, tuple[Entry, float]] = OrderedDict()
         self._bytes = 0
+        after_fork(self._in_child)
+
+    def _in_child(self) -> None:
+        # Another thread of the parent may have held the lock, in the middle of a change.
+        self._lock = threading.Lock()
+        self._bytes = sum(len(entry.body) + OVERHEAD for entry, _ in self._entries.values())
 
     def get(self, key: bytes, now: float) -> Entry | None:
         """The entry, which counts as used; however old it is."""
