@@ -158,7 +158,7 @@ class Money:
         if free:
             worst = _Worst(Ask(0, 0))
         else:
-            hard = any(claim.budget.hard for claim in (*claims, *own))
+            hard = _hard(claims) or _hard(own)
             worst = _worst(route, request, price, _added(execution), step.lease_s, hard=hard)
         if own:
             purse = self._purses.setdefault(execution.id, Meters())
@@ -198,10 +198,11 @@ class Money:
                 meters.reserve(asked, ())
                 purse = Ticket(asked, answer.bound_nano, answer.status)
         cap = worst.cap
-        if cap is not None and worst.ask is not None and answer.bound_nano is not None and worst.price is not None:
+        lowered = worst.ask is not None and answer.bound_nano is not None and answer.bound_nano < worst.ask.most
+        if cap is not None and lowered and answer.bound_nano is not None and worst.price is not None:
             within = worst.price.output_within(answer.bound_nano, worst.tokens_in, worst.seconds)
             cap = cap if within is None else min(cap, within)
-        hard = any(c.budget.hard for c in (*draft.claims, *(purse.draft.claims if purse is not None else ())))
+        hard = _hard(draft.claims) or (purse is not None and _hard(purse.draft.claims))
         return Leave(answer, cap, purse, hard)
 
     def _refuse(self, execution: Execution, target: str, denial: Denial, worst: _Worst) -> Refusal:
@@ -220,7 +221,7 @@ class Money:
         own = self.budgets.requests(route.name, request.user, request.tags)
         claims = self.budgets.claims(at, route.name, request.user, request.tags)
         total = route.timeouts.attempt if request.timeout_s is None else request.timeout_s
-        hard = any(claim.budget.hard for claim in (*claims, *own))
+        hard = _hard(claims) or _hard(own)
         worst = _worst(route, request, price, 0, total, hard=hard)
         verdict = decide(worst.ask, (*own, *claims), self._store.meters([claim.key for claim in claims]))
         return verdict.reason if isinstance(verdict, Denial) else None
@@ -357,6 +358,13 @@ def _worst(
         most, least = min(most, able.max_output), min(least, able.max_output)
     ask = Ask(price.bound_nano(tokens_in, least, seconds), price.bound_nano(tokens_in, most, seconds))
     return _Worst(ask, price, tokens_in, most, seconds)
+
+
+def _hard(claims: tuple[Claim, ...]) -> bool:
+    for claim in claims:  # noqa: SIM110  # a generator costs as much as all of this, and there is one claim or two
+        if claim.budget.hard:
+            return True
+    return False
 
 
 def _added(execution: Execution) -> int:

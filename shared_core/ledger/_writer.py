@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared_core._sqlite import reason_of, refusal
-from shared_core.errors import LedgerError
+from shared_core.errors import ConfigurationError, LedgerError
 from shared_core.ledger._opening import opened
 from shared_core.ledger._writing import Writing
 from shared_core.ledger.entry import EntryStatus, LedgerEntry
@@ -292,7 +292,7 @@ class Writer:
             writing.begin()  # whatever it does
             try:
                 op.result = op.subject(connection, writing)
-            except LookupError as error:
+            except (LookupError, ConfigurationError) as error:  # its caller's mistake, and nobody else's
                 op.error = error
 
     def _roll_back(self, connection: sqlite3.Connection) -> None:

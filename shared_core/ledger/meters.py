@@ -92,6 +92,8 @@ class Meters:
         for claim in claims:
             reading = self._cells[claim.key]
             shares = due(claim, reading.posted + reading.unknown)
+            if not shares and denied is None:
+                continue
             if claim is denied and EXHAUSTED not in shares:
                 shares = (*shares, EXHAUSTED)
             for share in shares:

@@ -10,7 +10,7 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from shared_core.chat.events import Usage
-from shared_core.routing.price import Price
+from shared_core.routing.price import Dollars, Price
 
 __all__ = ["find_price", "price_version"]
 
@@ -78,7 +78,7 @@ class TablePrice(Price):
         for start, rates in self.tiers:
             if input_tokens > start:  # rates may fall beyond a threshold: what is sent may come to less than the bound
                 output, dearest = max(output, Decimal(rates.output)), max(dearest, rates.dearest_input)
-        rates = Price(dearest, output, second=self.second, request=self.request)
+        rates = _bounding(dearest, output, self.second, self.request)
         # Thinking is rounded up on its own.
         return rates.bound_nano(input_tokens, output_tokens, seconds) + (self.reasoning is not None)
 
@@ -86,6 +86,11 @@ class TablePrice(Price):
         """How many output tokens `bound_nano` lets an attempt have for `nano` nano-dollars; None when they are free."""
         base, one = self.bound_nano(input_tokens, 0, seconds), self.bound_nano(input_tokens, 1_000_000, seconds)
         return (nano - base) * 1_000_000 // (one - base) if one > base else None
+
+
+@functools.lru_cache(maxsize=1024)
+def _bounding(dearest: Dollars, output: Dollars, second: Dollars, request: Dollars) -> Price:
+    return Price(dearest, output, second=second, request=request)
 
 
 def _nano(millionths: Decimal) -> int:

@@ -110,6 +110,11 @@ class Budget:
         return int(self._limit * NANO)
 
     @cached_property
+    def first_mark(self) -> float:
+        """The spending that is told first, in nano-dollars: a share to warn at, or the limit."""
+        return min(1.0, *self.warn_at) * self.limit_nano if self.warn_at else self.limit_nano
+
+    @cached_property
     def tz(self) -> tzinfo:
         """The time zone."""
         return _zone(self.timezone)
@@ -326,6 +331,8 @@ def hard_limit(claims: Iterable[Claim], key: MeterKey) -> int | None:
 
 def due(claim: Claim, spent: int) -> tuple[float, ...]:
     """The shares of the limit that spending has reached, `EXHAUSTED` among them when it has reached the limit."""
+    if spent < claim.budget.first_mark:
+        return ()
     limit = claim.budget.limit_nano
     reached = tuple(share for share in claim.budget.warn_at if spent >= share * limit)
     return (*reached, EXHAUSTED) if spent >= limit else reached
@@ -336,6 +343,8 @@ EXHAUSTED = math.inf
 
 
 _BLANK = Reading()
+_KEPT = 4096
+"""For how many targets, users and sets of tags the claims are kept at most."""
 
 
 class Budgets:
@@ -348,20 +357,38 @@ class Budgets:
         self._windowed = tuple(b for b in self.all if b.window != "request")
         self._windows: dict[tuple[str, str], Window] = {}
         self.hard = any(b.hard for b in self.all)
+        self._scopes = {b.scope for b in self._windowed}
+        self._claims: dict[tuple[str, str | None, Sequence[str]], tuple[float, float, tuple[Claim, ...]]] = {}
 
     def claims(self, at: float, target: str, user: str | None = None, tags: Sequence[str] = ()) -> tuple[Claim, ...]:
         """The meters that an attempt at the moment `at` counts towards. A window is fixed at this moment."""
+        scopes = self._scopes
+        whose = (
+            target if "target" in scopes else "",
+            user if "user" in scopes else None,
+            tuple(tags) if "tag" in scopes else (),
+        )
+        known = self._claims.get(whose)
+        if known is not None and known[0] <= at < known[1]:
+            return known[2]
+        begins, ends = -math.inf, math.inf
         found: list[Claim] = []
         for budget in self._windowed:
             names = _names(budget, target, user, tags)
             if names:
                 window = self.window(budget, at)
+                begins = max(begins, window.start)
+                ends = ends if window.end is None else min(ends, window.end)
                 zone = str(budget.tz)
                 found += [
                     Claim(budget, MeterKey(budget.scope, name, budget.window, zone, window.start), window.end)
                     for name in names
                 ]
-        return tuple(found)
+        if len(self._claims) >= _KEPT:  # users without end
+            self._claims.clear()
+        claims = tuple(found)
+        self._claims[whose] = (begins, ends, claims)
+        return claims
 
     def requests(self, target: str, user: str | None, tags: Sequence[str]) -> tuple[Claim, ...]:
         """The budgets of one request that apply to an attempt of it."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from decimal import ROUND_CEILING, Decimal
-from functools import lru_cache
+import math
+from dataclasses import dataclass, field
+from decimal import Decimal
 
 from shared_core.chat.events import Usage
 from shared_core.errors import ConfigurationError
@@ -13,8 +13,13 @@ __all__ = ["FREE", "NANO", "SPELLINGS", "Dollars", "Price"]
 
 NANO = 1_000_000_000
 """Nano-dollars in a dollar."""
-_PER_TOKEN = Decimal(1000)  # one dollar per million tokens is 1000 nano-dollars per token
+_PER_TOKEN = 1000  # one dollar per million tokens is 1000 nano-dollars per token
 
+
+_Exact = tuple[int, int, int, int, int, int, int]
+"""How many parts a nano-dollar has, so that all of these are whole; in such parts a token of input, output, cached
+input, input to be cached, and the dearest input; and a request.
+"""
 
 Dollars = Decimal | float | int | str
 """`Decimal`, `int` and text are exact; a float counts as it is written."""
@@ -43,6 +48,8 @@ class Price:
     cache_write: Dollars | None
     second: Dollars
     request: Dollars
+    _exact: _Exact = field(init=False, repr=False, compare=False)
+    """The same in whole numbers: decimals take microseconds, and every attempt is priced several times."""
 
     def __init__(
         self,
@@ -67,6 +74,15 @@ class Price:
         self._set("cache_write", written, self.input)
         self._set("second", _one("second", second, "per_second", per_second), 0)
         self._set("request", _one("request", request, "per_request", per_request), 0)
+        object.__setattr__(self, "_exact", self._in_whole_numbers())
+
+    def _in_whole_numbers(self) -> _Exact:
+        rates = (self.input, self.output, self.cached or 0, self.cache_write or 0, self.dearest_input)
+        exact = [Decimal(rate).as_integer_ratio() for rate in rates]
+        request, of = Decimal(self.request).as_integer_ratio()
+        unit = math.lcm(of, *(below for _, below in exact))
+        each = (_PER_TOKEN * above * (unit // below) for above, below in exact)
+        return (unit, *each, NANO * request * (unit // of))  # type: ignore[return-value]  # five rates between
 
     def _set(self, name: str, value: Dollars | None, default: Dollars) -> None:
         if value is None:
@@ -81,33 +97,39 @@ class Price:
 
     def cost_nano(self, usage: Usage, seconds: float = 0.0) -> int:
         """What `usage` costs in nano-dollars, rounded up."""
+        unit, fresh, output, cached, cache_write, _, request = self._exact
         read, written = usage.cached_tokens, usage.cache_write_tokens
-        fresh = max(0, usage.input_tokens - read - written)
-        dollars = fresh * Decimal(self.input) + usage.output_tokens * Decimal(self.output)
-        if read:
-            dollars += read * Decimal(self.cached or 0)
-        if written:
-            dollars += written * Decimal(self.cache_write or 0)
-        return _whole(dollars * _PER_TOKEN + self._beside_tokens(seconds))
+        parts = usage.output_tokens * output + request
+        if read or written:
+            parts += read * cached + written * cache_write
+            parts += max(0, usage.input_tokens - read - written) * fresh
+        else:
+            parts += usage.input_tokens * fresh
+        return -(-parts // unit) if not self.second else self._timed(parts, seconds)
 
     def bound_nano(self, input_tokens: int, output_tokens: int, seconds: float = 0.0) -> int:
         """What an attempt can cost at most in nano-dollars: all of its input at the dearest rate that input has."""
-        tokens = (input_tokens * self.dearest_input + output_tokens * Decimal(self.output)) * _PER_TOKEN
-        return _whole(tokens + self._beside_tokens(seconds))
+        unit, _, output, _, _, dearest, request = self._exact
+        parts = input_tokens * dearest + output_tokens * output + request
+        return -(-parts // unit) if not self.second else self._timed(parts, seconds)
+
+    def _timed(self, parts: int, seconds: float) -> int:
+        """`parts` of a nano-dollar and so many seconds of work, rounded up."""
+        unit = self._exact[0]
+        dollars, of = Decimal(str(seconds)).as_integer_ratio()
+        rate, below = Decimal(self.second).as_integer_ratio()
+        return -(-(parts * of * below + NANO * dollars * rate * unit) // (unit * of * below))
 
     def output_within(self, nano: int, input_tokens: int, seconds: float = 0.0) -> int | None:
         """How many output tokens `bound_nano` lets an attempt have for `nano` nano-dollars; None when they are free."""
-        rate = Decimal(self.output) * _PER_TOKEN
-        return int((nano - self.bound_nano(input_tokens, 0, seconds)) / rate) if rate else None
-
-    def _beside_tokens(self, seconds: float) -> Decimal:
-        second, request = Decimal(self.second), Decimal(self.request)
-        return (Decimal(str(seconds)) * second + request) * NANO if second or request else _NOTHING
+        unit, output = self._exact[0], self._exact[2]
+        left = max(0, nano - self.bound_nano(input_tokens, 0, seconds))
+        return left * unit // output if output else None
 
     @property
     def dearest_input(self) -> Decimal:
         """The dearest rate of input, in dollars per million tokens."""
-        return _dearest(self.input, self.cached, self.cache_write)
+        return max(Decimal(rate or 0) for rate in (self.input, self.cached, self.cache_write))
 
     @property
     def dearest(self) -> Decimal:
@@ -117,7 +139,8 @@ class Price:
     @property
     def free(self) -> bool:
         """Whether nothing ever costs anything."""
-        return not (self.dearest or self.second or self.request)
+        _, _, output, _, _, dearest, request = self._exact
+        return not (dearest or output or request or self.second)
 
 
 SPELLINGS = {
@@ -130,23 +153,12 @@ SPELLINGS = {
 }
 """Other names of the figures of a `Price`, and the fields they are."""
 
-_NOTHING = Decimal(0)
-
 
 def _one(name: str, value: Dollars | None, other: str, same: Dollars | None) -> Dollars | None:
     """The one that was given."""
     if value is not None and same is not None:
         raise ConfigurationError(f"Price takes {name} or {other}, which are the same; not both")
     return value if same is None else same
-
-
-@lru_cache(maxsize=1024)
-def _dearest(*rates: Dollars | None) -> Decimal:
-    return max(Decimal(rate or 0) for rate in rates)
-
-
-def _whole(nano: Decimal) -> int:
-    return int(nano.to_integral_value(rounding=ROUND_CEILING))
 
 
 FREE = Price()

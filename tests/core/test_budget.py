@@ -136,6 +136,28 @@ def test_a_window_that_was_worked_out_is_not_used_for_another_moment() -> None:
     assert budgets.claims(midnight - 0.5, "t")[0].key.start == late, "a clock that steps back reads the earlier window"
 
 
+@given(
+    st.lists(
+        st.tuples(
+            moments, st.sampled_from("ab"), st.sampled_from([None, "ann", "bob"]), st.lists(st.sampled_from("xyz"))
+        ),
+        min_size=2,
+        max_size=6,
+    )
+)
+def test_claims_that_are_remembered_are_those_that_would_be_worked_out(asked: list[Any]) -> None:
+    budgets = [
+        Budget(1, "day", timezone="Europe/Berlin"),
+        Budget(1, "week", scope="target"),
+        Budget(1, "month", scope="user", hard=False),
+        Budget(1, "total", scope="tag", of="x"),
+    ]
+    for chosen in (budgets, budgets[:1], budgets[1:3]):
+        remembering = Budgets(chosen)
+        for at, target, of, tags in [*asked, *asked]:
+            assert remembering.claims(at, target, of, tags) == Budgets(chosen).claims(at, target, of, tags)
+
+
 # ── which budgets apply ──────────────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import random
 from datetime import UTC, datetime
-from decimal import ROUND_CEILING, Decimal
+from decimal import ROUND_CEILING, Decimal, localcontext
 from typing import Any
 
 import pytest
@@ -123,3 +125,43 @@ def test_no_mix_of_tokens_costs_more_than_the_bound_and_what_is_affordable_is(
     else:
         assert price.bound_nano(size, within) <= price.bound_nano(size, 0) + money
         assert price.bound_nano(size, within + 2) >= price.bound_nano(size, 0) + money
+
+
+rates = st.one_of(st.none(), st.decimals(0, 200, places=9), st.sampled_from([0, 3, 0.1, "0.075", "1e-7"]))
+counts = st.integers(0, 2_000_000)
+
+
+@given(st.tuples(*[rates] * 6), st.tuples(*[counts] * 4), st.floats(0, 1e5).map(lambda s: round(s, 6)))
+def test_whole_numbers_say_what_decimals_do(dollars: Any, counted: Any, seconds: float) -> None:
+    """Exact, and rounded up once; a bound is never below the cost, and what is within it never above."""
+    price = Price(*dollars)
+    given_, said, read, put = counted
+    usage = Usage(given_ + read + put, said, read, put)
+    with localcontext(prec=100):
+        of = [Decimal(str(getattr(price, name))) for name in ("input", "output", "cached", "cache_write")]
+        tokens = sum(count * rate for count, rate in zip((given_, said, read, put), of, strict=True))
+        beside = Decimal(str(seconds)) * Decimal(price.second) + Decimal(price.request)
+        exact = (tokens * 1000 + beside * 10**9).to_integral_value(rounding=ROUND_CEILING)
+    assert price.cost_nano(usage, seconds) == exact
+    bound = price.bound_nano(usage.input_tokens, said, seconds)
+    assert bound >= exact
+    within = price.output_within(bound + 10**9, usage.input_tokens, seconds)
+    assert (within is None) == (not price.output)
+    if within is not None:
+        assert price.bound_nano(usage.input_tokens, within, seconds) <= bound + 10**9
+        assert price.bound_nano(usage.input_tokens, within + 2, seconds) > bound + 10**9 - 1
+    assert price.free == (not exact_rates(price))
+
+
+def exact_rates(price: Price) -> list[Decimal]:
+    names = ("input", "output", "cached", "cache_write", "second", "request")
+    return [rate for name in names if (rate := Decimal(str(getattr(price, name))))]
+
+
+def test_a_price_is_the_same_after_a_journey() -> None:
+    price = Price("0.1", 2, cached="0.01", per_second="0.3")
+    for other in (pickle.loads(pickle.dumps(price)), copy.deepcopy(price)):
+        assert other == price
+        assert hash(other) == hash(price)
+        assert other.cost_nano(Usage(7, 9, 3), 0.5) == price.cost_nano(Usage(7, 9, 3), 0.5)
+    assert "_exact" not in repr(price)

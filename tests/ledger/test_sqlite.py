@@ -36,6 +36,7 @@ from shared_core import (
 )
 from shared_core.chat.events import ChatEvent
 from shared_core.ledger import _opening
+from shared_core.ledger._writer import CALL, RECORD, RESERVE, Op
 from shared_core.ledger.entry import EntryStatus, LedgerEntry
 from shared_core.ledger.schema import MIGRATIONS
 from shared_core.ledger.store import Draft, Ticket, Trouble
@@ -611,6 +612,21 @@ def test_a_row_that_cannot_be_written_does_not_keep_others_from_being_written(tm
             ledger.record(one)
         ledger.flush()
         assert len(ledger.entries()) == 2
+
+
+@pytest.mark.parametrize("mistake", [LookupError, ConfigurationError])
+def test_a_callers_mistake_is_nobody_elses(tmp_path: Path, mistake: type[Exception]) -> None:
+    """What shares its transaction is written."""
+
+    def wrong(*_: Any) -> None:
+        raise mistake("no")
+
+    with SQLiteLedger(tmp_path / "costs.db") as ledger:
+        ops = [Op(RESERVE, draft()), Op(CALL, wrong), Op(RECORD, None, entry(draft(), 7))]
+        with ledger._writer.gate:
+            ledger._writer.write(ops)
+        assert [type(op.error) for op in ops] == [type(None), mistake, type(None)]
+        assert [cost for _, cost, _ in rows(ledger.path)] == [None, 7]
 
 
 def test_a_ledger_that_is_closed_opens_again_when_it_is_used(tmp_path: Path) -> None:
