@@ -149,12 +149,20 @@ async def test_streams_return_at_once_and_send_nothing_until_read(server, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@timed
 async def test_the_event_loop_keeps_turning_while_a_model_is_slow(server, kind):
     """Eight slow calls at once take as long as one, and the loop ticks meanwhile."""
-    script_all(server, Answer(CANONICAL, delay_s=0.4))
     llm = fallback_llm(server, kind)
     await call(llm, "achat")  # SDKs load at the first call
+    for delay_s in (0.15, 1.0, 5.0):  # on a busy machine the calls themselves take as long as a model that is not slow
+        script_all(server, Answer(CANONICAL, delay_s=delay_s))
+        took, ticks = await together(llm)
+        if took < 8 * delay_s and ticks >= 5:
+            return
+    raise AssertionError(f"{took} s, {ticks} ticks")
+
+
+async def together(llm) -> tuple[float, int]:
+    """How long eight calls take, and how often the loop turned."""
     ticks = 0
 
     async def tick():
@@ -166,10 +174,8 @@ async def test_the_event_loop_keeps_turning_while_a_model_is_slow(server, kind):
     ticker = asyncio.create_task(tick())
     began = time.monotonic()
     await asyncio.gather(*(call(llm, face) for face in FACES if face.startswith("a") for _ in range(2)))
-    took = time.monotonic() - began
     ticker.cancel()
-    assert took < 8 * 0.4
-    assert ticks >= 5
+    return time.monotonic() - began, ticks
 
 
 @pytest.mark.parametrize("kind", ["native", "wrapped"])
