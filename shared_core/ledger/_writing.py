@@ -24,6 +24,8 @@ __all__ = ["Writing"]
 _log = logging.getLogger("llm_fallback.ledger")
 
 _SHARE = 1_000_000
+_KEPT = 50_000
+"""Numbers of texts, sets of tags and meters that are remembered at most: users are without end."""
 
 
 class Writing:
@@ -36,6 +38,7 @@ class Writing:
         self.owner = 0
         """This process's number in the file."""
         self._names: dict[tuple[int, str], int] = {}
+        self._sets: dict[tuple[str, ...], int] = {}  # tags as they were given: in any order
         self._meter_ids: dict[MeterKey, int] = {}
         self._live: dict[int, tuple[Reading, int | None]] = {}  # what meters show within one transaction
         self._told: set[tuple[int, int, float]] = set()
@@ -262,7 +265,7 @@ class Writing:
             row = connection.execute("SELECT id FROM names WHERE kind = ? AND name = ?", key).fetchone()
             if row is None:
                 row = connection.execute("INSERT INTO names (kind, name) VALUES (?, ?) RETURNING id", key).fetchone()
-            if len(self._names) > 50_000:  # users without end
+            if len(self._names) > _KEPT:
                 self._names.clear()
             self._names[key] = number = int(row[0])
             self._fresh.append(lambda: self._names.pop(key, None))
@@ -272,6 +275,10 @@ class Writing:
         """The number of a set of tags."""
         if not tags:
             return None
+        given = tuple(tags)
+        found = self._sets.get(given)
+        if found is not None:
+            return found
         text = json.dumps(sorted(set(tags)), ensure_ascii=False)
         known = (Kind.TAGS, text) in self._names
         number = self._name(connection, Kind.TAGS, text)
@@ -279,6 +286,11 @@ class Writing:
             for tag in set(tags):
                 one = self._name(connection, Kind.TAG, tag)
                 connection.execute("INSERT OR IGNORE INTO tag_of VALUES (?, ?)", (number, one))
+        if number is not None:
+            if len(self._sets) > _KEPT:
+                self._sets.clear()
+            self._sets[given] = number
+            self._fresh.append(lambda: self._sets.pop(given, None))
         return number
 
     # ── meters ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -306,7 +318,7 @@ class Writing:
                 "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
                 (*told, posted, unknown),
             ).fetchone()
-        if len(self._meter_ids) > 50_000:
+        if len(self._meter_ids) > _KEPT:
             self._meter_ids.clear()
         self._meter_ids[key] = number = int(row[0])
         self._fresh.append(lambda: self._meter_ids.pop(key, None))

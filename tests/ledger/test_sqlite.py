@@ -614,6 +614,21 @@ def test_a_row_that_cannot_be_written_does_not_keep_others_from_being_written(tm
         assert len(ledger.entries()) == 2
 
 
+def test_texts_that_were_not_synced_are_written_again(unsynced: SQLiteLedger) -> None:
+    Unsynced.broken = True
+    tagged = draft(Budgets([Budget(1, hard=False)]), user="ann", tags=("b", "a"))
+    ticket = unsynced.reserve(tagged)
+    assert isinstance(ticket, Ticket)
+    assert not unsynced.flush()
+    Unsynced.broken = False
+    assert unsynced.flush()
+    (row,) = unsynced.entries()
+    assert (row.user, row.tags) == ("ann", ("a", "b"))
+    unsynced.settle(ticket, entry(tagged, 7))
+    assert [line.cost_nano for line in unsynced.costs(user="ann").by("tag")] == [7, 7]
+    assert [reading.posted for reading in unsynced.meters().values()] == [7]
+
+
 @pytest.mark.parametrize("mistake", [LookupError, ConfigurationError])
 def test_a_callers_mistake_is_nobody_elses(tmp_path: Path, mistake: type[Exception]) -> None:
     """What shares its transaction is written."""
