@@ -71,7 +71,9 @@ def usage_metadata(usage: Usage | None) -> UsageMetadata | None:
 
 def usage_of(metadata: UsageMetadata | None) -> Usage | None:
     """Our form of LangChain's usage."""
-    if metadata is None:
+    if metadata is None or (metadata["output_tokens"] and not metadata["input_tokens"]):
+        # No prompt has no tokens: the model's class missed them (ChatAnthropic does, in streams whose last event does
+        # not repeat them), and half a bill is not a reported one.
         return None
     inputs: Mapping[str, Any] = metadata.get("input_token_details") or {}
     outputs: Mapping[str, Any] = metadata.get("output_token_details") or {}

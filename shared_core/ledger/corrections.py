@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from shared_core.chat.events import Usage
-from shared_core.errors import ConfigurationError
+from shared_core.errors import ConfigurationError, is_number
 from shared_core.ledger.entry import EntryStatus, LedgerEntry, Purpose
 
 __all__ = ["correction"]
@@ -31,7 +31,7 @@ def correction(
         ConfigurationError: the cost is no whole number of nano-dollars, or below 0.
         LookupError: the row is not settled, or is a correction itself.
     """
-    if not isinstance(cost_nano, int) or isinstance(cost_nano, bool) or cost_nano < 0:
+    if not is_number(cost_nano, least=0, whole=True):
         raise ConfigurationError(f"cost_nano must be a whole number of nano-dollars, 0 or more, not {cost_nano!r}")
     if row.status.open or row.corrects is not None:
         raise LookupError(f"row {row.id} is {'a correction itself' if row.corrects is not None else 'not settled yet'}")

@@ -31,6 +31,7 @@ from langchain_fallback._convert import (
     output_schema,
     to_langchain,
     to_request,
+    usage_of,
 )
 from shared_core.chat.events import Answer, Finished, ReasoningDelta, TextDelta, Usage, events_of
 from shared_core.chat.request import (
@@ -371,3 +372,10 @@ def test_an_answer_that_begins_with_thinking_is_blocks_from_end_to_end() -> None
     assert chunks.feed(ReasoningDelta("hm")).message.content == [{"type": "reasoning", "reasoning": "hm", "index": 0}]  # type: ignore[union-attr]
     assert chunks.feed(TextDelta("b")).message.content == [{"type": "text", "text": "b", "index": 1}]  # type: ignore[union-attr]
     assert chunks.feed(Finished()).message.content == []  # type: ignore[union-attr]
+
+
+def test_half_a_count_is_no_reported_one() -> None:
+    """Input of 0 tokens means that the model's class missed it: a bill of nothing for the prompt would be believed."""
+    assert usage_of({"input_tokens": 0, "output_tokens": 50, "total_tokens": 50}) is None
+    assert usage_of({"input_tokens": 3, "output_tokens": 0, "total_tokens": 3}) == Usage(3, 0)
+    assert usage_of({"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}) == Usage(0, 0)
