@@ -179,6 +179,7 @@ def test_a_first_token_is_slow_beyond_twenty_seconds_and_beyond_four_times_the_m
     assert succeed(gate, 1.0, first_token_s=40.0, others_closed=True) == []
     assert succeed(gate, 1.0, first_token_s=40.1, others_closed=False) == []
     assert [c.state for c in succeed(gate, 1.0, first_token_s=40.1, others_closed=True)] == ["circuit open"]
+    assert [n.state for n in gate.take_news()] == ["unhealthy"]
 
 
 def test_a_probe_that_is_slow_opens_the_circuit_again():
@@ -269,6 +270,8 @@ def test_a_days_quota_parks_for_as_long_as_told_or_an_hour_and_nobody_waits_for_
     assert gate.read(1.0).status is HealthStatus.UNHEALTHY
     gate = Gate("t")
     assert fail(gate, 0.0, K.QUOTA_DAY, wait=60.0)[0].until == 60.0
+    gate = Gate("t")
+    assert fail(gate, 0.0, K.QUOTA_DAY, wait=0.5)[0].until == 0.5
 
 
 def test_a_park_has_no_line_where_the_settings_allow_none():
@@ -450,6 +453,10 @@ def test_limits_that_were_lowered_rise_with_answers_and_with_nothing_else():
     gate = Gate("t", limiter=Limiter("t", Limits(concurrency=10)))
     fail(gate, 0.0, K.THROTTLED)
     assert (gate.limiter.pace, gate.limiter.slots) == (0.7, 7)
+    ramp = Gate("t", limiter=Limiter("t", Limits(concurrency=10)))
+    assert fail(ramp, 0.0, K.RAMP) == [Transition("t", "slowed", None, "ramp: 50% of its rates, 5 slots")]
+    rates = Gate("t", limiter=Limiter("t", Limits(requests_per_minute=60)))
+    assert fail(rates, 0.0, K.OVERLOADED) == [Transition("t", "slowed", None, "overloaded: 70% of its rates")]
     for n in range(20):
         fail(gate, 1.0 + n, K.BAD_REQUEST)
         succeed(gate, 1.0 + n, cancelled=True)
@@ -484,6 +491,15 @@ def test_a_place_in_line_during_a_park_ends_with_it_and_a_full_line_is_refused()
     assert gate.limiter.in_flight == 1
     gate.settle(admission, Outcome(), 9.0)
     assert gate.limiter.in_flight == 0
+
+
+def test_the_lines_of_several_processes_set_off_at_times_that_chance_keeps_apart():
+    for chance in (0.0, 0.25, 0.75):
+        gate = Gate("t")
+        fail(gate, 0.0, K.THROTTLED, wait=100.0, chance=chance)
+        tickets = [lined_up(gate, 1.0) for _ in range(2)]
+        gate.limiter.due(100.0)
+        assert tickets[0].wake_at == pytest.approx(100.0 + chance * 10.0 / 2, abs=0.01)
 
 
 def test_nobody_lines_up_before_an_open_circuit_and_the_refusal_says_until_when():
@@ -628,6 +644,14 @@ def test_a_check_that_asks_nobody_tells_when_the_target_falls_ill_and_recovers()
     assert gate.take_news() == [Transition("t", "unhealthy")]
     assert gate.read(3.0).last_probe_ago_s == 2.0
     gate.checked(4.0, ok=True)
+    assert gate.take_news() == [Transition("t", "recovered")]
+
+
+def test_an_answer_is_news_where_a_check_had_found_the_target_ill():
+    gate = Gate("t")
+    gate.checked(1.0, ok=False)
+    gate.take_news()
+    assert succeed(gate, 2.0) == []
     assert gate.take_news() == [Transition("t", "recovered")]
 
 
