@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.instrumentation.dispatcher import instrument_tags
 from pydantic import BaseModel, SecretStr
 
 from langchain_fallback import FallbackChatModel
@@ -260,6 +262,59 @@ class TestLangChain:
         assert (message.text, status(message)) == ("Please call us.", "default")
         assert "".join(chunk.text for chunk in model.stream("Hi")) == "Please call us."
 
+    def test_an_old_answer_stands_in_when_nobody_answers(self, server):
+        """Marked, with its age."""
+        model = FallbackChatModel(
+            models=[native(server)], cache={"ttl_s": 0.001, "stale_if_error_s": 60}, retry={"total": 0}
+        )
+        first = model.invoke("Hi")
+        server.script("*", Fault("status", status=500))
+        time.sleep(0.005)
+        old = model.invoke("Hi")
+        assert (old.text, status(old)) == (first.text, "stale")
+        assert old.response_metadata["fallback"]["usage_cached"] is True
+
+    @pytest.mark.parametrize("face", ["invoke", "ainvoke", "stream", "astream"])
+    def test_users_are_kept_apart_where_they_are_tenants(self, server, one, face):
+        """By the user of the run's metadata; who says nobody is not cached."""
+        model = FallbackChatModel(models=[one], cache=ResponseCache(tenant=lambda request: request.user))
+
+        def ask(user: str | None) -> str:
+            config = {"metadata": {} if user is None else {"user": user}}
+            if face in ("invoke", "stream"):
+                chunks = [model.invoke("Hi", config)] if face == "invoke" else list(model.stream("Hi", config))
+            else:
+
+                async def main() -> list[Any]:
+                    if face == "ainvoke":
+                        return [await model.ainvoke("Hi", config)]
+                    return [chunk async for chunk in model.astream("Hi", config)]
+
+                chunks = asyncio.run(main())
+            (told,) = [c.response_metadata["fallback"]["cache"] for c in chunks if "fallback" in c.response_metadata]
+            return told
+
+        assert [ask(u) for u in ("ann", "bob", "ann", "bob", None)] == ["miss", "miss", "hit", "hit", "uncacheable"]
+        assert len(server.requests) == 3
+
+    @pytest.mark.parametrize("face", ["stream", "astream"])
+    def test_a_replayed_stream_keeps_the_pace(self, server, one, face):
+        """In pieces of the size that was chosen, so many seconds apart."""
+        server.script("*", Answer("Hello there, all of you."))
+        model = FallbackChatModel(models=[one], cache={"pace": 0.01, "chunk": 6})
+        model.invoke("Hi")
+
+        async def main() -> list[tuple[float, str]]:
+            return [(time.monotonic(), chunk.text) async for chunk in model.astream("Hi") if chunk.text]
+
+        if face == "stream":
+            came = [(time.monotonic(), chunk.text) for chunk in model.stream("Hi") if chunk.text]
+        else:
+            came = asyncio.run(main())
+        assert [text for _, text in came] == ["Hello ", "there,", " all o", "f you."]
+        assert came[-1][0] - came[0][0] >= 0.025
+        assert len(server.requests) == 1
+
     def test_what_a_message_says_beside_its_text_keeps_it_out(self):
         """It would be lost when it is built again."""
         assert says_all(AIMessage("x"))
@@ -325,6 +380,30 @@ class TestLlamaIndex:
         llm = FallbackLLM(models=[other], cache=True)
         used = [facts(llm.complete("Hi", cache=use))["cache"] for use in (None, False, "refresh", True)]
         assert used == ["miss", "off", "refresh", "hit"]
+
+    def test_users_are_kept_apart_where_they_are_tenants(self, server, other):
+        """By the user that the tags around a call name."""
+        llm = FallbackLLM(models=[other], cache={"tenant": lambda request: request.user})
+
+        def ask(user: str | None) -> str:
+            with instrument_tags({} if user is None else {"user": user}):
+                return facts(llm.complete("Hi"))["cache"]
+
+        assert [ask(u) for u in ("ann", "bob", "ann", "bob", None)] == ["miss", "miss", "hit", "hit", "uncacheable"]
+        assert len(server.requests) == 3
+
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_the_last_resorts_are_answers(self, server, other, kept):
+        """An old answer if there is one, else the user's own; marked, whole and streamed."""
+        llm = FallbackLLM(
+            models=[other], cache={"ttl_s": 0.001, "stale_if_error_s": 60}, retry={"total": 0},
+            default_answer=lambda request, error: "Please call us.",
+        )  # fmt: skip
+        said = llm.complete("Hi").text if kept else "Please call us."
+        server.script("*", Fault("status", status=500))
+        time.sleep(0.005)
+        for answer in (llm.complete("Hi"), list(llm.stream_complete("Hi"))[-1]):
+            assert (answer.text, facts(answer)["cache"]) == (said, "stale" if kept else "default")
 
     def test_settings_of_a_ready_llm_are_part_of_the_key(self, server):
         """And so is what is asked."""
