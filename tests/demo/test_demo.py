@@ -13,6 +13,7 @@ from llama_index.core import Settings
 
 from shared_core.testing import Answer, FaultServer
 from tests.house import snippets
+from tests.timing import timed
 from tools.demo import __main__ as demo
 from tools.demo.live import MODELS, LiveWorld, NoKey, chosen
 from tools.demo.world import SAYS, World
@@ -27,6 +28,7 @@ def no_keys(monkeypatch):
 
 
 @pytest.mark.slow
+@timed  # the demonstration is impatient with a vendor that is silent
 def test_the_demonstration_keeps_six_promises_of_six():
     """The program behind `make demo`, in a process of its own that can reach this machine only, without a terminal."""
     program = f"{snippets._PRELUDE}\nimport runpy; runpy.run_module('tools.demo', run_name='__main__', alter_sys=True)"
@@ -41,6 +43,7 @@ def test_the_demonstration_keeps_six_promises_of_six():
 
 
 @pytest.mark.slow
+@timed
 def test_a_broken_promise_is_counted_and_shown(monkeypatch, capsys):
     """A vendor that does not fail when it should: the second one serves nobody and costs nothing, in steps 2 and 6."""
     monkeypatch.setattr(World, "failing", lambda self: None)
@@ -52,6 +55,7 @@ def test_a_broken_promise_is_counted_and_shown(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@timed
 def test_live_plays_the_same_show_with_one_key(monkeypatch, capsys):
     """A server on loopback takes the real vendor's place; failures are played by another one, with another key."""
     monkeypatch.setenv("OPENAI_API_KEY", "the-users-key-1234")

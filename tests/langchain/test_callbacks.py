@@ -20,6 +20,7 @@ from shared_core.errors import AllTargetsFailed, StreamBroken
 from shared_core.testing import CANONICAL, Answer, Fault, FaultServer
 from shared_core.testing.fault_server import Usage, cut
 from tests.langchain.cells import CLAUDE, GPT, models_of, native, wrapped
+from tests.timing import timed
 
 MIXED = (
     "native OpenAI, native Anthropic",
@@ -223,7 +224,7 @@ async def test_no_run_stays_open_wherever_in_a_call_the_cancellation_falls(serve
             await task
         except asyncio.CancelledError:
             cancelled += 1
-        await asyncio.sleep(0)
+        await soon(lambda witness=witness: sorted(witness.closed) == sorted(witness.started))
         assert sorted(witness.closed) == sorted(witness.started), f"after {turns} turns of the loop"
     assert cancelled > 5, "how many turns a call takes depends on how busy the machine is"
 
@@ -245,8 +246,7 @@ async def test_no_run_stays_open_however_late_a_cancellation_comes() -> None:
             ends.add("answered")
         except asyncio.CancelledError:
             ends.add("cancelled")
-        for _ in range(5):  # LangChain tells of an end in a task of its own
-            await asyncio.sleep(0)
+        await soon(lambda witness=witness: sorted(witness.closed) == sorted(witness.started))
         assert sorted(witness.closed) == sorted(witness.started), f"after {turns} turns of the loop"
     assert ends == {"answered", "cancelled"}
 
@@ -274,12 +274,15 @@ async def test_a_cancelled_v3_stream_ends_its_run(server: FaultServer) -> None:
     await stream.aclose()
     with pytest.raises(asyncio.CancelledError):
         await reader
+    await soon(lambda: witness.closed)
     assert [type(error) for _, error in witness.failed] == [asyncio.CancelledError]
     assert witness.closed == witness.started
 
 
+@timed
 async def test_cancelling_who_waits_for_a_thread_leaves_the_thread_to_end_its_own_run(server: FaultServer) -> None:
-    server.default = Answer("late", delay_s=0.03)
+    server.clear()
+    server.default = Answer("late", delay_s=0.3)
     model, witness = FallbackChatModel(models=[native(server, GPT)]), Witness()
     task = asyncio.ensure_future(asyncio.to_thread(model.invoke, "Hello", {"callbacks": [witness]}))
     await asyncio.to_thread(server.wait_for, lambda s: len(s.requests) == 1)
@@ -294,7 +297,7 @@ async def test_cancelling_who_waits_for_a_thread_leaves_the_thread_to_end_its_ow
 @pytest.mark.parametrize("make", [native, wrapped])
 @pytest.mark.parametrize("face", ["stream", "astream", "astream, left to the loop", "stream_events v3"])
 async def test_an_abandoned_stream_ends_its_run_and_is_booked(server: FaultServer, face: str, make: Any) -> None:
-    server.default = Answer("word " * 400, every_s=0.002)
+    server.default = Answer("word " * 4000, every_s=0.002)
     model, witness = FallbackChatModel(models=[make(server, GPT)]), Witness()
     config: Any = {"callbacks": [witness]}
     match face:
@@ -452,7 +455,7 @@ async def test_a_call_nobody_answers_is_one_error(
 
 async def test_a_caller_who_leaves_is_no_error(server: FaultServer, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, logger="llm_fallback")
-    server.default = Answer("word " * 400, every_s=0.002)
+    server.default = Answer("word " * 4000, every_s=0.002)
     model = FallbackChatModel(models=[native(server, GPT)])
     chunks = model.stream("Hello")
     next(chunks)

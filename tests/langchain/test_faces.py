@@ -171,7 +171,7 @@ async def test_a_batch_survives_the_primary(server: FaultServer, mixture: str) -
 
 @pytest.mark.parametrize("mixture", MIXTURES)
 async def test_leaving_a_stream_frees_the_connection(server: FaultServer, mixture: str) -> None:
-    server.default = Answer("word " * 400, every_s=0.002)
+    server.default = Answer("word " * 4000, every_s=0.002)
     model = FallbackChatModel(models=models_of(server, mixture))
     stream = model.stream("Hello")
     next(stream)

@@ -8,6 +8,7 @@ import nbformat
 import pytest
 
 from tests.house import snippets
+from tests.timing import timed
 from tools.docs import notebooks
 
 BOOKS = sorted(notebooks.FOLDER.glob("*.ipynb"))
@@ -40,6 +41,7 @@ def test_there_is_a_quick_start():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+@timed  # several show what happens when time runs out
 def test_a_notebook_runs_in_a_fresh_kernel_and_comes_out_as_it_is_committed(path):
     """No cell raises, no address but this machine's is reached, and the committed outputs are of the same kinds."""
     fresh = notebooks.execute(path, before=OFFLINE)
