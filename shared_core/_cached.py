@@ -25,7 +25,7 @@ from shared_core._shelf import Shelf
 from shared_core.cache.flight import Flight, Flights
 from shared_core.cache.response_cache import ResponseCache
 from shared_core.chat.events import Answer, ChatEvent, Finished, collect
-from shared_core.errors import FallbackError
+from shared_core.errors import ConfigurationError, FallbackError
 from shared_core.routing.execution import Execution
 from shared_core.routing.planner import Plan
 
@@ -90,6 +90,8 @@ class Cached:
         Raises:
             ConfigurationError: an option of the cache is wrong, or the default answer cannot be called.
         """
+        if single_flight is not None and not isinstance(single_flight, bool):
+            raise ConfigurationError(f"single_flight must be True or False, not {single_flight!r}")
         kept = ResponseCache.of(cache)
         shares = (kept is not None and kept.single_flight) if single_flight is None else bool(single_flight)
         if kept is None and not shares and default_answer is None:

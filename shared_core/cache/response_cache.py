@@ -139,9 +139,10 @@ class ResponseCache:
         pace: seconds between the pieces of a replayed stream; 0 hands them over at once.
         chunk: characters per piece; left out, the pieces that the answer came in.
         single_flight: whether identical requests at the same time share one answer.
+        stale_if_error: `stale_if_error_s`, as HTTP calls it.
 
     Raises:
-        ConfigurationError: a figure out of range, or both `path` and `store`.
+        ConfigurationError: a figure out of range, a word that is none, or two options that say the same.
     """
 
     def __init__(
@@ -159,7 +160,12 @@ class ResponseCache:
         pace: float = 0.0,
         chunk: int | None = None,
         single_flight: bool = True,
+        stale_if_error: float | None = None,
     ) -> None:
+        if stale_if_error is not None:
+            if stale_if_error_s:
+                raise ConfigurationError("cache: stale_if_error is stale_if_error_s by another name; not both")
+            stale_if_error_s, stale_if_error = stale_if_error, None
         given = {name: value for name, value in locals().items() if name in _DEFAULTS}
         _number("ttl_s", ttl_s, above=0)
         _number("stale_if_error_s", stale_if_error_s)
@@ -171,6 +177,11 @@ class ResponseCache:
             _number("chunk", chunk, above=0, whole=True)
         if tenant is not None and not isinstance(tenant, str) and not callable(tenant):
             raise ConfigurationError(f"cache tenant must be a name or a function of the request, not {tenant!r}")
+        for name, value in (("tool_calls", tool_calls), ("single_flight", single_flight)):
+            if not isinstance(value, bool):
+                raise ConfigurationError(f"cache {name} must be True or False, not {value!r}")
+        if path is not None and not isinstance(path, (str, os.PathLike)):
+            raise ConfigurationError(f"cache path must be the path of a file, not {path!r}")
         if store is not None and path is not None:
             raise ConfigurationError("give either path= or store= to the cache, not both")
         if store is not None and not isinstance(store, CacheStore):

@@ -415,7 +415,8 @@ class TestOptions:
         [
             {"ttl_s": 0}, {"ttl_s": "1h"}, {"max_items": 0}, {"max_items": 1.5}, {"max_bytes": 0}, {"pace": -1},
             {"chunk": 0}, {"compress_over": -1}, {"stale_if_error_s": float("nan")}, {"tenant": 7}, {"store": object()},
-            {"path": "/no/such/folder/c.db"}, {"path": "/"},
+            {"path": "/no/such/folder/c.db"}, {"path": "/"}, {"path": 5}, {"tool_calls": "no"}, {"single_flight": "no"},
+            {"stale_if_error": -1}, {"stale_if_error": 5, "stale_if_error_s": 5},
         ],
         ids=str,
     )  # fmt: skip
@@ -436,6 +437,8 @@ class TestOptions:
         assert ResponseCache.of(False) is ResponseCache.of(None) is None
         assert ResponseCache.of(True).ttl_s == 3600
         assert ResponseCache.of({"ttl_s": 60}).ttl_s == 60
+        http = ResponseCache.of({"stale_if_error": 60})
+        assert (http.stale_if_error_s, dict(http.options)) == (60, {"stale_if_error_s": 60})
         assert isinstance(ResponseCache.of(tmp_path / "c.db").store, SQLiteStore)
         store = MemoryStore()
         assert ResponseCache.of(store).store is store

@@ -480,6 +480,8 @@ class TestOptions:
             Router(ScriptedProvider(), cache={"ttl": 5})
         with pytest.raises(ConfigurationError, match="default_answer"):
             Router(ScriptedProvider(), default_answer="sorry")
+        with pytest.raises(ConfigurationError, match="single_flight must be True or False"):
+            Router(ScriptedProvider(), single_flight="no")
 
     def test_a_configuration_file_can_say_it(self, tmp_path):
         """As a table."""
