@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import sqlite3
+import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -144,6 +145,8 @@ class Writer:
 
     def submit(self, op: Op) -> None:
         """Hand something in that nobody waits for."""
+        if sys.is_finalizing():
+            return  # the program is over and no thread runs any more: the row stays as a crash would have left it
         if os.getpid() != self._pid:
             self._reset()  # forked without Python's knowing
         with self._wake:
@@ -159,6 +162,8 @@ class Writer:
 
     def wait(self, op: Op) -> Any:
         """Hand something in, and wait until it is on disk."""
+        if sys.is_finalizing():
+            raise LedgerError(f"ledger {self._path}: the program is over, nothing is written any more")
         told = op.lock = threading.Lock()  # held by name: the writer lets go of the operation's when it has answered
         told.acquire()
         self.submit(op)

@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from time import monotonic
@@ -164,6 +165,8 @@ class Dispatcher:
         if not (self._whom(kind) if told is None else told):
             return
         if self._thread is None:
+            if sys.is_finalizing():
+                return  # the program is over: a thread that is started now never runs
             self._start()
         try:
             self._queue.put_nowait(event)

@@ -681,3 +681,27 @@ def test_a_denial_is_the_same_from_every_face_of_the_ledger(tmp_path: Path) -> N
         two = asyncio.run(ledger.areserve(draft(budgets, at=now)))
         assert isinstance(one, Denial)
         assert one == two
+
+
+_ENDS_WITH_A_STREAM_OPEN = """
+import sys
+from shared_core import Router
+from shared_core.testing import ScriptedProvider
+
+router = Router(ScriptedProvider("one two three"), ledger=sys.argv[1], cache=True, on_event=lambda event: None)
+_open = router.stream("Hello")  # closed with the module, at the very end, when no thread can be started any more
+print(type(next(_open)).__name__, flush=True)
+"""
+
+
+def test_a_program_that_ends_with_a_stream_open_ends(tmp_path: Path) -> None:
+    """Its row stays as after a crash: the next who opens the ledger settles it, at what it can have cost at most."""
+    path = tmp_path / "costs.db"
+    child = _child(_ENDS_WITH_A_STREAM_OPEN, path)
+    try:
+        said, _ = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert (child.returncode, said.strip()) == (0, "Started")
+    with SQLiteLedger(path) as ledger:
+        assert [entry.status for entry in ledger.entries()] == [EntryStatus.UNKNOWN]
