@@ -41,6 +41,8 @@ class Line:
 
     routes: tuple[Route, ...]
     """Every target, in configured order."""
+    targets: tuple[Target, ...]
+    """The same, without what serves them."""
     ways: Mapping[str, Way]
     pinned: str | None
     """The target that is asked first, whatever the strategy."""
@@ -289,7 +291,8 @@ class Fleet:
         ways = {name: (chain, self._routes_of(name, chain, routes)) for name, chain in self.chains.items()}
         flow = replace(self._rules.flow, prefill=any(route.standby == "prefill" for route in routes))
         default = ways["default"] if self._has_default else None
-        return Line(tuple(routes), ways, pinned, replace(self._rules, flow=flow), default)
+        targets = tuple([route.target for route in routes])
+        return Line(tuple(routes), targets, ways, pinned, replace(self._rules, flow=flow), default)
 
     def _routes_of(self, name: str, chain: Chain, routes: Sequence[Route]) -> tuple[Route, ...]:
         """A chain's targets; those that it has settings for ride on routes of their own."""

@@ -435,7 +435,7 @@ class Router:
     @property
     def targets(self) -> tuple[Target, ...]:
         """The targets, in configured order."""
-        return tuple(route.target for route in self._fleet.routes)
+        return self._fleet.line.targets
 
     @property
     def providers(self) -> tuple[Provider, ...]:

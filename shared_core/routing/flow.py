@@ -264,9 +264,10 @@ def flow(
         turn.tries += 1
         turn.paid = False
         standby = _standby(route, queue) if policy.prefill else None
-        call = Call(route, sent, attempt, granted, first_s, idle_s, route.timeouts.connect, deadline, standby)
+        late_s = math.inf
         if hedger is not None and mode is None and queue:
-            call = call._replace(late_s=_late_s(call, turn, execution, relay, hedger))
+            late_s = _late_s(turn, first_s, execution, relay, hedger)
+        call = Call(route, sent, attempt, granted, first_s, idle_s, route.timeouts.connect, deadline, standby, late_s)
         error = yield call
         if hedger is not None:
             if type(error) is Late:
@@ -361,8 +362,9 @@ class _Heat(NamedTuple):
     """The other one, where it failed."""
 
 
-def _late_s(call: Call, turn: _Turn, execution: Execution, relay: Relay, hedger: Hedger) -> float:
-    """After how many seconds without content somebody is to be asked beside this call; infinite for nobody.
+def _late_s(turn: _Turn, first_s: float, execution: Execution, relay: Relay, hedger: Hedger) -> float:
+    """After how many seconds without content somebody is to be asked beside a call that has `first_s` for its first;
+    infinite for nobody.
 
     At most one in a request, beside a first try, from the start: a continuation or a correction is never raced.
     """
@@ -370,8 +372,8 @@ def _late_s(call: Call, turn: _Turn, execution: Execution, relay: Relay, hedger:
         return math.inf
     if not hedger.allows:
         return math.inf
-    after = hedger.after_s(call.route.name, call.route.gate, streaming=call.request.streaming)
-    return after if after is not None and after < call.first_s else math.inf
+    after = hedger.after_s(turn.route.name, turn.route.gate, streaming=execution.request.streaming)
+    return after if after is not None and after < first_s else math.inf
 
 
 def _hedged(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +108,7 @@ class _Firsts:
 
     def add(self, seconds: float) -> None:
         if len(self._recent) == _KEEP:
-            self._sorted.remove(self._recent.popleft())
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
         self._recent.append(seconds)
         insort(self._sorted, seconds)
 

@@ -154,6 +154,60 @@ def test_different_words_and_phrases_of_each_kind_are_counted_once_each():
     assert (f.hard_words, f.middling_words, f.easy_words) == (3, 3, 2)
 
 
+def counted(text: str) -> Features:
+    return features_of(ChatRequest((user(text),)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2 * 3", "2*3", "10 / 4", "10/4", "2^8", "2 ^8", "x ^ 2", "y^2", "n = 5", "f = (", "k = -1", "a = b",
+        r"\frac a b", r"the \sum of it", r"\int", r"\sqrt 2", "∑ over all", "a ≥ b", "π is not, ∞ is",
+    ],
+)  # fmt: skip
+def test_a_formula_is_known_by_any_of_its_signs(text):
+    assert counted(text).maths
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "and/or", "either / or", "a footnote *", "** bold **", "see ^", "up ^ there", "ab^2c", "name = Ann",
+        "it = what",
+        r"C:\files is \not", r"back\slash", "café, naïve, π", "3 to 4", "Hello",
+    ],
+)  # fmt: skip
+def test_a_sign_alone_is_no_formula(text):
+    assert not counted(text).maths
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["```\nx", "x => y", "a;\nb", "if {\n", "go();", "f(x):\n", "#include <x>", "def f(x): 1", "Now\n  class A:"],
+)
+def test_code_is_known_by_its_signs_and_by_how_its_lines_begin(text):
+    assert counted(text).code
+
+
+@pytest.mark.parametrize("text", ["`x`", "a = b", "so; and", "{x}", "f()", "(a)", "#1", "let me see", "no def f(x): 1"])
+def test_a_part_of_a_sign_is_no_code(text):
+    assert not counted(text).code
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [("1. a", 1), ("1. a\n2) b\n\n  - c\n* d\n• e", 5), ("see 1. a", 0), ("1.a\n-b\n- \n", 0), ("a?\nb?\n- c", 2)],
+)
+def test_items_begin_lines(text, parts):
+    assert counted(text).parts == parts
+
+
+def test_words_are_runs_of_small_letters_of_the_alphabet():
+    assert counted("PROVE; Derive/theorem,éproof").hard_words == 4
+    assert counted("improved prover proves proof2proof").hard_words == 1
+    assert counted("\ud800prove").hard_words == 1
+
+
 @pytest.mark.parametrize(
     ("length", "place", "found"),
     [

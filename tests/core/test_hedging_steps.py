@@ -627,9 +627,9 @@ def test_a_correction_is_not_raced_and_neither_is_a_call_that_is_cut_off_at_that
     fresh, corrected = decisions._Turn(call.route), decisions._Turn(call.route)
     corrected.rejected = failing(K.INVALID_OUTPUT)
     relay, hedger = Relay(streaming=True), saved()
-    assert decisions._late_s(call, fresh, execution, relay, hedger) == 0.02
-    assert decisions._late_s(call, corrected, execution, relay, hedger) == float("inf")
-    assert decisions._late_s(call._replace(first_s=0.02), fresh, execution, relay, hedger) == float("inf")
+    assert decisions._late_s(fresh, 30.0, execution, relay, hedger) == 0.02
+    assert decisions._late_s(corrected, 30.0, execution, relay, hedger) == float("inf")
+    assert decisions._late_s(fresh, 0.02, execution, relay, hedger) == float("inf")
 
 
 def test_who_usually_needs_all_that_is_left_is_not_asked():
