@@ -263,6 +263,14 @@ def test_a_park_is_told_with_its_end_and_made_longer_but_not_shorter():
     assert gate.parked_since == 22.0, "another park"
 
 
+def test_a_park_that_ends_at_the_same_moment_is_the_same_park():
+    gate = Gate("t")
+    out = [admitted(gate) for _ in range(2)]
+    for admission, kind in zip(out, (K.THROTTLED, K.QUOTA_DAY), strict=True):
+        gate.settle(admission, Outcome(ProviderError.of(kind, str(kind), retry_after_s=10.0)), 0.0)
+    assert gate.admit(1.0, 1.0) == Refusal("parked: throttled: throttled", 10.0, True, True)
+
+
 def test_a_days_quota_parks_for_as_long_as_told_or_an_hour_and_nobody_waits_for_it():
     gate = Gate("t")
     assert fail(gate, 0.0, K.QUOTA_DAY) == [Transition("t", "parked", 3600.0, "quota_day: no")]
@@ -582,10 +590,10 @@ def test_a_lock_or_a_park_that_does_not_pass_empties_the_line_of_its_target_alon
     pool = Limiter("pool", Limits(concurrency=2))
     gate, other = Gate("t", limiter=pool), Gate("other", limiter=pool)
     holders = [admitted(gate), admitted(other)]
-    mine, others = lined_up(gate), lined_up(other)
+    first, mine, others = lined_up(gate), lined_up(gate), lined_up(other)
     gate.settle(holders[0], Outcome(ProviderError.of(kind, "no", retry_after_s=wait)), 0.0)
-    assert mine.away is (kind is not K.THROTTLED and mine.lease is None)
-    assert others.away is False
+    assert first.lease is not None, "the slot that has become free is the first one's"
+    assert (mine.away, others.away) == (kind is not K.THROTTLED, False)
 
 
 def test_an_account_nobody_can_reach_empties_the_line_too():
