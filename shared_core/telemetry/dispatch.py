@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-import queue
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
@@ -101,7 +101,7 @@ def _callable(observer: Any) -> Observer:
 
 
 class Dispatcher:
-    """A bounded queue of events and one daemon thread, started at the first event that somebody wants to hear of.
+    """A queue of `capacity` events and one daemon thread, started at the first event that somebody wants to hear of.
 
     Async observers run on an event loop of that thread, one event after another.
 
@@ -119,7 +119,7 @@ class Dispatcher:
         """Events lost because observers could not keep up."""
 
     def _anew(self) -> None:
-        self._queue: queue.Queue[Event | threading.Event | None] = queue.Queue(self._capacity)
+        self._queue: SimpleQueue[Event | threading.Event | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
@@ -168,9 +168,9 @@ class Dispatcher:
             if sys.is_finalizing():
                 return  # the program is over: a thread that is started now never runs
             self._start()
-        try:
-            self._queue.put_nowait(event)
-        except queue.Full:
+        if self._queue.qsize() < self._capacity:
+            self._queue.put(event)
+        else:
             self.dropped += 1
 
     def _start(self) -> None:
@@ -213,11 +213,9 @@ class Dispatcher:
     def close(self) -> None:
         """Tell what is left (for at most a second; webhooks for as long as they say) and stop the thread."""
         if self._thread is not None:
-            self._quiet(1.0)
-            try:
-                self._queue.put_nowait(None)
-            except queue.Full:
-                _log.warning("observers are stuck; %d events were not told", self._queue.qsize())
+            if not self._quiet(1.0) and (waiting := self._queue.qsize()) > self._capacity:
+                _log.warning("observers are stuck; %d events wait to be told", waiting - 1)  # without our own mark
+            self._queue.put(None)
             self._thread = None
         for observer, _ in self._observers:
             drain = getattr(observer, "drain", None)
@@ -227,10 +225,7 @@ class Dispatcher:
     def _quiet(self, timeout_s: float) -> bool:
         """Wait until observers were told what is in the queue."""
         done = threading.Event()
-        try:
-            self._queue.put(done, timeout=timeout_s)
-        except queue.Full:
-            return False
+        self._queue.put(done)
         return done.wait(timeout_s)
 
 

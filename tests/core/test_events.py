@@ -158,6 +158,24 @@ def test_a_hook_that_hangs_costs_events_and_nothing_else():
     dispatcher.close()
 
 
+def test_a_thread_whose_hook_hung_when_it_was_closed_ends_all_the_same(caplog, monkeypatch):
+    begun, hold = threading.Event(), threading.Event()
+    dispatcher = Dispatcher([lambda _: (begun.set(), hold.wait(2 * LONG_S))], capacity=3)
+    before = set(threading.enumerate())
+    for n in range(10):
+        dispatcher.emit(unhealthy(n))
+        assert begun.wait(LONG_S)
+    (thread,) = set(threading.enumerate()) - before
+    quiet = dispatcher._quiet
+    monkeypatch.setattr(dispatcher, "_quiet", lambda timeout_s: quiet(0.01))
+    with caplog.at_level("WARNING", "llm_fallback"):
+        dispatcher.close()
+    assert "observers are stuck; 3 events wait to be told" in caplog.text
+    hold.set()
+    thread.join(LONG_S)
+    assert not thread.is_alive()
+
+
 def test_a_hook_that_raises_is_logged_and_the_next_one_is_told(caplog):
     def broken(_: Event) -> None:
         raise RuntimeError("broken hook")
