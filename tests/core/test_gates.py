@@ -182,6 +182,21 @@ def test_a_first_token_is_slow_beyond_twenty_seconds_and_beyond_four_times_the_m
     assert [n.state for n in gate.take_news()] == ["unhealthy"]
 
 
+def test_slowness_opens_a_circuit_for_as_long_as_any_failure_and_not_as_silence_does():
+    for config, until in ((BreakerConfig(1, open_s=100.0), 30.0), (BreakerConfig(1, open_s=0.5), 0.5)):
+        gate = Gate("t", config)
+        slow = Outcome(first_token_s=30.0, others_closed=True)
+        (change,) = gate.settle(admitted(gate), slow, 0.0, 1.0)
+        assert change == Transition("t", "circuit open", until)
+
+
+def test_a_reading_has_windows_and_history_when_they_are_asked_for():
+    gate = Gate("t")
+    fail(gate, 0.0, K.NOT_FOUND)
+    assert (gate.read(1.0).windows, gate.read(1.0).history) == ((), ())
+    assert len(gate.read(1.0, full=True).windows) == 4
+
+
 def test_a_probe_that_is_slow_opens_the_circuit_again():
     gate = Gate("t", TWO)
     fail(gate, 0.0), fail(gate, 0.0)
