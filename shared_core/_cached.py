@@ -207,9 +207,10 @@ class Cached:
             if not reading.leads and flight.loop is not None and flight.loop is running_loop():
                 return Unfit("the one in flight cannot go on while this call blocks its event loop")
             while True:
-                if reading.leads:
-                    flight.advance(reading.at)
-                if news := reading.news():
+                if reading.leads and (event := flight.advance(reading.at)) is not None:
+                    reading.at += 1
+                    yield (event,)
+                elif news := reading.news():
                     yield news
                 elif reading.ended:
                     return reading.report

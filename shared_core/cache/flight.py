@@ -99,7 +99,8 @@ class Flight:
     def publish(self, event: ChatEvent) -> None:
         """One more event."""
         self.events.append(event)
-        self._tell()
+        if self._wakers:
+            self._tell()
 
     def _tell(self) -> None:
         for waker, at_end in self._wakers:
@@ -155,17 +156,22 @@ class Flight:
         if late:
             self._take_over()
 
-    def advance(self, seen: int) -> None:
-        """Pull one event, unless there are more than `seen` already, or a thread of its own does the pulling.
+    def advance(self, seen: int) -> ChatEvent | None:
+        """Pull the event after the first `seen`. None where it is there already, where a thread of its own does the
+        pulling, and at the end.
 
         Raises:
             BaseException: what is no `Exception`: an interrupt of the thread that called. The flight is lost.
         """
-        if self._pump is None or self._goes_on(seen):
-            return
-        with self._pump:
-            if not self._goes_on(seen):  # nobody has pulled while this one waited
-                self._step()
+        pump = self._pump
+        if pump is None or self._detached:
+            return None
+        with pump:
+            if self._goes_on(seen):
+                return None
+            self._step()
+        events = self.events
+        return events[seen] if len(events) > seen else None
 
     def _goes_on(self, seen: int) -> bool:
         return self.over or self._detached or len(self.events) > seen
