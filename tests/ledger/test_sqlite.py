@@ -688,9 +688,9 @@ import sys
 from shared_core import Router
 from shared_core.testing import ScriptedProvider
 
-router = Router(ScriptedProvider("one two three"), ledger=sys.argv[1], cache=True, on_event=lambda event: None)
+router = Router(ScriptedProvider("one two three"), ledger=sys.argv[1], cache=True)
 _open = router.stream("Hello")  # closed with the module, at the very end, when no thread can be started any more
-print(type(next(_open)).__name__, flush=True)
+print(type(next(_open)).__name__, type(next(_open)).__name__, flush=True)
 """
 
 
@@ -702,6 +702,6 @@ def test_a_program_that_ends_with_a_stream_open_ends(tmp_path: Path) -> None:
         said, _ = child.communicate(timeout=60)
     finally:
         child.kill()
-    assert (child.returncode, said.strip()) == (0, "Started")
+    assert (child.returncode, said.strip()) == (0, "Started TextDelta")
     with SQLiteLedger(path) as ledger:
         assert [entry.status for entry in ledger.entries()] == [EntryStatus.UNKNOWN]
