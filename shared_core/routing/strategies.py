@@ -246,7 +246,6 @@ def dearness(request: ChatRequest) -> Callable[[TargetView], float]:
     """What `request` may be expected to cost with the target of a view, in nano-dollars; infinite where unknown."""
     told = request.characters // CHARS_PER_TOKEN
     said = min(request.max_tokens or EXPECTED_OUTPUT, EXPECTED_OUTPUT)
-    usage = Usage(told, said)
 
     def of(view: TargetView) -> float:
         price = view.price
@@ -256,7 +255,7 @@ def dearness(request: ChatRequest) -> Callable[[TargetView], float]:
         if rates is not None:
             return -(-(told * rates[1] + said * rates[2] + rates[3]) // _SCALE)
         health = view.health if price.second else None
-        return price.cost_nano(usage, (health.latency_p50_s or 0.0) if health is not None else 0.0)
+        return price.cost_nano(Usage(told, said), (health.latency_p50_s or 0.0) if health is not None else 0.0)
 
     return of
 
