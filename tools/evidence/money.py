@@ -57,7 +57,7 @@ def figures(*, quick: bool = False) -> dict[str, Any]:
     }
     asked = [part for part in os.environ.get("PARTS", "").split(",") if part] or list(trials)
     if unknown := [part for part in asked if part not in trials]:
-        raise ValueError(f"there is no part {unknown[0]!r} of money; parts: {', '.join(trials)}")
+        raise RuntimeError(f"there is no part {unknown[0]!r} of money; parts: {', '.join(trials)}")
     # In processes of their own: none shares an interpreter with a crowd's server.
     with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
         beside = [part for part in asked if part not in ("overspend", "size")] if together > 1 else []
