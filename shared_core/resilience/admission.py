@@ -598,7 +598,7 @@ class Gate:
                 self.state,
                 reason=refusal.reason if refusal else None,
                 retry_at=refusal.retry_at if refusal else None,
-                passes=refusal.waits if refusal else False,
+                passes=refusal is not None and refusal.waits,
                 parked=parked,
                 locked=locked,
             )

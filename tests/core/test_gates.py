@@ -219,6 +219,16 @@ def test_a_lock_is_told_with_its_end_shown_and_refused_with_its_reason():
     assert gate.read(611.0).locked_for_s is None
 
 
+def test_a_lock_whose_time_is_over_is_shown_no_more_and_another_that_stands_is():
+    gate = Gate("t")
+    gate.account.put(0.0, 10.0, "bad key")
+    assert gate.read(9.0).lock_reason == "bad key"
+    assert gate.read(10.0).locked_for_s is None
+    gate.lock.put(0.0, 20.0, "no such model")
+    health = gate.read(10.0)
+    assert (health.lock_reason, health.locked_for_s) == ("no such model", 10.0)
+
+
 def test_an_account_is_locked_under_its_own_name_for_all_its_targets():
     account, one, two = pair()
     assert fail(one, 10.0, K.AUTH) == [Transition("acme", "account locked", 910.0, "auth: no")]
@@ -683,6 +693,7 @@ def test_while_it_is_checked_an_open_target_reads_checking():
     fail(gate, 0.0), fail(gate, 0.0)
     gate.checking(2)
     gate.checking(-1)
+    assert gate.health.checking == 1
     assert gate.read(1.0).status is HealthStatus.CHECKING
     gate.checking(-1)
     assert gate.read(1.0).status is HealthStatus.UNHEALTHY
@@ -715,6 +726,26 @@ def test_a_lock_that_a_hastened_check_lifts_was_an_outage_until_then(kind):
     gate.hasten(11.0)
     succeed(gate, 11.0)
     assert availability(gate, 100.5) == pytest.approx(0.9)
+
+
+def test_a_lock_that_was_looked_at_is_no_outage_of_the_account():
+    gate = Gate("t")
+    succeed(gate, 0.5)
+    fail(gate, 1.0, K.NOT_FOUND)
+    assert availability(gate, 2.0) == pytest.approx(1 / 3)
+    gate.hasten(11.0)
+    succeed(gate, 11.0)
+    assert availability(gate, 100.5) == pytest.approx(0.9)
+
+
+def test_anothers_lock_of_the_account_is_an_outage_until_a_reading_finds_it_open():
+    _, one, two = pair()
+    succeed(two, 0.0)
+    fail(one, 0.0, K.AUTH)
+    assert availability(two, 10.0) == 0.0
+    one.reset()
+    assert availability(two, 20.0) == 0.0
+    assert availability(two, 40.0) == pytest.approx(0.5)
 
 
 def test_an_accounts_circuit_that_hastened_probes_close_was_an_outage_until_then():
@@ -834,6 +865,8 @@ def test_targets_of_one_account_share_it_and_its_re_check_is_due_when_another_jo
     assert two.account is one.account
     assert one.account.until == 1.0, "the key may be a new one: the next attempt finds out"
     assert gates.gate("three", "other", "m").account is not one.account
+    fail(again := gates.gate("four", "fourth", "m", TWO), 0.0)
+    assert [c.state for c in fail(again, 0.0)] == ["circuit open"]
 
 
 def test_limits_are_shared_by_a_pool_or_else_by_one_model_of_one_account_with_the_same_figures():
