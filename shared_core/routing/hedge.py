@@ -124,10 +124,11 @@ class Hedger:
     A target is known by its name and its gate: one that was put in the place of another begins unmeasured.
     """
 
-    __slots__ = ("_firsts", "_lock", "_tokens", "hedge")
+    __slots__ = ("_firsts", "_lock", "_percent", "_tokens", "hedge")
 
     def __init__(self, hedge: Hedge) -> None:
         self.hedge = hedge
+        self._percent = hedge.percent
         self._lock = threading.Lock()
         self._tokens = 0.0
         self._firsts: dict[tuple[str, bool], _Firsts] = {}
@@ -161,7 +162,7 @@ class Hedger:
 
     def after_s(self, name: str, gate: object, *, streaming: bool) -> float | None:
         """After how many seconds without content somebody is to be asked beside this target; None never."""
-        percent = self.hedge.percent
+        percent = self._percent
         if percent is None:
             return max(self.hedge.min_s, float(self.hedge.after))
         usual = self.usual_s(name, gate, percent, streaming=streaming)
