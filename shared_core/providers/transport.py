@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import ModuleType
@@ -272,9 +272,8 @@ def with_connections_of(pools: dict[Any, Any], client: Any, proxy: str | None = 
     if key not in pools:
         options = {} if proxy is None else {"proxy": proxy}
         tls = tls_context(http_module(sdk))  # read once: it would take 30 ms on the event loop
-        pools[key] = sdk.DefaultAsyncHttpxClient(
-            base_url=client.base_url, timeout=client.timeout, verify=tls, **options
-        )
+        made = sdk.DefaultAsyncHttpxClient(base_url=client.base_url, timeout=client.timeout, verify=tls, **options)
+        pools[key] = _without_leaks(http_module(sdk), made)
     return client.copy(http_client=pools[key])
 
 
@@ -309,7 +308,88 @@ def http_client(http: ModuleType, **options: Any) -> Any:
 
 def async_http_client(http: ModuleType, **options: Any) -> Any:
     """An async client of `http`. It belongs to the event loop that first uses it."""
-    return http.AsyncClient(**{**_options(http), **options})
+    return _without_leaks(http, http.AsyncClient(**{**_options(http), **options}))
+
+
+class _Uncut:
+    """Awaits the closing of a response to its end: a cancellation is held back until then, and raised there.
+
+    httpcore 1 closes in steps. Cancelled between two of them, a connection is neither closed nor free: the pool counts
+    it as in use for ever, and its socket stays open. A shielded task would do as well, for twenty times the microsecond
+    that this takes. What waits for the peer is not held up: its future is cancelled, and says so to who waits for it.
+    """
+
+    __slots__ = ("_closing",)
+
+    def __init__(self, closing: Coroutine[Any, Any, None]) -> None:
+        self._closing = closing
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        steps = self._closing.__await__()
+        held: BaseException | None = None
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration:
+                if held is not None:
+                    raise held from None
+                return
+            except Exception as error:
+                if held is not None:
+                    raise held from error
+                raise
+            try:
+                yield step
+            except asyncio.CancelledError as error:
+                held = error
+            except BaseException:  # the task itself is thrown away
+                steps.close()
+                raise
+
+
+class _UncutStream:
+    """The body of an async response, which is closed to the end once its closing has begun."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return aiter(self._inner)
+
+    async def aclose(self) -> None:
+        await _Uncut(self._inner.aclose())
+
+
+def _without_leaks(http: ModuleType, client: Any) -> Any:
+    """`client`, an async one, which loses no connection to a cancellation at the wrong moment."""
+    stream = _body_classes(http)[2]
+
+    async def ask(inner: Callable[[Any], Coroutine[Any, Any, Any]], pool: Any, request: Any) -> Any:
+        try:
+            response = await inner(request)
+        except BaseException:
+            for lost in _nobodys(pool):
+                await _Uncut(lost.aclose())
+            raise
+        response.stream = stream(response.stream)
+        return response
+
+    for transport in (client._transport, *client._mounts.values()):
+        if isinstance(transport, http.AsyncHTTPTransport):  # what a caller brought is left as it is
+            pool = getattr(transport, "_pool", None)
+            transport.handle_async_request = functools.partial(ask, transport.handle_async_request, pool)
+    return client
+
+
+def _nobodys(pool: Any) -> list[Any]:
+    """Connections of a pool that are neither in use nor free: their request was cancelled after the handshake, before
+    its first byte. None of a pool that we do not know."""
+    used = {id(request.connection) for request in getattr(pool, "_requests", ())}
+    return [
+        connection
+        for connection in getattr(pool, "connections", ())
+        if id(connection) not in used and not connection.is_idle() and not connection.is_closed()
+    ]
 
 
 def preload() -> None:
@@ -388,17 +468,18 @@ class _AsyncBody(Body):
 
 
 @functools.cache
-def _body_classes(http: ModuleType) -> tuple[type[Body], type[Body]]:
+def _body_classes(http: ModuleType) -> tuple[type[Body], type[Body], type[_UncutStream]]:
     # httpx asks a response's stream for its class before reading it.
     return (
         type("SyncBody", (_SyncBody, http.SyncByteStream), {}),
         type("AsyncBody", (_AsyncBody, http.AsyncByteStream), {}),
+        type("UncutStream", (_UncutStream, http.AsyncByteStream), {}),
     )
 
 
 def body_of(http: ModuleType, response: Any) -> Body:
     """Put a `Body` into a response of `http` whose reading has not begun."""
-    sync, other = _body_classes(http)
+    sync, other, _ = _body_classes(http)
     response.stream = (sync if isinstance(response.stream, http.SyncByteStream) else other)(response.stream, http)
     body: Body = response.stream
     return body
