@@ -312,7 +312,7 @@ class Money:
 
     def status(self) -> BudgetReport:
         """How every budget stands now."""
-        at, found = self._clock.time(), self._store.meters()
+        at, used = self._clock.time(), self._store.meters()
         statuses: list[BudgetStatus] = []
         for budget in self.budgets.all:
             if budget.window == "request":
@@ -321,9 +321,16 @@ class Money:
             window = self.budgets.window(budget, at)
             whole = MeterKey(budget.scope, budget.of, budget.window, str(budget.tz), window.start)
             if budget.scope == "global" or budget.of is not None:
-                readings: Mapping[str | None, Reading] = {budget.of: found.get(whole, Reading())}
+                readings: Mapping[str | None, Reading] = {
+                    budget.of: used.get(whole) or self._store.meters([whole])[whole]
+                }
             else:
-                readings = {key.of: value for key, value in found.items() if key._replace(of=None) == whole}
+                mine = {key: value for key, value in used.items() if key._replace(of=None) == whole}
+                if not mine:  # nothing has counted towards it yet: those whose rows it will take in
+                    since = self._store.costs(since=window.start if budget.window != "total" else None, now=at)
+                    names = [line.name for line in since.by(budget.scope) if line.name]
+                    mine = dict(self._store.meters([whole._replace(of=name) for name in names]))
+                readings = {key.of: value for key, value in mine.items()}
             dated = budget.window != "total"
             starts = datetime.fromtimestamp(window.start, budget.tz) if dated else None
             ends = None if window.end is None else datetime.fromtimestamp(window.end, budget.tz)

@@ -19,7 +19,7 @@ from shared_core.ledger.schema import PURPOSES, STATES, Kind
 from shared_core.ledger.store import Crossed, Draft, Exhausted, Notice, Overcharged, Ticket
 from shared_core.resilience.budget import EXHAUSTED, Claim, Denial, MeterKey, Reading, decide, due, hard_limit
 
-__all__ = ["Writing"]
+__all__ = ["Writing", "so_far"]
 
 _log = logging.getLogger("llm_fallback.ledger")
 
@@ -312,7 +312,7 @@ class Writing:
                 "SELECT since FROM metered WHERE scope = ? AND of = ? AND window = ? AND timezone = ?", kind
             ).fetchone()
             start, end = micros(key.start), since if claim.resets_at is None else min(since, micros(claim.resets_at))
-            posted, unknown = self._so_far(connection, key, start, end) if start < end else (0, 0)
+            posted, unknown = so_far(connection, key, start, end) if start < end else (0, 0)
             row = connection.execute(
                 "INSERT INTO meters (scope, of, window, timezone, start, posted, unknown) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?) RETURNING id",
@@ -323,26 +323,6 @@ class Writing:
         self._meter_ids[key] = number = int(row[0])
         self._fresh.append(lambda: self._meter_ids.pop(key, None))
         return number
-
-    @staticmethod
-    def _so_far(connection: sqlite3.Connection, key: MeterKey, start: int, end: int) -> tuple[int, int]:
-        """What settled rows from `start` to `end` (microseconds) add up to: posted, and unknown."""
-        where, parameters = "", []
-        if key.scope in ("target", "user"):
-            where = f" AND e.{key.scope} = (SELECT id FROM names WHERE kind = ? AND name = ?)"
-            parameters = [Kind.TARGET if key.scope == "target" else Kind.USER, key.of]
-        elif key.scope == "tag":
-            tag = "(SELECT id FROM names WHERE kind = ? AND name = ?)"
-            where = f" AND e.tags IN (SELECT tags FROM tag_of WHERE tag = {tag})"
-            parameters = [Kind.TAG, key.of]
-        posted, unknown = connection.execute(
-            # A correction counts in the window of the row that it corrects.
-            "SELECT ifnull(sum(e.cost), 0), ifnull(sum(CASE WHEN e.corrects IS NOT NULL OR (e.state = 4 AND e.cost IS "
-            "NULL) THEN ifnull(e.bound, 0) ELSE 0 END), 0) FROM entries e JOIN entries o ON o.id = ifnull(e.corrects, "
-            f"e.id) WHERE e.state >= 2 AND e.purpose <> 3 AND o.at >= ? AND o.at < ?{where}",
-            (start, end, *parameters),
-        ).fetchone()
-        return int(posted), int(unknown)
 
     def _read(self, connection: sqlite3.Connection, number: int) -> tuple[Reading, int | None]:
         """What a meter shows, and the limit it has in the file: looked up once in a transaction, then kept in step with
@@ -395,3 +375,23 @@ class Writing:
                 if first and draft.tell is not None:
                     notice = Exhausted(claim, reading) if share == EXHAUSTED else Crossed(claim, share, reading)
                     self._notices.append((draft.tell, notice))
+
+
+def so_far(connection: sqlite3.Connection, key: MeterKey, start: int, end: int) -> tuple[int, int]:
+    """What settled rows from `start` to `end` (microseconds) add up to: posted, and unknown."""
+    where, parameters = "", []
+    if key.scope in ("target", "user"):
+        where = f" AND e.{key.scope} = (SELECT id FROM names WHERE kind = ? AND name = ?)"
+        parameters = [Kind.TARGET if key.scope == "target" else Kind.USER, key.of]
+    elif key.scope == "tag":
+        tag = "(SELECT id FROM names WHERE kind = ? AND name = ?)"
+        where = f" AND e.tags IN (SELECT tags FROM tag_of WHERE tag = {tag})"
+        parameters = [Kind.TAG, key.of]
+    posted, unknown = connection.execute(
+        # A correction counts in the window of the row that it corrects.
+        "SELECT ifnull(sum(e.cost), 0), ifnull(sum(CASE WHEN e.corrects IS NOT NULL OR (e.state = 4 AND e.cost IS "
+        "NULL) THEN ifnull(e.bound, 0) ELSE 0 END), 0) FROM entries e JOIN entries o ON o.id = ifnull(e.corrects, "
+        f"e.id) WHERE e.state >= 2 AND e.purpose <> 3 AND o.at >= ? AND o.at < ?{where}",
+        (start, end, *parameters),
+    ).fetchone()
+    return int(posted), int(unknown)

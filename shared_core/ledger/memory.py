@@ -136,9 +136,9 @@ class MemoryLedger:
         return reconcile(self, source, vendor, now=time.time() if now is None else now, **options)
 
     def meters(self, keys: Sequence[MeterKey] | None = None) -> Mapping[MeterKey, Reading]:
-        """What meters show; of all that have been used when `keys` is left out."""
+        """What meters show, those that are new too; of all that have been used when `keys` is left out."""
         with self._lock:
-            return self._meters.read(keys)
+            return self._meters.read(keys, self._entries)
 
     def flush(self) -> bool:
         """Nothing waits."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from shared_core.ledger.entry import EntryStatus, LedgerEntry
@@ -65,16 +66,24 @@ class Meters:
             posted, pending, unknown, over = self._cells[key]
             self._cells[key] = Reading(posted + cost, pending, unknown + bound, over + max(0, cost + bound))
 
-    def read(self, keys: Sequence[MeterKey] | None) -> Mapping[MeterKey, Reading]:
-        """What they show."""
+    def read(self, keys: Sequence[MeterKey] | None, rows: Iterable[LedgerEntry] = ()) -> Mapping[MeterKey, Reading]:
+        """What they show; one that nothing has counted towards yet, what it will take in of `rows`."""
         if keys is None:
             return dict(self._cells)
-        return {key: self._cells[key] for key in keys if key in self._cells}
+        return {key: self._cells.get(key) or self._so_far(key, self._kept_since(key), rows) for key in keys}
+
+    def _kept_since(self, key: MeterKey) -> float:
+        kinds = ((key.scope, of, key.window, key.timezone) for of in {None, key.of})
+        return min((self._since[kind] for kind in kinds if kind in self._since), default=math.inf)
 
     def _begin(self, claim: Claim, at: float, rows: Iterable[LedgerEntry]) -> None:
         key = claim.key
         since = self._since.setdefault((key.scope, claim.budget.of, key.window, key.timezone), at)
         end = since if claim.resets_at is None else min(since, claim.resets_at)
+        self._cells[key] = self._so_far(key, end, rows)
+
+    @staticmethod
+    def _so_far(key: MeterKey, end: float, rows: Iterable[LedgerEntry]) -> Reading:
         posted = unknown = 0
         if key.start < end:  # rows from before meters of this kind were kept
             when = {row.id: row.at for row in rows}
@@ -84,7 +93,7 @@ class Meters:
                     posted += row.cost_nano or 0
                     if row.corrects is not None or (row.status is EntryStatus.UNKNOWN and row.cost_nano is None):
                         unknown += row.bound_nano or 0
-        self._cells[key] = Reading(posted, 0, unknown)
+        return Reading(posted, 0, unknown)
 
     def _due(self, claims: Sequence[Claim], denied: Claim | None = None) -> Sequence[Notice]:
         """Thresholds that spending has reached and that nobody was told of in this window."""

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Self, Unpack
 from shared_core._sqlite import guard_fork, refusal
 from shared_core.chat.events import Usage
 from shared_core.errors import LedgerError
-from shared_core.ledger._rows import COLUMNS, METER, entry_of, meter_row
+from shared_core.ledger._rows import COLUMNS, METER, entry_of, meter_row, micros
 from shared_core.ledger._writer import CALL, DISPATCH, RECORD, RESERVE, SETTLE, Op, Writer
+from shared_core.ledger._writing import so_far
 from shared_core.ledger.analytics import CostFilters, CostQuery, CostReport, Sums
 from shared_core.ledger.entry import EntryStatus, LedgerEntry
 from shared_core.ledger.store import Draft, Ticket
@@ -188,7 +189,7 @@ class SQLiteLedger:
         return reconcile(self, source, vendor, now=time.time() if now is None else now, **options)
 
     def meters(self, keys: Sequence[MeterKey] | None = None) -> Mapping[MeterKey, Reading]:
-        """What meters show; of all there are when `keys` is left out."""
+        """What meters show, those that are new too; of all there are when `keys` is left out."""
         sql = "SELECT scope, of, window, timezone, start, posted, pending, unknown, over FROM meters"
         try:
             self.flush()
@@ -201,10 +202,22 @@ class SQLiteLedger:
             ]  # fmt: skip
         except sqlite3.Error as error:
             raise refusal(self.path, error) from error
-        return {
+        shown = {
             MeterKey(scope, of if scope != "global" else None, window, zone, start): Reading(*figures)
             for scope, of, window, zone, start, *figures in rows
         }
+        return shown | {key: self._to_be(key) for key in keys or () if key not in shown}
+
+    def _to_be(self, key: MeterKey) -> Reading:
+        """What a meter that nothing has counted towards yet will begin with."""
+        kind = (key.scope, key.window, key.timezone, key.of or "")
+        with self._reading() as connection:
+            (since,) = connection.execute(
+                "SELECT min(since) FROM metered WHERE scope = ? AND window = ? AND timezone = ? AND of IN ('', ?)", kind
+            ).fetchone()
+            start, end = micros(key.start), 2**63 - 1 if since is None else since
+            posted, unknown = so_far(connection, key, start, end) if start < end else (0, 0)
+        return Reading(posted, 0, unknown)
 
     def entries(self, limit: int | None = None) -> Sequence[LedgerEntry]:
         """The rows, oldest first; the last `limit` of them when given."""

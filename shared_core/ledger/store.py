@@ -178,7 +178,9 @@ class LedgerStore(Ledger, Protocol):
         ...
 
     def meters(self, keys: Sequence[MeterKey] | None = None) -> Mapping[MeterKey, Reading]:
-        """What meters show; of all that have been used when `keys` is left out."""
+        """What meters show; of all that have been used when `keys` is left out. One that is asked for by its key and
+        that nothing has counted towards yet shows what it will take in of the rows there are.
+        """
         ...
 
     def flush(self) -> bool:

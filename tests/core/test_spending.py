@@ -23,6 +23,7 @@ from shared_core import (
     DeadlineExceeded,
     File,
     Image,
+    MemoryLedger,
     Price,
     RequestRejected,
     RetryPolicy,
@@ -395,6 +396,37 @@ def test_an_answer_that_nobody_counted_is_charged_its_bound_by_a_hard_budget_and
         (row,) = router.ledger.entries()
         assert (row.status, row.estimated) == ("estimated", True)
         assert row.cost_nano
+
+
+def test_a_new_budget_shows_and_heeds_what_was_spent_before_it_even_before_its_first_call(ledger: Any) -> None:
+    """A program that begins by printing its budgets must not be told that nothing was spent."""
+    clock = VirtualClock()
+    shared = MemoryLedger() if ledger is None else SQLiteLedger(ledger)
+    asked = ASK.replace(user="ann", tags=("batch",), max_tokens=100)
+    with router_of(paid(), budgets=None, ledger=shared, clock=clock) as before:
+        for _ in range(3):
+            before.invoke(asked)
+        spent = before.costs().total_usd
+        assert spent
+    clock.advance(1)
+    new = [
+        Budget("0.5", "month"),
+        Budget(1, "day", scope="user", of="ann"),
+        Budget(1, "week", scope="user"),
+        Budget(1, "total", scope="tag"),
+        Budget(1, "month", scope="target", timezone="Asia/Kathmandu"),
+        Budget(1, "month", scope="user", of="bob"),
+    ]
+    with router_of(paid(), budgets=new, ledger=shared, clock=clock) as router:
+        shown = [(s.of, s.spent_usd) for s in router.budget_status()]
+        names = [None, "ann", "ann", "batch", "paid"]
+        assert shown == [(name, pytest.approx(spent)) for name in names] + [("bob", 0.0)]
+        assert "over budget" in str(router.explain(asked.replace(max_tokens=490)))
+        assert "over budget" not in str(router.explain(asked))
+        router.invoke(asked)
+        assert router.budget_status()[0].spent_usd == pytest.approx(spent / 3 * 4), "and is counted once"
+    if ledger is not None:
+        shared.close()
 
 
 def test_a_plan_says_who_is_over_budget_and_sets_nothing_aside(ledger: Any) -> None:
