@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, time, timedelta, tzinfo
+from datetime import UTC, date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from functools import cached_property
 from html import escape
@@ -196,23 +196,21 @@ def window_at(kind: WindowName, at: float, tz: tzinfo) -> Window:
     return Window(_begins(first, tz), _begins(after, tz))
 
 
-def _begins(day: Any, tz: tzinfo) -> int:
-    """The first moment of a local day. A time that clocks skip is read with the offset from before the gap (PEP 495,
-    fold=0), which lands after it by as much as was skipped; a midnight that comes twice begins with the first.
+def _begins(day: date, tz: tzinfo) -> int:
+    """The first second that has the date of a local day, or a later one.
+
+    A midnight that clocks skip is read with the offset from before the gap (PEP 495, fold=0), which lands after it by
+    as much as was skipped; one that comes twice is read as the first.
     """
-    begins = int(datetime.combine(day, time(0), tz).timestamp())
-    back = datetime.fromtimestamp(begins, tz)
-    if back.date() == day and (back.hour, back.minute, back.second) != (0, 0, 0):
-        # Midnight was skipped: the day begins where the gap ends, which is the first second that has this date.
-        low, high = begins - 4 * 3600, begins
-        while low < high:
-            middle = (low + high) // 2
-            if datetime.fromtimestamp(middle, tz).date() >= day:
-                high = middle
-            else:
-                low = middle + 1
-        begins = low
-    return begins
+    high = int(datetime.combine(day, time(0), tz).timestamp())
+    low = high - 4 * 3600
+    while low < high:
+        middle = (low + high) // 2
+        if datetime.fromtimestamp(middle, tz).date() >= day:
+            high = middle
+        else:
+            low = middle + 1
+    return low
 
 
 class MeterKey(NamedTuple):

@@ -118,6 +118,31 @@ def test_a_day_has_as_many_hours_as_the_clocks_of_its_place_give_it(zone: str, d
     assert window.end - window.start == hours * 3600
 
 
+def test_a_week_begins_on_monday_and_lasts_seven_days() -> None:
+    monday = int(datetime(2026, 11, 2, tzinfo=UTC).timestamp())
+    for day in range(7):
+        assert window_at("week", monday + day * 86400, UTC) == (monday, monday + 7 * 86400)
+    assert window_at("week", monday - 1, UTC) == (monday - 7 * 86400, monday)
+    berlin = ZoneInfo("Europe/Berlin")
+    changes = window_at("week", datetime(2026, 10, 21, tzinfo=UTC).timestamp(), berlin)
+    assert changes == (
+        int(datetime(2026, 10, 19, tzinfo=berlin).timestamp()),
+        int(datetime(2026, 10, 26, tzinfo=berlin).timestamp()),
+    )
+    assert changes.end is not None
+    assert changes.end - changes.start == (7 * 24 + 1) * 3600
+
+
+def test_a_day_that_begins_twice_begins_with_the_first_of_them_and_one_that_was_left_out_with_the_next() -> None:
+    johns = ZoneInfo("America/St_Johns")  # until 2011, at one past midnight the clocks went back to the day before
+    first = int(datetime(2010, 11, 7, tzinfo=johns).timestamp())
+    assert window_at("day", first + 86400 / 2, johns).start == first
+    assert datetime.fromtimestamp(first + 60, johns).day == 6
+    apia = ZoneInfo("Pacific/Apia")  # 30 December 2011 was left out
+    after = int(datetime(2011, 12, 31, tzinfo=apia).timestamp())
+    assert window_at("day", after - 1, apia).end == after
+
+
 def test_months_of_every_length_and_the_turn_of_the_year() -> None:
     for year, month, days in ((2024, 2, 29), (2026, 2, 28), (2026, 12, 31), (2026, 4, 30)):
         window = window_at("month", datetime(year, month, 15, tzinfo=UTC).timestamp(), UTC)
@@ -445,6 +470,8 @@ def test_a_soft_budget_before_a_hard_one_stands_in_nobodys_way() -> None:
     assert isinstance(decide(Ask(5, 5), [claim(1, hard=False), claim(4)], {}), Denial)
     assert decide(Ask(5, 9), [claim(7), claim(6)], {}) == Grant(6)
     assert decide(Ask(5, 9), [claim(9)], {}) == Grant(9)
+    assert decide(Ask(5, 9), [claim(5)], {}) == Grant(5), "just enough is enough"
+    assert decide(Ask(5, 9), [claim(8)], {KEY: Reading(1, 2, 4)}) == Denial(claim(8), 5, 2, 5)
     assert decide(None, [claim(9)], {KEY: Reading(1, 2, 4)}) == Denial(claim(9), 5, 2, None)
 
 
