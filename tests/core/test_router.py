@@ -289,7 +289,7 @@ def test_threads_are_used_again_and_keep_the_callers_context(monkeypatch):
 
     from shared_core import _lane
 
-    monkeypatch.setattr(_lane, "_idle", [])
+    monkeypatch.setattr(_lane._stock, "_idle", [])
     variable = contextvars.ContextVar("variable", default="unset")
     seen = []
 
@@ -303,7 +303,7 @@ def test_threads_are_used_again_and_keep_the_callers_context(monkeypatch):
     variable.set("mine")
     for _ in range(5):
         assert router.invoke("Hi").text == "ok"
-        until(lambda: _lane._idle)  # the thread goes back to the stock a moment after its answer has arrived
+        until(lambda: _lane._stock._idle)  # the thread goes back to the stock a moment after its answer has arrived
     assert seen == ["mine"] * 5
     assert len({t.ident for t in provider.threads}) <= 2
 
