@@ -17,7 +17,6 @@ from shared_core.chat.request import (
     ChatRequest,
     File,
     Image,
-    Message,
     Part,
     Reasoning,
     Text,
@@ -54,7 +53,7 @@ def input_bound(request: ChatRequest, *, window: int | None = None, extra: int =
     """
     total, media = float(_REQUEST + extra), 0.0
     for message in request.messages:
-        text, heavy = _message(message)
+        text, heavy = _size(message.parts, message.name)
         total += text
         media += heavy
     for tool in request.tools:
@@ -75,26 +74,24 @@ def input_bound(request: ChatRequest, *, window: int | None = None, extra: int =
     return None if math.isinf(total) else int(total)
 
 
-def _message(message: Message) -> tuple[float, float]:
-    """Bytes of text, and tokens of media."""
-    text, media = float(_PER_MESSAGE + (_bytes(message.name) if message.name else 0)), 0.0
-    for part in message.parts:
+def _size(parts: Iterable[Part], name: str | None) -> tuple[float, float]:
+    """Bytes of text, and tokens of media; recordings are counted apart (`_audible`)."""
+    text, media = float(_PER_MESSAGE + (_bytes(name) if name else 0)), 0.0
+    for part in parts:
         text += _PER_PART
         match part:
             case Text(said):
-                text += len(said) if said.isascii() else len(said.encode("utf-8", "surrogatepass"))
+                text += _bytes(said)
             case Image():
                 media += _IMAGE
             case File():
                 media += math.inf if part.data is None else _PER_KIB_OF_FILE * (1 + len(part.data) / 1024)
-            case Audio():
-                pass
             case ToolCall():
                 text += _bytes(part.id) + _bytes(part.name) + _bytes(part.arguments) + _json(part.data)
             case Reasoning():
                 text += _bytes(part.text) + _json(part.data)
             case ToolResult():
-                inner, heavy = _message(Message("tool", part.content))
+                inner, heavy = _size(part.content, None)
                 text += inner + _bytes(part.call_id) + _bytes(part.name or "")
                 media += heavy
     return text, media

@@ -531,5 +531,4 @@ class BudgetReport(tuple[BudgetStatus, ...]):
 
 def _dollars(nano: int) -> str:
     """Nano-dollars as dollars, as short as they can be said: '10', '0.5', '0.000012'."""
-    text = f"{Decimal(nano) / NANO:f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    return f"{Decimal(nano) / NANO:f}"

@@ -15,6 +15,7 @@ from shared_core import Audio, Budget, ChatRequest, ConfigurationError, File, Im
 from shared_core.chat.request import Message, Reasoning, Text, ToolCall, ToolResult
 from shared_core.resilience.bound import input_bound
 from shared_core.resilience.budget import (
+    _KEPT,
     EXHAUSTED,
     Ask,
     BudgetReport,
@@ -215,6 +216,48 @@ def test_each_user_target_and_tag_has_a_meter_of_its_own_unless_one_is_named() -
     assert len([m for m in meters(user="bob") if m[0] == "user"]) == 2
 
 
+def test_meters_are_worked_out_once_for_everybody_whom_no_budget_tells_apart() -> None:
+    midnight = int(datetime(2026, 11, 2, tzinfo=UTC).timestamp())
+    together = Budgets([Budget(1, "day"), Budget(2, "total")])
+    first = together.claims(midnight, "t")
+    for at in (midnight, midnight + 1, midnight + 86399.9):
+        assert together.claims(at, "other", "ann", ["batch"]) is first
+    assert together.claims(midnight + 86400, "t") is not first
+    assert together.claims(midnight - 1, "t")[0].key.start == midnight - 86400
+    for scope, one, other in (
+        ("target", ("t",), ("u",)),
+        ("user", ("t", "ann"), ("t", "bob")),
+        ("tag", ("t", None, ["x"]), ("t", None, ["y"])),
+    ):
+        apart = Budgets([Budget(1, "day", scope)])  # type: ignore[arg-type]  # the scopes, by name
+        known = apart.claims(midnight, *one)  # type: ignore[arg-type]  # as above: target, user, tags
+        assert apart.claims(midnight, *one) is known  # type: ignore[arg-type]  # as above
+        assert apart.claims(midnight, *other) != known, scope  # type: ignore[arg-type]  # as above
+
+
+def test_users_without_end_are_not_all_remembered() -> None:
+    budgets = Budgets([Budget(1, "total", "user")])
+    for n in range(_KEPT + 10):
+        assert budgets.claims(0.0, "t", f"u{n}")[0].key.of == f"u{n}"
+        assert len(budgets._claims) <= _KEPT
+
+
+def test_days_of_several_places_are_told_apart() -> None:
+    budgets = Budgets([Budget(1, "day"), Budget(1, "day", timezone="Asia/Kathmandu"), Budget(1, "month")])
+    at = datetime(2026, 11, 10, 12, tzinfo=UTC).timestamp()
+    nepal = datetime(2026, 11, 10, tzinfo=ZoneInfo("Asia/Kathmandu")).timestamp()
+    starts = [claim.key.start for claim in budgets.claims(at, "t")]
+    assert starts == [at - 12 * 3600, nepal, datetime(2026, 11, 1, tzinfo=UTC).timestamp()]
+    day = budgets.window(budgets.all[0], at - 12 * 3600)
+    assert budgets.window(budgets.all[0], at - 12 * 3600) is day, "from its first moment on"
+
+
+def test_budgets_of_one_request_are_of_its_target_its_user_and_its_tags() -> None:
+    budgets = Budgets([Budget(1, "request", "target"), Budget(1, "request", "user"), Budget(1, "request", "tag")])
+    of = [claim.key.of for claim in budgets.requests("t", "ann", ("x", "y"))]
+    assert of == ["t", "ann", "x", "y"]
+
+
 # ── whether it fits ──────────────────────────────────────────────────────────────────────────────────────────────────
 
 KEY = MeterKey("global", None, "day", "UTC", 0)
@@ -324,13 +367,16 @@ def test_a_window_bounds_what_has_no_size_and_without_one_nothing_does() -> None
         ([Image(data=b"x"), Image(data=b"y")], 2 * (16 + 65_536)),
         ([File(data=b"x" * 3072)], 16 + 4 * 4096),
         ([File(data=b"x" * 512)], 16 + 4096 + 2048),
+        ([Image(data=b"x"), File(data=b"x" * 1024), File(data=b"y" * 1024)], 3 * 16 + 65_536 + 4 * 4096),
         ([Audio(data=b"x" * 700)], 16 + 700),
         ([Audio(data=b"x" * 700), Audio(data=b"y" * 7)], 32 + 707),
         ([ToolCall("call-1", "find", '{"a": 1}', {"sig": "é"})], 16 + 6 + 4 + 8 + len('{"sig": "\\u00e9"}')),
         ([Reasoning("hmm", {"k": "v"})], 16 + 3 + 10),
         ([ToolResult("call-1", (Text("ok"),), "find")], 16 + (16 + 16 + 2) + 6 + 4),
         ([ToolResult("call-1", (Text("ok"), Image(data=b"x")))], 16 + (16 + 32 + 2) + 6 + 65_536),
+        ([Image(data=b"y"), ToolResult("1", (Image(data=b"x"),))], 32 + (16 + 16) + 1 + 2 * 65_536),
         ([ToolResult("call-1", (Audio(data=b"x" * 700),))], 16 + (16 + 16) + 6 + 700),
+        ([Audio(data=b"y" * 7), ToolResult("1", (Audio(data=b"x" * 700),))], 32 + (16 + 16) + 1 + 707),
     ],
 )
 def test_every_part_counts_with_its_bytes_or_the_allowance_of_its_kind(parts: list[Any], tokens: int) -> None:
