@@ -76,8 +76,8 @@ class Tally:
 
     def __init__(self) -> None:
         self._key: int | None = None
-        self._good = 0
-        self._bad = 0
+        self._good: int  # set with the key
+        self._bad: int
         self._fine: deque[tuple[int, int, int]] = deque(maxlen=_FINE_KEPT)
         self._coarse: deque[list[int]] = deque(maxlen=_COARSE_KEPT)
 

@@ -98,6 +98,11 @@ def test_a_window_of_minutes_is_counted_in_tens_of_seconds_and_a_longer_one_in_f
     )
 
 
+def test_ends_in_the_same_ten_seconds_add_up():
+    tally = tallied((5.0, True), (5.0, True), (6.0, False), (6.0, False), (7.0, True))
+    assert tally.within(8.0, 60.0) == (3, 2)
+
+
 @pytest.mark.parametrize("seconds", [60.0, 3600.0])
 def test_each_span_of_a_tally_counts_its_own(seconds):
     tally = tallied(*((10.0 * n, n % 3 == 0) for n in range(6)))
