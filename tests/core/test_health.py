@@ -121,6 +121,13 @@ def test_an_outage_begins_with_the_first_word_of_it_and_ends_with_the_first_of_i
     assert outages.down_s(61.0, 100.0) == 31.0
 
 
+def test_the_last_five_hundred_and_twelve_outages_are_kept():
+    outages = Outages()
+    for n in range(600):
+        outages.broken(10.0 * n), outages.mended(10.0 * n + 1.0)
+    assert outages.down_s(6000.0, 6000.0) == 512.0
+
+
 def test_a_hold_is_made_longer_and_never_shorter_and_one_that_was_over_is_another():
     outages = Outages()
     outages.hold("park", 10.0, 20.0)
