@@ -316,7 +316,9 @@ class Driver:
     async def _arace(self, step: Race, heats: list[AsyncHeat]) -> Report:
         """The twin of `_race`."""
         bell = heats[0].bell
-        heats.append(await self._aheat(step.second, bell))
+        second = await self._aheat(step.second, bell)
+        heats.append(second)
+        await second.begun()
         while (report := _decided(heats)) is None:
             await _arung(bell, min(heat.guard.remaining() for heat in heats))
         return report

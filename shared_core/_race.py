@@ -167,9 +167,11 @@ class AsyncHeat(_Running):
         self.bell = bell
         self._items: deque[ChatEvent] = deque()
         self._more = asyncio.Event()
+        self._begun = False
         self.task = asyncio.ensure_future(self._run(source))
 
     async def _run(self, source: AsyncIterator[ChatEvent]) -> None:
+        self._begun = True
         error: BaseException | None = None
         try:
             async for event in source:
@@ -187,6 +189,14 @@ class AsyncHeat(_Running):
             close = getattr(source, "aclose", None)
             if close is not None:
                 await close()
+
+    async def begun(self) -> None:
+        """Until it has been sent: a task that is cancelled before its first step sends nothing, and is in the journal.
+
+        What the other one brings at this very moment would do that.
+        """
+        while not (self._begun or self.task.done()):  # noqa: ASYNC110  # its first step is due in this loop's next turn
+            await asyncio.sleep(0)
 
     async def events(self) -> AsyncGenerator[ChatEvent, None]:
         """What it has brought and will bring. Leaving it cuts the attempt off."""

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -23,10 +23,12 @@ from shared_core import (
     AllTargetsFailed,
     BreakerConfig,
     Capabilities,
+    ChatEvent,
     ChatRequest,
     CircuitState,
     ErrorKind,
     Finished,
+    Guard,
     Origin,
     Price,
     ProviderError,
@@ -47,6 +49,7 @@ from shared_core.testing.fault_server import slow
 from tests.timing import LONG_S, auntil, timed
 
 from .conftest import FACES
+from .test_hedging_steps import first_call
 
 K = ErrorKind
 STREAM = ChatRequest((user("Hello"),), streaming=True)
@@ -193,6 +196,30 @@ def test_a_loser_whose_thread_gets_its_turn_too_late_sends_nothing(face, monkeyp
     assert (a.calls, b.calls) == (0, 1)
     assert [h.in_flight for h in router.health()] == [0, 0]
     router.close()
+
+
+async def test_a_second_call_that_is_in_the_journal_has_been_sent_though_the_race_is_decided_at_that_moment():
+    """What the first one brings may be heard before the task of the second has had its first step."""
+    first, execution = first_call()
+    sent: list[str] = []
+
+    async def answer(name: str) -> AsyncIterator[ChatEvent]:
+        sent.append(name)
+        await asyncio.sleep(60.0)
+        yield Started()
+
+    def begun(name: str) -> _race.AsyncHeat:
+        guard = Guard(time.monotonic, streaming=True)
+        return _race.AsyncHeat(first, guard, answer(name), time.monotonic, asyncio.Event())
+
+    cut = begun("cut off before its first step")
+    cut.drop()
+    second = begun("second")
+    await second.begun()
+    second.drop()
+    await _race.AsyncHeat.gone([cut, second])
+    assert sent == ["second"]
+    assert execution.attempts == [first.attempt]
 
 
 class Leisurely(Timed):
