@@ -175,14 +175,13 @@ class Relay:
             attempt.delivered += len(text)
 
     def _release(self) -> list[ChatEvent]:
-        """The marker of a seam or restart, then what was held back."""
+        """The marker of a seam or restart, then what was held back: once for each attempt."""
         out: list[ChatEvent] = []
         if self._marker is not None:
             out.append(self._marker)
             if type(self._marker) is Restarted:
                 self._pieces.clear()
                 self._aligned, self._last, self._chunks = True, "", 0
-            self._marker = None
         for event in self._held:
             if type(event) is Started:
                 if self._started:

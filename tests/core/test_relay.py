@@ -74,6 +74,12 @@ def test_an_answer_that_began_is_not_said_to_begin_again_by_the_next_attempt():
     assert feed(relay, Started("r-2"), *text("Hello")) == [Restarted("b"), "Hello"]
 
 
+def test_one_that_says_twice_that_it_begins_is_heard_once():
+    relay, _ = streaming()
+    begun, thought = Started("r-1"), ReasoningDelta("hmm")
+    assert feed(relay, begun, Started("r-2"), thought, *text("Hi")) == [begun, thought, "Hi"]
+
+
 def test_a_whole_answer_is_held_until_it_is_whole():
     relay, mine = Relay(streaming=False), attempt()
     relay.begin(mine)
