@@ -461,6 +461,11 @@ def test_at_the_deadline_nobody_more_is_asked_and_the_next_in_turn_is_said_to_ha
     assert just.steps[3] == ("admit", "b", 0.25)
 
 
+def test_an_attempt_leaves_those_behind_it_the_time_for_a_first_token_or_an_equal_share():
+    h = Hand([no(K.NOT_FOUND)], [no(K.NOT_FOUND)], [None], total=40.0)
+    assert [c.first_s for c in h.calls] == [pytest.approx(40 / 3), 20.0, 30.0]
+
+
 def test_a_wait_that_ends_at_the_deadline_is_not_begun_and_its_end_is_told():
     h = Hand([no(K.THROTTLED, retry_after_s=10.0)], chance=0.0, total=10.0)
     assert h.steps == [("admit", "a", 10.0), ("call", "a"), ("settle", "a", False)]
@@ -600,6 +605,7 @@ def test_an_answer_put_back_to_its_target_is_settled_as_a_failure_that_is_tried_
     ]  # fmt: skip
     assert [(s.outcome.error, s.will_retry) for s in h.settled] == [(rejected, True), (None, False)]
     assert h.calls[1].request.messages[1:] == reask(WHOLE, rejected).messages[1:]
+    assert [a.reask for a in h.journal.attempts] == [False, True]
     assert h.result is None
 
 
