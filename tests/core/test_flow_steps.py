@@ -435,6 +435,8 @@ def test_who_could_not_be_reached_once_more_is_left_without_a_retry():
     assert (h.asked, h.waits) == ("aab", [])
     refused = Hand([no(K.CONNECT, status=502), None], [], retry=RetryPolicy(total=9))
     assert (refused.asked, refused.waits) == ("aa", [("a", 0.25)]), "somebody has looked at it: that is a try"
+    patient = route("a", retry=RetryPolicy(transparent=2))
+    assert Hand([no(K.CONNECT)] * 3, [None], routes=[patient, route("b")]).asked == "aaab"
     none = route("a", retry=RetryPolicy(transparent=0))
     assert Hand([no(K.CONNECT), None], [], routes=[none, route("b")]).waits == [("a", 0.25)]
 
