@@ -158,6 +158,8 @@ class _Turn:
     """Its next try has been taken from the retries that are left."""
     free: int = 0
     """Tries that count for nothing, because no byte of the request had left."""
+    well: bool = True
+    """It has not failed: it was not asked yet, or it lost a race."""
 
 
 def flow(
@@ -281,6 +283,7 @@ def flow(
                     again = why.disposition is Disposition.RETRY and failed.route.gate.allows_retry
                     if again and failed.tries <= failed.route.retry.same_target:
                         failed.not_before = clock() + failed.route.retry.wait_s(why, failed.tries - 1, chance())
+                        failed.well = False
                         parked.append(failed)
             if attempt.first_token_s is not None:
                 hedger.began(route.name, route.gate, streaming=request.streaming, seconds=attempt.first_token_s)
@@ -323,7 +326,8 @@ def flow(
             wait_s = route.retry.wait_s(error, turn.tries - 1, chance())
         at_once = (
             wait_s is not None
-            and not any(other.not_before < now + wait_s for other in parked)
+            # Who breaks off in the middle of an answer comes before those that failed to begin one.
+            and not any(other.not_before < now + wait_s and (other.well or not attempt.delivered) for other in parked)
             and not _should_yield(error, relay, wait_s, now, deadline, queue, route.retry)
         )
         yield Settle(route, granted, _outcome(attempt, error, now), attempt, at_once)
@@ -339,6 +343,7 @@ def flow(
         if wait_s is None or not route.gate.allows_retry:
             continue
         turn.not_before = now + wait_s
+        turn.well = False
         if not at_once:
             parked.append(turn)
             continue

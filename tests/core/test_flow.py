@@ -426,6 +426,13 @@ def test_alone_a_cut_target_may_finish_its_own_answer(bench, stream_face):
     assert b.calls == [2]
 
 
+def test_a_cut_target_goes_on_before_those_that_never_began(bench, stream_face):
+    b = bench((K.OVERLOADED, K.OVERLOADED), (K.OVERLOADED, K.OVERLOADED), (Broken("the whole"), ANSWER))
+    got = stream_face(b.router)
+    assert got.text == ANSWER
+    assert [a["target"] for a in got.fallback["attempts"]] == ["a", "b", "c", "c"]
+
+
 def test_nobody_can_go_on_and_the_partial_text_is_kept(bench, stream_face):
     b = bench(Broken("the whole", K.STREAM_CUT), K.NOT_FOUND)
     got = stream_face(b.router)
