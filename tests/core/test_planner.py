@@ -24,6 +24,8 @@ from shared_core import (
 from shared_core.chat.request import Audio
 from shared_core.errors import InvalidRequest
 from shared_core.routing.planner import plan as plan_of
+from shared_core.routing.policy import FlowPolicy
+from shared_core.routing.strategies import STRATEGIES
 from shared_core.testing import ScriptedProvider, VirtualClock
 
 HI = ChatRequest((user("Hello"),))
@@ -348,6 +350,29 @@ def test_a_plan_made_outside_a_router_has_a_default_order_and_knows_nothing_of_h
     assert seen == [("a", 0, None, None), ("b", 0, None, None)]
     assert plan(HI, routes, priority).targets == ("a", "b")
     assert plan(HI, routes, strategy).strategy == "priority"
+
+
+def test_a_plan_knows_what_its_request_may_do():
+    policy = FlowPolicy()
+    assert plan_of(HI, router({}, {})._fleet.routes, STRATEGIES["priority"], policy=policy).policy is policy
+
+
+def test_a_strategy_that_returns_something_else_is_told_what_it_returned():
+    with pytest.raises(ConfigurationError) as refused:
+        router({}, {}, strategy=lambda request, views: ["a" * 200]).explain(HI)
+    assert str(refused.value).endswith(
+        "must return the views that it is given, in the order in which to ask, not ['" + "a" * 78
+    )
+    kept = []
+
+    def mine(request, views):
+        kept.extend(views)
+        return kept[:2]
+
+    routes = router({}, {})._fleet.routes
+    assert plan_of(HI, routes, mine).targets == ("a", "b")
+    with pytest.raises(ConfigurationError, match="strategy 'mine' returned a view that it was not given for this req"):
+        plan_of(HI, router({}, {})._fleet.routes, mine, strategy_name="mine")
 
 
 def test_a_strategy_is_not_asked_about_a_single_target_and_is_about_two():
