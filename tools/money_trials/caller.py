@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import tempfile
+import time
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -32,6 +33,8 @@ WORDS = (
     "second",
     "opinion",
 )
+PATIENCE_S = 120.0
+"""For so long a caller waits for what others have set aside, and may not need."""
 REFUSALS = 3
 """A caller goes home when it was refused this often in a row."""
 
@@ -102,6 +105,7 @@ def call_until_refused(plan: Plan, number: int) -> None:
     chance = random.Random(f"{plan.seed}/{number}")
     router = _router(plan)
     refused = turn = 0
+    until = time.monotonic() + PATIENCE_S
     loop = asyncio.new_event_loop()
     try:
         while refused < REFUSALS:
@@ -117,8 +121,11 @@ def call_until_refused(plan: Plan, number: int) -> None:
             try:
                 _call(router, loop, request, strategy, chance)
                 refused = 0
-            except BudgetExceeded:
-                refused += 1
+            except BudgetExceeded as error:
+                if error.pending and time.monotonic() < until:
+                    time.sleep(0.01)  # what others have set aside is not spent yet: some of it comes back
+                else:
+                    refused += 1
             except (AllTargetsFailed, StreamBroken):
                 continue
             except FallbackError as error:
