@@ -140,7 +140,7 @@ class Aliasing(RuleBasedStateMachine):
                     break
         first = next((n for n in plan if n not in self.open), None)
         if first is None:
-            # Nobody can be asked: an answer that is kept of anybody in the plan is as good as there is, but for a refresh.
+            # Nobody can be asked: what is kept of anybody in the plan is as good as there is, but for a refresh.
             name = next((n for n in plan if now - self.kept.get((n, seed), -1e9) < 100), None)
             if use is not None or name is None:
                 assert got.error is not None
