@@ -42,8 +42,8 @@ class Drift:
 
     def __init__(self) -> None:
         self._count = 0
-        self._fast = 0.0
-        self._slow = 0.0
+        self._fast: float  # set with the first time
+        self._slow: float
         self._spread = 0.0
         self.drifting = False
         """Whether it has become slower than noise explains."""

@@ -534,10 +534,10 @@ def test_a_place_in_line_during_a_park_ends_with_it_and_a_full_line_is_refused()
 def test_the_lines_of_several_processes_set_off_at_times_that_chance_keeps_apart():
     for chance in (0.0, 0.25, 0.75):
         gate = Gate("t")
-        fail(gate, 0.0, K.THROTTLED, wait=100.0, chance=chance)
-        tickets = [lined_up(gate, 1.0) for _ in range(2)]
-        gate.limiter.due(100.0)
-        assert tickets[0].wake_at == pytest.approx(100.0 + chance * 10.0 / 2, abs=0.01)
+        fail(gate, 50.0, K.THROTTLED, wait=100.0, chance=chance)
+        tickets = [lined_up(gate, 51.0) for _ in range(2)]
+        gate.limiter.due(150.0)
+        assert tickets[0].wake_at == pytest.approx(150.0 + chance * 10.0 / 2, abs=0.01)
 
 
 def test_nobody_lines_up_before_an_open_circuit_and_the_refusal_says_until_when():

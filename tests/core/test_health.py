@@ -503,6 +503,17 @@ def test_drift_is_told_by_two_averages_of_logarithms_that_outliers_move_little(s
         assert drift.drifting is drifts
 
 
+@pytest.mark.parametrize("outlier", range(1, 20))
+def test_an_outlier_among_the_first_ten_weighs_in_full_and_later_ones_are_cut(outlier):
+    times = [0.4 if n % 2 else 0.5 for n in range(30)]
+    times[outlier] = 90.0
+    drift = Drift()
+    for seconds in times:
+        drift.add(seconds)
+    usual, late, _ = expected(times)
+    assert drift.ratio == pytest.approx(math.exp(late - usual))
+
+
 def test_drift_shows_how_many_times_slower_a_target_is_and_whether_that_is_drift():
     drift = Drift()
     for _ in range(19):
