@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from langchain_fallback._quiet import address_of
@@ -25,7 +25,7 @@ def plain(value: Any) -> Any:
     if hasattr(value, "as_options"):  # a ResponseCache: another process has one of its own
         return plain(value.as_options())
     if is_dataclass(value) and not isinstance(value, type):
-        return {k: p for k, v in asdict(value).items() if (p := plain(v)) is not None}
+        return {f.name: p for f in fields(value) if f.init and (p := plain(getattr(value, f.name))) is not None}
     if isinstance(value, Mapping):
         return {str(k): p for k, v in value.items() if not is_secret(k) and (p := plain(v)) is not None}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -39,7 +39,7 @@ def plain(value: Any) -> Any:
         case _ if hasattr(value, "as_options"):  # a ResponseCache: another process has one of its own
             return plain(value.as_options())
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+            return plain({f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init})
         case _:
             return MISSING
 

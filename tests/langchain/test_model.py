@@ -327,6 +327,13 @@ def test_a_deep_copy_shares_what_the_router_has_learnt(server: FaultServer, mixt
     assert twin.invoke("Hello").content == CANONICAL
 
 
+def test_what_a_value_has_worked_out_for_itself_is_not_written_down() -> None:
+    from langchain_fallback._written import plain
+
+    options = plain(Price(1, 2))
+    assert Price(**options) == Price(1, 2)
+
+
 def test_a_dumped_model_can_be_loaded_again(server: FaultServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     model = FallbackChatModel(
