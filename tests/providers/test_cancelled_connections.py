@@ -94,7 +94,7 @@ async def test_no_connection_is_lost_at_any_await(calls, stream, warm):
             busy = [one for one in pool.connections if not one.is_idle() and not one.is_closed()]
             assert (len(pool._requests), busy) == (0, []), f"cancelled at await {at}: {busy}"
             at += 1
-        assert at > 5
+        assert at > 2  # sent, head, body: newer SDKs, and answers that are there at once, wait no more often
         await http.aclose()
 
 
