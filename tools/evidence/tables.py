@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -482,19 +482,70 @@ def _readme(load: Load) -> str:
         files = bad["mutants"] + len(bad["table"])
         lived = files - bad["untyped_errors"] - bad["errors_without_a_reason"]
         rows.append(("bad model files, each a typed error with its reason or no matter", f"{lived} of {files}"))
+    if (worlds := (load("simulation") or {}).get("worlds")) is not None:
+        what = f"random worlds simulated, {worlds['requests']:,} requests in them: a promise was broken in"
+        rows.append((what, f"{worlds['broken']} of {worlds['seeds']:,}"))
+    if (money := load("money")) is not None:
+        rows.extend(_readme_money(money))
     if (bench := load("bench")) is not None:
-        for row in bench["rows"]:
-            if row["limit"] is None:
-                continue  # the page of evidence has them all
-            beside = f", {row['peer']}: {_unit(row['peer_value'], row['unit'])}" if row["peer"] else ""
-            kept = "" if row["holds"] else ", not kept in this run"
-            ratio = f"ratio {row['ratio']:.3g}, " if "ratio" in row["limit"] else ""
-            promise = f"({ratio}promised {row['limit'].removeprefix('ratio ')}{kept})"
-            rows.append((row["name"], f"{_unit(row['value'], row['unit'])}{beside} {promise}"))
+        rows.extend(_readme_bench(bench["rows"]))
     if (mutants := load("mutants")) is not None:
         figure = f"{mutants['killed']:,} of {mutants['total']:,}"
         rows.append(("small changes to the core that its tests notice", figure))
     return _table(("what", "figure"), rows) if rows else _NOT_YET
+
+
+def _readme_money(money: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if (crowds := money.get("overspend")) is not None:
+        what = f"crowds of {crowds['processes']} processes, killed at random, under one hard budget: limits overspent"
+        yield what, f"{crowds['overspent']} of {crowds['runs']:,} (at least {crowds['least_used_share']:.0%} used)"
+    if (kills := money.get("kills")) is not None:
+        yield (
+            "requests without a row on disk after `kill -9`",
+            f"{kills['missing_rows']} after {kills['kills']:,} kills",
+        )
+    if (bill := money.get("bill")) is not None:
+        what = f"ledger and bill of {bill['calls']:,} mixed calls, three wires: difference"
+        yield what, f"{bill['difference_nano']} nano-dollars"
+
+
+_FAMILIES = (
+    # what several measurements are together in the first table; how their names begin; which of them tells the worst
+    ("a decision, for each target of 2 to 100, every strategy", ("a decision adds per target",), max),
+    ("FallbackChatModel, whole answers, well or not, with tools or without", ("FallbackChatModel.",), max),
+    ("FallbackChatModel, a chunk, well or not, with tools or without", ("a chunk of FallbackChatModel.",), max),
+    ("FallbackLLM.chat adds", ("FallbackLLM.",), max),
+    ("a chunk of FallbackLLM.stream_chat adds", ("a chunk of FallbackLLM.",), max),
+    ("a local answer through worker and router", ("100 tokens", "400 tokens", "1600 tokens"), min),
+)
+
+
+def _readme_bench(measured: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
+    """What something is promised of; families of it in one line each, by the worst of them."""
+    promised = [row for row in measured if row["limit"] is not None]  # the page of evidence has the rest
+    told: set[str] = set()
+    for row in promised:
+        family = next((family for family in _FAMILIES if row["name"].startswith(family[1])), None)
+        if family is None:
+            yield row["name"], _against(row, row["holds"])
+            continue
+        name, begins, worst = family
+        if name in told:
+            continue
+        told.add(name)
+        members = [other for other in promised if other["name"].startswith(begins)]
+        compared = "ratio" in row["limit"]
+        of = worst(members, key=lambda member: member["ratio" if compared else "value"])
+        kept = sum(bool(member["holds"]) for member in members)
+        yield f"{name}: the worst of {len(members)}", _against(of, of["holds"], f", {kept} of {len(members)} kept it")
+
+
+def _against(row: Mapping[str, Any], holds: bool | None, more: str = "") -> str:
+    """A figure, its peer's, and the promise."""
+    beside = f", {row['peer']}: {_unit(row['peer_value'], row['unit'])}" if row["peer"] else ""
+    ratio = f"ratio {row['ratio']:.3g}, " if "ratio" in row["limit"] else ""
+    kept = more if more and not holds else "" if holds else ", not kept in this run"
+    return f"{_unit(row['value'], row['unit'])}{beside} ({ratio}promised {row['limit'].removeprefix('ratio ')}{kept})"
 
 
 _NOT_YET = "*Not measured yet: `make evidence`.*"
