@@ -148,10 +148,9 @@ class Flight:
     def drive(self, source: Generator[ChatEvent, None, None]) -> None:
         """It is pulled from `source` by whoever calls `advance`."""
         self.begun = True
-        self._pump = threading.Lock()
-        self._source = source
-        self._context = contextvars.copy_context()
-        with self._lock:
+        context = contextvars.copy_context()
+        with self._lock:  # who joins now finds all of it, or nothing yet
+            self._pump, self._source, self._context = threading.Lock(), source, context
             late = self._detached
         if late:
             self._take_over()

@@ -23,7 +23,7 @@ from shared_core import (
     ToolSpec,
     user,
 )
-from shared_core.cache import MemoryStore
+from shared_core.cache import MemoryStore, flight
 from shared_core.ledger.entry import Purpose
 from shared_core.testing import ScriptedProvider
 from tests.cache.gated import Gated, auntil, until
@@ -195,6 +195,26 @@ class TestShared:
         assert router.invoke(ASK).text == "Hello world"
         assert text_of(lazy) == "Hello world"
         assert gated.calls == 1
+
+    def test_who_joins_while_a_leader_sets_off_finds_a_request_under_way(self, monkeypatch):
+        """Between its place at the head and its first event a thread has several things to put down: all or none."""
+        provider = ScriptedProvider("Hello world")
+        router = routed(provider, single_flight=True)
+        pool = ThreadPoolExecutor(1)
+        joined = []
+        copied = flight.contextvars.copy_context
+
+        def slowly():
+            if not joined:
+                joined.append(pool.submit(lambda: router.invoke(ASK).text))
+                until(lambda: waiting(router) == 2 or joined[0].done(), "somebody has joined")
+            return copied()
+
+        monkeypatch.setattr(flight.contextvars, "copy_context", slowly)
+        with pool:
+            assert text_of(router.stream(ASK)) == "Hello world"
+            assert joined[0].result(30) == "Hello world"
+        assert provider.calls == 1
 
     def test_a_sync_call_on_the_loop_of_the_one_in_flight_asks_for_itself(self, gated, options):
         """Waiting would block the very loop that the answer comes by."""

@@ -9,6 +9,7 @@ import random
 import signal
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from hypothesis.stateful import invariant, run_state_machine_as_test
 from benchmarks import cache as bench
 from shared_core import ChatRequest, ResponseCache, Router, Target, user
 from shared_core.cache.entry import Kept, Poisoned, read, write
-from shared_core.testing import Answer, FaultServer
+from shared_core.testing import Answer, FaultServer, SeenRequest
 from tests.cache import test_aliasing as aliasing
 from tests.cache import test_keys as keys
 
@@ -76,16 +77,26 @@ def _keys(examples: int) -> dict[str, Any]:
 
 
 def _flights(rounds: int) -> dict[str, Any]:
-    """A thousand callers at once, over a real socket: threads and tasks, whole and streamed; many of them leave."""
+    """A thousand callers at once, over a real socket: threads and tasks, whole and streamed; many of them leave.
+
+    The server begins to answer when the last of them has begun to ask: on a busy machine that takes longer than an
+    answer, and who begins after one has, where nothing is kept, nobody to share it with.
+    """
     rng = random.Random(7)
     requests, calls, left, failed = 0, 0, 0, 0
     for number in range(rounds):
+        begun = _Begun(1_000)
+
+        def answer(seen: SeenRequest, begun: _Begun = begun) -> Answer:
+            begun.all.wait(60.0)
+            return Answer("Hello there, all of you.", delay_s=1.0, every_s=0.01)
+
         with FaultServer() as server:
-            server.script("*", Answer("Hello there, all of you.", delay_s=1.0, every_s=0.01))
+            server.script("*", answer)
             target = Target(f"openai:{MODEL}", base_url=server.openai_url, api_key="sk-any")
             with Router(target, cache=bool(number % 2), single_flight=True) as router:
                 router.warm()
-                told = _crowd(router, rng, share=0.0 if number < 2 else 0.5)
+                told = _crowd(router, rng, begun, share=0.0 if number < 2 else 0.5)
             requests += len(server.requests)
             calls += 1_000
             left += told["left"]
@@ -93,15 +104,35 @@ def _flights(rounds: int) -> dict[str, Any]:
     return {"rounds": rounds, "calls": calls, "left": left, "requests": requests, "failed": failed}
 
 
-def _crowd(router: Router, rng: random.Random, *, share: float) -> dict[str, int]:
+class _Begun:
+    """Counts callers who begin to ask, from any thread; `all` is set by the last of so many."""
+
+    def __init__(self, callers: int) -> None:
+        self.all = threading.Event()
+        self._missing = [None] * callers
+
+    def one(self) -> None:
+        self._missing.pop()
+        if not self._missing:
+            self.all.set()
+
+
+def _crowd(router: Router, rng: random.Random, begun: _Begun, *, share: float) -> dict[str, int]:
     async def whole() -> str:
+        begun.one()
         return (await router.ainvoke(ASK)).text
 
     async def streamed() -> str:
+        begun.one()
         return "".join([getattr(event, "text", "") async for event in router.astream(ASK)])
+
+    def threaded() -> str:
+        begun.one()
+        return router.invoke(ASK).text
 
     async def main(threads: list[Any]) -> dict[str, int]:
         tasks = [asyncio.create_task(rng.choice((whole, streamed))()) for _ in range(960)]
+        await asyncio.to_thread(begun.all.wait, 60.0)
         await asyncio.sleep(0.3)
         leaving = [task for task in tasks if rng.random() < share]
         for task in leaving:
@@ -112,7 +143,7 @@ def _crowd(router: Router, rng: random.Random, *, share: float) -> dict[str, int
         return {"left": len(leaving), "failed": sum(text != "Hello there, all of you." for text in stayed)}
 
     with ThreadPoolExecutor(40) as pool:
-        return asyncio.run(main([pool.submit(lambda: router.invoke(ASK).text) for _ in range(40)]))
+        return asyncio.run(main([pool.submit(threaded) for _ in range(40)]))
 
 
 def _entries() -> dict[str, Any]:
