@@ -7,6 +7,8 @@ from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 
+from shared_core.chat.per_call import several
+
 __all__ = ["tags_in_config", "whose"]
 
 _OWN = ("seq:step:", "map:key:", "graph:step:", "branch:", "condition:", "langsmith:")
@@ -37,4 +39,4 @@ def tags_in_config(config: RunnableConfig, kwargs: dict[str, Any]) -> RunnableCo
 
 
 def _listed(tags: str | Sequence[str] | None) -> Sequence[str]:
-    return (tags,) if isinstance(tags, str) else tags or ()
+    return several("tags", tags) if tags else ()

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from llamaindex_fallback._cache import native_form
 from llamaindex_fallback._convert import FRAMEWORK, peek, to_messages
+from shared_core.chat.per_call import several
 from shared_core.chat.quick import quickly
 from shared_core.chat.request import LIMITS, AnswerCheck, ChatRequest, Native, OutputSchema, ToolSpec, constraints_of
 from shared_core.chat.schema_check import SchemaCheck
@@ -96,7 +97,7 @@ def _spell_out(given: dict[str, Any]) -> None:
         given["constraints"] = constraints_of(given.get("constraints"), single)
     for key in ("stop", "tags"):
         if key in given:
-            given[key] = (given[key],) if isinstance(given[key], str) else tuple(given[key])
+            given[key] = several(key, given[key])
     validate, strict = given.pop("validate", True), given.pop("strict", None)
     required, tools = given.pop("tool_required", False), given.pop("tools", ())
     specs = tool_specs(tools, strict)

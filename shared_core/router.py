@@ -24,6 +24,7 @@ from shared_core._inputs import RequestLike, TargetLike, as_request, ledger_of, 
 from shared_core._streams import AnswerStream, AsyncAnswerStream
 from shared_core.chat.answer_tool import in_words, with_answer_tool
 from shared_core.chat.events import Answer, collect
+from shared_core.chat.per_call import CallOptions, ExplainOptions, saying
 from shared_core.chat.request import ChatRequest, cache_use
 from shared_core.errors import ConfigurationError, UnknownOption, nearest
 from shared_core.ledger import Ledger, MemoryLedger
@@ -202,7 +203,12 @@ class Router:
     # ── faces ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def invoke(
-        self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None, cache: CacheUse = None
+        self,
+        request: RequestLike,
+        *,
+        strategy: str | RoutingStrategy | None = None,
+        cache: CacheUse = None,
+        **options: Unpack[CallOptions],
     ) -> Answer:
         """The whole answer, sync.
 
@@ -210,21 +216,35 @@ class Router:
             request: what is asked.
             strategy: of this call, in place of the router's; as of all faces.
             cache: False neither reads nor keeps, 'refresh' asks anew and keeps; as of all faces.
+            **options: what a `ChatRequest` would say: `chain`, `complexity`, `constraints` or `local_only`, `allow`,
+                `deny`, `max_price` and `require` one by one, `user`, `tags`, `timeout` (seconds), `model`,
+                `temperature`, `max_tokens`, `tools`, …; as of all faces. They go before what `request` says; of limits
+                both hold.
 
         Raises:
+            UnknownOption: there is no such option; names the nearest.
             InvalidRequest: the request is impossible; nothing was sent.
             AllTargetsFailed: nobody answered; holds every attempt's error. `DeadlineExceeded` is one of these.
         """
         asked = as_request(request, streaming=False)
+        if options:
+            asked = saying(asked, options)
         kept, use = self._way(asked, cache)
         opened = self._open(asked, strategy)
         return collect(self._driver.run(*opened)) if kept is None else kept.invoke(*opened, use)
 
     async def ainvoke(
-        self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None, cache: CacheUse = None
+        self,
+        request: RequestLike,
+        *,
+        strategy: str | RoutingStrategy | None = None,
+        cache: CacheUse = None,
+        **options: Unpack[CallOptions],
     ) -> Answer:
         """The whole answer, async. Raises as `invoke` does."""
         asked = as_request(request, streaming=False)
+        if options:
+            asked = saying(asked, options)
         kept, use = self._way(asked, cache)
         opened = self._open(asked, strategy)
         if kept is not None:
@@ -232,7 +252,12 @@ class Router:
         return collect([event async for event in self._driver.arun(*opened)])
 
     def stream(
-        self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None, cache: CacheUse = None
+        self,
+        request: RequestLike,
+        *,
+        strategy: str | RoutingStrategy | None = None,
+        cache: CacheUse = None,
+        **options: Unpack[CallOptions],
     ) -> AnswerStream:
         """The answer as it comes, sync. Nothing is sent before the first `next()`.
 
@@ -240,27 +265,52 @@ class Router:
         on.
         """
         asked = as_request(request, streaming=True)
+        if options:
+            asked = saying(asked, options)
         kept, use = self._way(asked, cache)
         opened = self._open(asked, strategy)
         return AnswerStream(opened[0], self._driver.run(*opened) if kept is None else kept.run(*opened, use))
 
     def astream(
-        self, request: RequestLike, *, strategy: str | RoutingStrategy | None = None, cache: CacheUse = None
+        self,
+        request: RequestLike,
+        *,
+        strategy: str | RoutingStrategy | None = None,
+        cache: CacheUse = None,
+        **options: Unpack[CallOptions],
     ) -> AsyncAnswerStream:
         """The answer as it comes, async. Raises as `stream` does."""
         asked = as_request(request, streaming=True)
+        if options:
+            asked = saying(asked, options)
         kept, use = self._way(asked, cache)
         opened = self._open(asked, strategy)
         return AsyncAnswerStream(opened[0], self._driver.arun(*opened) if kept is None else kept.arun(*opened, use))
 
-    def explain(self, request: RequestLike = "", *, strategy: str | RoutingStrategy | None = None) -> Plan:
-        """Who would be asked for `request`, in which order, and who not and why. No call is made, no turn is taken."""
-        from shared_core.routing.replay import Seen, recorded, scored  # only people ask
+    def explain(
+        self,
+        request: RequestLike = "",
+        *,
+        strategy: str | RoutingStrategy | None = None,
+        **options: Unpack[ExplainOptions],
+    ) -> Plan:
+        """Who would be asked for `request`, in which order, and who not and why. No call is made, no turn is taken.
+
+        Args:
+            request: what would be asked.
+            strategy: of this call, in place of the router's.
+            **options: as of `invoke`.
+        """
+        from shared_core.routing.replay import Seen, recorded, scored, with_outside  # only people ask
 
         asked = as_request(request or "Hello", streaming=isinstance(request, ChatRequest) and request.streaming)
+        if options:
+            asked = saying(asked, options)
         now = self._now()
-        decision = self._decision(self._fleet.line, asked, strategy, self._turn)
+        line = self._fleet.line
+        decision = self._decision(line, asked, strategy, self._turn)
         seen = [Seen(route, asked, now) for route in decision.routes]
+        outside = [Seen(route, asked, now) for route in line.routes if route not in decision.routes]
         answered: list[str] = []
 
         def watched(about: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:
@@ -273,7 +323,7 @@ class Router:
 
         watch = decision._replace(routes=cast("Sequence[Route]", seen))
         own = STRATEGIES.get(decision.name) is not decision.strategy
-        chosen = (watch._replace(strategy=watched) if own else watch).plan(asked)
+        chosen = with_outside((watch._replace(strategy=watched) if own else watch).plan(asked), outside)
         notes = self._notes(chosen.routes, asked, now)
         record = recorded(
             asked,
@@ -286,9 +336,12 @@ class Router:
             at=self._clock.time(),
             notes=notes,
             ordered=answered,
+            outside=outside,
         )
         routes = tuple(cast("Seen", one).route for one in chosen.routes)
-        explained = chosen.explained(notes=notes, scores=scored(asked, seen, chosen, decision.turn), record=record)
+        explained = chosen.explained(
+            notes=notes, scores=scored(asked, [*seen, *outside], chosen, decision.turn), record=record
+        )
         return replace(explained, routes=routes)
 
     def _notes(self, routes: Sequence[Route], asked: ChatRequest, now: float) -> dict[str, str]:

@@ -14,6 +14,7 @@ from langchain_fallback._cache import native_form
 from langchain_fallback._convert.messages import from_langchain, neutral
 from langchain_fallback._convert.options import LOOSE, loose_options
 from langchain_fallback._convert.tools import neutral_choice, output_schema, specs_of
+from shared_core.chat.per_call import several
 from shared_core.chat.quick import quickly
 from shared_core.chat.request import (
     ANYONE,
@@ -159,8 +160,6 @@ def to_request(
     max_tokens = _first(kwargs, "max_tokens", "max_completion_tokens", "max_output_tokens")
     temperature, timeout = get("temperature"), get("timeout")
     stops = stop if stop is not None else get("stop")
-    if isinstance(stops, str):
-        stops = [stops]
     wanted = get("response_format")
     output = None if wanted is None else output_schema(wanted, get("strict"))
     return _request(
@@ -172,7 +171,7 @@ def to_request(
         max_tokens=defaults.get("max_tokens") if max_tokens is None else max_tokens,
         temperature=defaults.get("temperature") if temperature is None else temperature,
         top_p=defaults.get("top_p") if get("top_p") is None else get("top_p"),
-        stop=tuple(stops) if stops is not None else defaults.get("stop") or (),
+        stop=several("stop", stops) if stops is not None else defaults.get("stop") or (),
         seed=defaults.get("seed") if get("seed") is None else get("seed"),
         streaming=streaming,
         model=get("model"),
@@ -180,7 +179,7 @@ def to_request(
         constraints=constraints,
         timeout_s=defaults.get("timeout") if timeout is None else timeout,
         user=get("user"),
-        tags=(tags,) if isinstance(tags := get("tags"), str) else tuple(tags or ()),
+        tags=several("tags", tags) if (tags := get("tags")) else (),
         extra=extra,
         cache=get("cache"),
         native=Native(FRAMEWORK, messages, kwargs, form=native_form) if wrapped else None,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, Final, cast
@@ -46,7 +46,7 @@ from shared_core.routing.strategies import (
     strategy_named,
 )
 
-__all__ = ["Seen", "recorded", "replay", "scored"]
+__all__ = ["Seen", "recorded", "replay", "scored", "with_outside"]
 
 VERSION: Final = 1
 """Of the record's form. Fields may be added without another one."""
@@ -126,8 +126,12 @@ def recorded(
     at: float,
     notes: Mapping[str, str],
     ordered: Sequence[str],
+    outside: Sequence[Seen] = (),
 ) -> dict[str, Any]:
-    """What the decision `chosen` read, as JSON types. `ordered` is what a strategy of the user's own answered."""
+    """What the decision `chosen` read, as JSON types. `ordered` is what a strategy of the user's own answered.
+
+    `outside` are the router's targets that the chain does not name.
+    """
     own = STRATEGIES.get(chosen.strategy) is not strategy
     return {
         "version": VERSION,
@@ -140,12 +144,21 @@ def recorded(
         "primary": primary,
         "complexity": None if chosen.complexity is None else chosen.complexity.as_dict(),
         "targets": [one.row(request) for one in seen],
+        "outside": [one.row(request) for one in outside],
         "notes": dict(notes),
         "answer": {
             "targets": list(chosen.targets),
             "excluded": [[name, reason] for name, reason in chosen.excluded],
         },
     }
+
+
+def with_outside(chosen: Plan, outside: Sequence[Any]) -> Plan:
+    """The plan, with the targets that its chain does not name among those that are left out."""
+    if not outside:
+        return chosen
+    reason = f"not in chain {chosen.chain or 'default'!r}"  # a default of the user's own holds for who names none
+    return replace(chosen, excluded=(*chosen.excluded, *[(one.name, reason) for one in outside]))
 
 
 def _shape(request: ChatRequest, complexity: Judgement | None) -> dict[str, Any]:
@@ -328,6 +341,7 @@ def _again(record: Mapping[str, Any]) -> Plan:
             by_name = {view.name: view for view in views}
             return [by_name[one] for one in ordered]
 
+    outside = [_Recorded(row) for row in record.get("outside", ())]  # older records have none
     again = plan(
         request,
         cast("Sequence[Route]", routes),
@@ -339,7 +353,9 @@ def _again(record: Mapping[str, Any]) -> Plan:
         primary=record.get("primary"),
         complexity=_judged_again(record),
     )
-    return again.explained(notes=record["notes"], scores=scored(request, routes, again, record["turn"]), record=record)
+    again = with_outside(again, outside)
+    scores = scored(request, [*routes, *outside], again, record["turn"])
+    return again.explained(notes=record["notes"], scores=scores, record=record)
 
 
 def _judged_again(record: Mapping[str, Any]) -> Judgement | None:

@@ -213,6 +213,27 @@ def test_a_change_of_what_was_read_changes_the_answer():
     assert replay(record).excluded == (("b", "disabled"),)
 
 
+def test_targets_that_the_chain_does_not_name_are_left_out_with_that_reason_and_have_scores():
+    made = [Target(provider=ScriptedProvider("yes", name=n), name=n, price=Price(1, 1)) for n in "abcd"]
+    router = Router(made, chains={"two": {"targets": ["c", "a"]}})
+    plan = router.explain("Hello", chain="two", deny=["a"])
+    assert plan.targets == ("c",)
+    assert plan.excluded == (("a", "constraint: denied"), ("b", "not in chain 'two'"), ("d", "not in chain 'two'"))
+    assert "-  d: not in chain 'two'" in str(plan)
+    assert [(row["target"], row["excluded"]) for row in plan.table()] == [("c", None), *plan.excluded]
+    again = Plan.replay(json.loads(json.dumps(plan.record())))
+    assert (again.excluded, again.scores, str(again)) == (plan.excluded, plan.scores, str(plan))
+
+    assert router.explain("Hello").excluded == router.explain("Hello", chain="low-cost").excluded == ()
+    by_default = Router(made, chains={"default": {"targets": ["b", "c", "d"]}})
+    assert by_default.explain("Hello").excluded == (("a", "not in chain 'default'"),)
+    assert by_default.invoke("Hello").target == "b"
+    assert by_default.last.excluded == (), "a request's journal tells of those that its chain names"
+    older = plan.record()
+    del older["outside"]
+    assert Plan.replay(older).excluded == (("a", "constraint: denied"),)
+
+
 @pytest.mark.parametrize("wrong", [{}, {"version": 99}, [], None])
 def test_what_is_no_record_is_refused(wrong):
     with pytest.raises(ConfigurationError, match="no record of a decision"):

@@ -50,6 +50,10 @@ def whole(r: Router) -> str:
     assert_type(answer.message, Message)
     assert_type(answer.fallback, Mapping[str, Any])
     assert_type(r.explain("Hello"), Plan)
+    r.explain("Hello", chain="low-cost", cache=False)
+    r.invoke("Hello", strategy="cost", chain="low-cost", user="ann", tags=["night"], timeout=3, max_price=2.5)
+    r.invoke("Hello", chian="low-cost")  # type: ignore[call-arg]
+    r.invoke("Hello", timeout="soon")  # type: ignore[arg-type]
     return answer.text
 
 
