@@ -79,6 +79,17 @@ class _Informative(Event):
         return logging.INFO
 
 
+class _Notable(Event):
+    """An event that deserves somebody's attention."""
+
+    __slots__ = ()
+
+    @property
+    def level(self) -> int:
+        """Warning."""
+        return logging.WARNING
+
+
 @dataclass(frozen=True, slots=True)
 class RequestStarted(Event):
     """A logical call begins; `targets` in the order they will be asked."""
@@ -174,8 +185,11 @@ class CircuitChanged(_Informative):
 
 
 @dataclass(frozen=True, slots=True)
-class TargetUnhealthy(_Informative):
-    """A target that was well, or unknown, is not: its circuit opened, it is locked, or most of its calls fail."""
+class TargetUnhealthy(_Notable):
+    """A target that was well, or unknown, is not: its circuit opened, it is locked, or most of its calls fail.
+
+    Told once, until it recovers, however many requests pass it over meanwhile.
+    """
 
     target: str
     reason: str | None
@@ -184,7 +198,7 @@ class TargetUnhealthy(_Informative):
 
 
 @dataclass(frozen=True, slots=True)
-class TargetRecovered(_Informative):
+class TargetRecovered(_Notable):
     """A target that was told to be unhealthy is well again; requests go to it as before."""
 
     target: str
@@ -262,17 +276,6 @@ class CacheHit(Event):
     def level(self) -> int:
         """A stand-in is worth a warning: everything was down."""
         return logging.WARNING if self.status in ("stale", "default") else logging.DEBUG
-
-
-class _Notable(Event):
-    """An event that deserves somebody's attention."""
-
-    __slots__ = ()
-
-    @property
-    def level(self) -> int:
-        """Warning."""
-        return logging.WARNING
 
 
 @dataclass(frozen=True, slots=True)
