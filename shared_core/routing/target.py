@@ -40,7 +40,8 @@ class Target:
         tier: 'fast', 'standard' or 'best', for complexity routing.
         enabled: False keeps it configured but unused.
         provider: a ready provider, in place of `spec`.
-        **options: passed to the provider: `headers`, `organization`, `api_version`, `n_ctx`, `n_gpu_layers`, ….
+        **options: passed to the provider: `headers`, `organization`, `api_version`, `n_ctx`, `n_gpu_layers`, …. A ready
+            `provider` takes none.
 
     Raises:
         ConfigurationError: the spec has no provider or model, or a figure is out of range.
@@ -121,6 +122,8 @@ class Target:
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
+        if ready is not None:
+            self.refuse_options_but(frozenset())  # what it takes it has been given where it was made
 
     def refuse_options_but(self, valid: frozenset[str]) -> None:
         """Refuse an option that the provider does not take.

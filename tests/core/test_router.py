@@ -75,6 +75,7 @@ K = ErrorKind
         (lambda p: Target("openai:x", provider="openai"), ConfigurationError, "not both"),
         (lambda p: Target("openai:x", price={"input": -1}), ConfigurationError, "Price.input"),
         (lambda p: Target("openai:x", price={"imput": 1}), UnknownOption, "Did you mean 'input'"),
+        (lambda p: Target(provider=p, wieght=2), UnknownOption, "Did you mean 'weight'"),
         (lambda p: Target("openai:x", capabilities={"context_window": 0}), ConfigurationError, "context_window"),
     ],
 )

@@ -24,6 +24,7 @@ from shared_core.testing import (
     SimulationStuck,
     simulate,
 )
+from shared_core.testing.simulation import Happening
 from tests.simulation.worlds import run
 
 ROOT = Path(__file__).parents[2]
@@ -223,12 +224,66 @@ def test_who_waits_in_circles_is_stuck(monkeypatch):
         lambda: simulate(TARGETS, strateggy="cost"),
         lambda: simulate(TARGETS, strategy="cost", policy=lambda vendors, chance: None),
         lambda: simulate(TARGETS, clock=None),
+        lambda: simulate("a:b"),
+        lambda: simulate(["a"]),
+        lambda: simulate(None),
+        lambda: simulate(SimTarget("a:b")),
+        lambda: simulate([*TARGETS, Outage(0, 5)]),
+        lambda: simulate(TARGETS, Outage(0, 5)),
+        lambda: simulate(TARGETS, ["outage"]),
+        lambda: simulate(TARGETS, [Happening(0, 5)]),
+        lambda: simulate(TARGETS, seconds="60"),
+        lambda: simulate(TARGETS, load=5),
+        lambda: simulate(TARGETS, load={"rpss": 5}),
+        lambda: simulate(TARGETS, chaos={"drop": "often"}),
+        lambda: simulate(TARGETS, chaos=True),
+        lambda: simulate(TARGETS, seed="x"),
+        lambda: simulate(TARGETS, on_event="print"),
+        lambda: simulate(TARGETS, policy="cost"),
+        lambda: SimTarget(5),
+        lambda: SimTarget(""),
+        lambda: SimTarget("a:b", latency="slow"),
+        lambda: SimTarget("a:b", failures="many"),
+        lambda: SimTarget("a:b", failures=True),
+        lambda: SimTarget("a:b", failure=5),
+        lambda: SimTarget("a:b", tokens=1.5),
+        lambda: SimTarget("a:b", price=5),
+        lambda: SimTarget("a:b", price=(1, 2, 3)),
+        lambda: SimTarget("a:b", price=(1, "much")),
+        lambda: SimTarget("a:b", local="no"),
+        lambda: SimTarget("a:b", options=["weight"]),
+        lambda: SimTarget("a:b", options={"name": "c"}),
+        lambda: simulate([SimTarget("a:b", options={"wieght": 2})]),
+        lambda: Outage("now", 5),
+        lambda: Outage(0, "later"),
+        lambda: Outage(0, 5, target=None),
+        lambda: Outage(0, 5, target=True),
+        lambda: Flap(0, 5, kind=None),
+        lambda: BrownOut(0, 5, failures="half"),
+        lambda: RateLimitStorm(0, 5, tells="yes"),
+        lambda: ClockStep("now", 5),
+        lambda: ClockStep(5, "an hour"),
+        lambda: Load(burst=1.5),
+        lambda: Load(poisson="yes"),
+        lambda: Load(request=5),
+        lambda: Load(streaming="half"),
     ],
 )
 def test_what_makes_no_sense_is_refused_when_it_is_given(made):
     """With a word on what would."""
     with pytest.raises(ConfigurationError):
         made()
+
+
+def test_what_simulate_takes_is_shown_to_whoever_gives_it_something_else():
+    """The hint can be typed in as it stands."""
+    with pytest.raises(ConfigurationError, match=r"targets holds 'a'\nhint: give it as \[SimTarget\('openai:gpt-5"):
+        simulate(["a"])
+    with pytest.raises(ConfigurationError, match=r"scenario must be a list, not Outage.*\nhint: give it as \[Outage\("):
+        simulate(TARGETS, Outage(0, 5))
+    report = simulate(iter(TARGETS), iter([Outage(5, 10)]), seconds=20, load={"rps": 1}, chaos={"drop": 0.1})
+    again = simulate(TARGETS, [Outage(5, 10)], seconds=20, load=Load(rps=1), chaos=Chaos(drop=0.1))
+    assert report.digest == again.digest
 
 
 def test_the_nearest_option_is_named():

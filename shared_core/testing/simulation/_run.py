@@ -10,7 +10,7 @@ import inspect
 import math
 import types
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from random import Random
 from typing import Any, TypeVar
@@ -65,8 +65,8 @@ def simulate(
     scenario: Sequence[Happening | ClockStep] = (),
     *,
     seconds: float = 600.0,
-    load: Load | None = None,
-    chaos: Chaos | None = None,
+    load: Load | Mapping[str, Any] | None = None,
+    chaos: Chaos | Mapping[str, Any] | None = None,
     seed: int = 1,
     on_event: Callable[[Event], object] | None = None,
     policy: Policy | None = None,
@@ -79,8 +79,8 @@ def simulate(
         targets: whom to ask, in order of preference.
         scenario: what happens to them: `Outage`, `Flap`, `BrownOut`, `RateLimitStorm`, `ClockStep`.
         seconds: how long requests come in. Those under way then are awaited.
-        load: who asks; two requests per second when left out.
-        chaos: what else goes wrong, by chance.
+        load: who asks, a `Load` or a mapping of its options; two requests per second when left out.
+        chaos: what else goes wrong, by chance; a `Chaos` or a mapping of its options.
         seed: of everything that is by chance.
         on_event: called with each event of the router, at its virtual moment; not async.
         policy: ask in another way than the router's, to compare with it.
@@ -88,11 +88,21 @@ def simulate(
         **router: keywords of `Router`: `strategy`, `retry`, `breaker`, `timeouts`, `chains`, ….
 
     Raises:
-        ConfigurationError: no targets, two of one name, a happening to a target that is not there, an unknown keyword.
+        ConfigurationError: no targets, two of one name, what is no `SimTarget` or nothing that can happen, a happening
+            to a target that is not there, an unknown keyword.
         SimulationStuck: the program under test waits for what can never come.
     """
     return _Simulation(
-        targets, scenario, seconds, load or Load(), chaos or Chaos(), seed, on_event, policy, name, router
+        _listed("targets", targets, (SimTarget,), "SimTarget('openai:gpt-5-mini')"),
+        _listed("scenario", scenario, (Happening, ClockStep), "Outage(60, 120)"),
+        seconds,
+        option("load", Load, load),
+        option("chaos", Chaos, chaos),
+        seed,
+        on_event,
+        policy,
+        name,
+        router,
     ).run()
 
 
@@ -138,6 +148,11 @@ class _Simulation:
             raise ConfigurationError(f"seconds must be a number > 0, not {seconds!r}")
         if on_event is not None and inspect.iscoroutinefunction(on_event):
             raise ConfigurationError("on_event must not be async here: it is called in the middle of the simulation")
+        for what, given in (("on_event", on_event), ("policy", policy)):
+            if given is not None and not callable(given):
+                raise ConfigurationError(f"{what} must be a function, not {given!r:.80}")
+        if not is_number(seed, whole=True):
+            raise ConfigurationError(f"seed must be a whole number, not {seed!r}")
         _refuse(options, policy)
         self.seconds, self.load, self.chaos, self.seed = seconds, load, chaos, seed
         self.loop = VirtualLoop(seed)  # type: ignore[abstract]  # what is missing needs threads and sockets
@@ -459,6 +474,17 @@ def _refuse(options: Mapping[str, Any], policy: Policy | None) -> None:
             raise ConfigurationError(f"{given!r} is for the router, and a policy asks in its place")
         if given not in valid:
             raise UnknownOption(f"simulate has no option {given!r}. {nearest(given, valid)}")
+
+
+def _listed(what: str, given: Any, kinds: tuple[type[Any], ...], example: str) -> list[Any]:
+    """What was given, as a list of these kinds."""
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        found = list(given)
+        wrong = [one for one in found if not isinstance(one, kinds) or type(one) is Happening]
+        if not wrong:
+            return found
+        raise ConfigurationError(f"{what} holds {wrong[0]!r:.80}\nhint: give it as [{example}]")
+    raise ConfigurationError(f"{what} must be a list, not {given!r:.80}\nhint: give it as [{example}]")
 
 
 def _placed(targets: Sequence[SimTarget], happenings: Sequence[Happening]) -> Mapping[str, list[Happening]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
@@ -38,18 +39,28 @@ class Weather(NamedTuple):
 
 
 def _kind(what: str, kind: ErrorKind | str) -> None:
-    if kind not in set(ErrorKind):
+    if kind not in tuple(ErrorKind):
         raise ConfigurationError(f"{what} must be one of {', '.join(ErrorKind)}, not {kind!r}")
 
 
 def _share(what: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
+    if not is_number(value, least=0, most=1):
         raise ConfigurationError(f"{what} must be a share from 0 to 1, not {value!r}")
 
 
-def _positive(what: str, value: float, *, zero: bool = False) -> None:
-    if not is_number(value, least=0) or (value == 0 and not zero):
-        raise ConfigurationError(f"{what} must be a number {'>=' if zero else '>'} 0, not {value!r}")
+def _positive(what: str, value: float, *, zero: bool = False, whole: bool = False) -> None:
+    if not is_number(value, least=0, whole=whole) or (value == 0 and not zero):
+        number = "whole number" if whole else "number"
+        raise ConfigurationError(f"{what} must be a {number} {'>=' if zero else '>'} 0, not {value!r}")
+
+
+def _switch(what: str, value: bool) -> None:
+    if type(value) is not bool:
+        raise ConfigurationError(f"{what} must be True or False, not {value!r}")
+
+
+_GIVEN = ("name", "price", "provider", "spec")
+"""Keywords of `Target` that a simulation gives it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +97,20 @@ class SimTarget:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        given: Any = self  # whatever it was given
+        if not isinstance(given.name, str) or not given.name:
+            raise ConfigurationError(f"SimTarget.name must be a text such as 'openai:gpt-5-mini', not {given.name!r}")
+        taken = [one for one in _GIVEN if one in given.options] if isinstance(given.options, Mapping) else None
+        if taken is None or taken:
+            wrong = repr(taken[0] if taken else given.options)
+            raise ConfigurationError(f"SimTarget.options takes a mapping of further keywords of Target, not {wrong}")
+        price = given.price
+        if not (price is None or isinstance(price, Price) or (isinstance(price, tuple) and len(price) == 2)):
+            raise ConfigurationError(
+                f"SimTarget.price must be a Price, dollars per million tokens (input, output), or None; not {price!r}"
+            )
+        _ = self.priced  # a pair is refused that is no price
+        _switch("SimTarget.local", self.local)
         _positive("SimTarget.latency", self.latency)
         if self.first_token is not None:
             _positive("SimTarget.first_token", self.first_token)
@@ -94,7 +119,7 @@ class SimTarget:
         _kind("SimTarget.failure", self.failure)
         if self.rate_limit is not None:
             _positive("SimTarget.rate_limit", self.rate_limit)
-        _positive("SimTarget.tokens", self.tokens)
+        _positive("SimTarget.tokens", self.tokens, whole=True)
 
     @property
     def priced(self) -> Price | None:
@@ -112,8 +137,11 @@ class Happening:
 
     def __post_init__(self) -> None:
         _positive(f"{type(self).__name__}.start", self.start, zero=True)
-        if not self.end > self.start:
-            raise ConfigurationError(f"{type(self).__name__}.end must come after its start, not at {self.end!r}")
+        name, end, where = type(self).__name__, self.end, self.target
+        if not (is_number(end, above=self.start) or end == math.inf):
+            raise ConfigurationError(f"{name}.end must come after its start, not at {end!r}")
+        if type(where) not in (str, int):
+            raise ConfigurationError(f"{name}.target must be a target's name, or its place from 0, not {where!r}")
 
     def weather(self, now: float) -> Weather | None:
         """What it does at `now`; None when nothing."""
@@ -184,6 +212,7 @@ class RateLimitStorm(Happening):
     def __post_init__(self) -> None:
         Happening.__post_init__(self)
         _positive("RateLimitStorm.limit", self.limit)
+        _switch("RateLimitStorm.tells", self.tells)
 
     def _while(self, now: float) -> Weather | None:
         return Weather(rate_limit=self.limit, tells=self.tells)
@@ -194,7 +223,13 @@ class ClockStep:
     """The wall clock is put forward by `seconds` (back, if negative). Monotonic time goes on as before."""
 
     at: float
+    """Seconds from the beginning."""
     seconds: float
+
+    def __post_init__(self) -> None:
+        _positive("ClockStep.at", self.at, zero=True)
+        if not is_number(self.seconds):
+            raise ConfigurationError(f"ClockStep.seconds must be a number, not {self.seconds!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +257,13 @@ class Load:
 
     def __post_init__(self) -> None:
         _positive("Load.rps", self.rps)
-        _positive("Load.burst", self.burst)
+        _switch("Load.poisson", self.poisson)
+        _positive("Load.burst", self.burst, whole=True)
         _share("Load.streaming", self.streaming)
         if self.timeout_s is not None:
             _positive("Load.timeout_s", self.timeout_s)
+        if not isinstance(self.request, (ChatRequest, str)):
+            raise ConfigurationError(f"Load.request must be a ChatRequest or a text, not {self.request!r:.80}")
 
 
 @dataclass(frozen=True, slots=True)
