@@ -449,7 +449,8 @@ class Driver:
                 events = adelivered(events, attempt.output_by)
             step = events.__anext__
             while True:
-                watch.arm()
+                if heat is None or not heat.said_all:
+                    watch.arm()
                 try:
                     event = await step()
                 except StopAsyncIteration:

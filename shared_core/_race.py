@@ -50,6 +50,11 @@ class _Running:
         """Whether there is anything to decide on: content, or the end."""
         return self.has_content or self.over
 
+    @property
+    def said_all(self) -> bool:
+        """Whether whoever reads it need not wait for anything any more."""
+        return self._said_all or self.over
+
     def saw(self, event: ChatEvent) -> None:
         """The attempt has brought an event."""
         kind = type(event)
@@ -168,7 +173,7 @@ class AsyncHeat(_Running):
         self._items: deque[ChatEvent] = deque()
         self._more = asyncio.Event()
         self._begun = False
-        self.task = asyncio.ensure_future(self._run(source))
+        self.task = asyncio.get_running_loop().create_task(self._run(source))
 
     async def _run(self, source: AsyncIterator[ChatEvent]) -> None:
         self._begun = True

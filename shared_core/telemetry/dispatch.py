@@ -13,7 +13,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from queue import SimpleQueue
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 from shared_core._forks import after_fork
@@ -30,6 +30,10 @@ EventKind = type[Event] | str
 _Told = Observer | Sequence[Observer]
 Observers = _Told | Mapping[EventKind, _Told] | Mapping[str, _Told] | Mapping[type[Event], _Told]
 """What `on_event` takes: an observer, several, or a mapping of kinds of event to who hears of them."""
+
+_BREATH_S = 0.001
+"""How long the thread rests when it has told everything: what comes meanwhile need not wake it, which would cost the
+request that brings it more than all the rest of an event."""
 
 _log = logging.getLogger("llm_fallback")
 _log.addHandler(logging.NullHandler())  # a library says nothing in a program that has not asked for its log
@@ -189,6 +193,8 @@ class Dispatcher:
                 kind = type(item)
                 for observer in self._told.get(kind) or self._whom(kind):
                     self._tell(runner, observer, item)
+                if self._queue.empty():
+                    sleep(_BREATH_S)
 
     @staticmethod
     def _tell(runner: asyncio.Runner, observer: Observer, event: Event) -> None:
