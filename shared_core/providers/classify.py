@@ -30,6 +30,7 @@ from shared_core.providers.error_table import (
     STATUS,
     STATUS_OF_FAMILY,
     TEXTS,
+    TOO_DEEP,
     TRANSPORT,
     TRANSPORT_MODULES,
     TURNED_AWAY,
@@ -302,6 +303,8 @@ def _raised_by_vendor(exc: BaseException, *, beneath: str = "") -> bool:
 
 def _misread(exc: Exception) -> bool:
     """Whether a vendor package stumbled over an answer that is none: `choices[0]` of nothing, HTML in place of JSON."""
+    if isinstance(exc, RecursionError):
+        return bool(TOO_DEEP.search(str(exc))) and _raised_by_vendor(exc, beneath=r"json\b")
     if not isinstance(exc, (IndexError, AttributeError, TypeError, ValueError)):
         return False
     if MISBUILT.match(str(getattr(exc, "title", ""))):  # pydantic's ValidationError says what it should have become

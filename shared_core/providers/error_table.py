@@ -28,6 +28,7 @@ __all__ = [
     "STATUS",
     "STATUS_OF_FAMILY",
     "TEXTS",
+    "TOO_DEEP",
     "TRANSPORT",
     "TRANSPORT_MODULES",
     "TURNED_AWAY",
@@ -438,10 +439,14 @@ MISREAD = re.compile(
     r"list index out of range|'(?:str|NoneType)' object (?:has no attribute|is not (?:subscriptable|iterable))"
     r"|'(?:int|float|bool|list)' object has no attribute '(?:model_dump|choices|content|candidates)'"
     r"|object of type '(?:str|NoneType)' has no len|string indices must be integers|type '\w+' is not iterable"
-    r"|no generation(?:s| chunks)|unexpected (?:response|type)|received .{0,40}(?:html|str)\b|null value for .?choices",
+    r"|no generation(?:s| chunks)|unexpected (?:response|type)|received .{0,40}(?:html|str)\b|null value for .?choices"
+    r"|'<=' not supported between instances of 'int' and '(?:str|NoneType)'",  # google-genai: an error without a code
     re.IGNORECASE,
 )
 """What vendor packages say when they stumble over an answer that is no answer."""
+
+TOO_DEEP = re.compile(r"while decoding a JSON")
+"""How a `RecursionError` ends that the brackets of an answer brought about, and not the stack of whoever asked."""
 
 MISBUILT = re.compile(r"GenerateContentResponse|AIMessage|ToolCallBlock|TextBlock")
 """What pydantic could not build where it was the answer that was wrong, and not what was asked."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ NONE: list[tuple[str, Any]] = [
     ("google", {"candidates": "none"}),
     ("google", {"candidates": [{"content": GEMINI_CALL, "finishReason": "STOP"}]}),
     ("google", {"candidates": [{"content": {"parts": [{"text": "a"}]}}], "usageMetadata": 5}),
+    *((vendor, "[" * 100_000) for vendor in ("openai", "anthropic", "google")),  # deeper than any stack
 ]
 
 
@@ -42,10 +44,20 @@ def server() -> Iterator[FaultServer]:
 
 
 @pytest.mark.parametrize("colour", COLOURS)
-@pytest.mark.parametrize(("vendor", "body"), NONE, ids=[f"{vendor}-{body}" for vendor, body in NONE])
+@pytest.mark.parametrize(("vendor", "body"), NONE, ids=[f"{vendor}-{str(body)[:60]}" for vendor, body in NONE])
 def test_an_answer_that_is_none_is_malformed(server: FaultServer, vendor: str, body: Any, colour: Colour) -> None:
     """So it is asked for once more, then elsewhere, and counts for the circuit."""
     server.script("m", Fault("status", status=200, body=body, headers={"content-type": "application/json"}))
     url = {"openai": server.openai_url, "anthropic": server.anthropic_url, "google": server.google_url}[vendor]
     provider = build(Target(f"{vendor}:m", base_url=url, api_key="any-key-at-all"))
     assert fail(provider, ask(), colour).kind is ErrorKind.MALFORMED
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("code", [None, "429"])
+def test_an_error_in_a_gemini_stream_without_a_number_is_no_bug(server: FaultServer, code: Any, colour: Colour) -> None:
+    """Google's SDK stumbles over it; the caller must not."""
+    body = f'data: {{"error": {{"message": "gone", "code": {json.dumps(code)}}}}}\r\n\r\n'
+    server.script("m", Fault("status", status=200, body=body, headers={"content-type": "text/event-stream"}))
+    provider = build(Target("google:m", base_url=server.google_url, api_key="any-key-at-all"))
+    assert fail(provider, ask(streaming=True), colour).kind is ErrorKind.MALFORMED
