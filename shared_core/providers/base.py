@@ -483,6 +483,6 @@ class _Tail:
         self._until = transport.Until(_TAIL_S)
 
     def remaining(self) -> float:
-        # Half of what the attempt has left: were the attempt's own limit to strike first, a whole answer would be thrown
-        # away as one that fell silent, or gone on with elsewhere.
+        # Half of what the attempt has left: were the attempt's own limit to strike first, a whole answer would be
+        # thrown away as one that fell silent, or gone on with elsewhere.
         return min(self._guard.remaining() / 2, self._until.remaining())
