@@ -76,7 +76,10 @@ class Loop:
         return True
 
     def _measure(self, session: pytest.Session) -> None:
-        """Once without a mutant, seeing who calls what; then once with all functions failing, which must be noticed."""
+        """Run the tests without a mutant: as pytest does, seeing who calls what, and as mutants are, last ones first.
+
+        Then once with all functions failing, which must be noticed.
+        """
         told = self.results.with_suffix(".json")
         if self._wait(self._fork(lambda: self._without(told)))[1]:
             raise session.Failed("the tests fail without a mutant")
@@ -86,6 +89,8 @@ class Loop:
             self.breadth[test] = len(functions)
             for function in functions:
                 self.reached[function].append(test)
+        if self._wait(self._fork(lambda: self._with("", list(reversed(self.took)))))[1] != SURVIVED:
+            raise session.Failed("the tests fail without a mutant when they are run in another order")
         someone = sorted(set().union(*self.reached.values()))[:20]
         if self._wait(self._fork(lambda: self._with("fail", someone)))[1] != KILLED:
             raise session.Failed("the tests do not reach the copy that is changed")
@@ -144,30 +149,24 @@ class Loop:
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         trampoline.set_mutant_under_test(mutant)
         trampoline.get_mutant_under_test = lambda: mutant  # it is asked at every call, and would look in os.environ
-        for test, after in zip(tests, [*tests[1:], None], strict=True):
-            item = self.items[test]
+        items = [self.items[test] for test in tests]
+        plain = [_plain(item, self.around) for item in items]
+        # What pytest has set up stays for the next test that pytest runs: those called plainly leave it as it is.
+        follows: list[pytest.Item | None] = []
+        after: pytest.Item | None = None
+        for item, arguments in zip(reversed(items), reversed(plain), strict=True):
+            follows.append(after)
+            after = item if arguments is None else after
+        for test, item, arguments, after in zip(tests, items, plain, reversed(follows), strict=True):
             item.repr_failure = _unread  # type: ignore[method-assign]  # see there
             # The default action of both signals is to end the process: no code of the mutant's can hold them up.
             signal.setitimer(signal.ITIMER_PROF, CPU_S + CPU_TIMES * self.took[test])
             signal.setitimer(signal.ITIMER_REAL, WALL_S + WALL_TIMES * self.took[test])
-            if self._fails(item, self.items[after] if after else None):
+            if _fails(item, arguments, after):
                 if killer is not None:
                     killer.write_text(test, encoding="utf-8")
                 return KILLED
         return SURVIVED
-
-    def _fails(self, item: pytest.Item, after: pytest.Item | None) -> bool:
-        arguments = _plain(item, self.around)
-        if arguments is None:
-            return any(report.failed for report in runtestprotocol(item, log=False, nextitem=after))
-        assert isinstance(item, pytest.Function)
-        try:
-            item.obj(**arguments)
-        except pytest.skip.Exception:
-            return False
-        except (Exception, pytest.fail.Exception):  # noqa: BLE001  # whatever it is that a mutant throws
-            return True
-        return False
 
     def _fork(self, work: Callable[[], int]) -> int:
         sys.stdout.flush()
@@ -189,6 +188,20 @@ class Loop:
         pid, ended = os.waitpid(pid, 0)
         status = os.waitstatus_to_exitcode(ended)
         return pid, TIMEOUT if status in (-signal.SIGPROF, -signal.SIGALRM) else status
+
+
+def _fails(item: pytest.Item, arguments: dict[str, object] | None, after: pytest.Item | None) -> bool:
+    """Run a test: plainly where `arguments` are all it needs, else as pytest does, before `after`."""
+    if arguments is None:
+        return any(report.failed for report in runtestprotocol(item, log=False, nextitem=after))
+    assert isinstance(item, pytest.Function)
+    try:
+        item.obj(**arguments)
+    except pytest.skip.Exception:
+        return False
+    except (Exception, pytest.fail.Exception):  # noqa: BLE001  # whatever it is that a mutant throws
+        return True
+    return False
 
 
 def _plain(item: pytest.Item, around: frozenset[str]) -> dict[str, object] | None:
