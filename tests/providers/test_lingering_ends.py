@@ -18,7 +18,8 @@ from tests.providers.wire import COLOURS, Colour
 WHOLE = {
     "anthropic": (
         'event: message_start\ndata: {"type": "message_start", "message": {"id": "m", "type": "message", '
-        '"role": "assistant", "model": "m", "content": [], "stop_reason": null, "usage": {"input_tokens": 1, "output_tokens": 1}}}\n\n'
+        '"role": "assistant", "model": "m", "content": [], "stop_reason": null, '
+        '"usage": {"input_tokens": 1, "output_tokens": 1}}}\n\n'
         'event: content_block_start\ndata: {"type": "content_block_start", "index": 0, '
         '"content_block": {"type": "text", "text": ""}}\n\n'
         'event: content_block_delta\ndata: {"type": "content_block_delta", "index": 0, '
