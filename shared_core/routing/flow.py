@@ -158,8 +158,8 @@ class _Turn:
     """Its next try has been taken from the retries that are left."""
     free: int = 0
     """Tries that count for nothing, because no byte of the request had left."""
-    well: bool = True
-    """It has not failed: it was not asked yet, or it lost a race."""
+    failed: bool = False
+    """It has failed before. One that was not asked yet has not, nor one that lost a race."""
 
 
 def flow(
@@ -277,14 +277,14 @@ def flow(
                 turn, call, error = heat.turn, heat.call, heat.error
                 route, granted, attempt = call.route, call.admission, call.attempt
                 if heat.failed is not None:
-                    failed, why = heat.failed
+                    loser, why = heat.failed
                     if why.kind is ErrorKind.CONTEXT_OVERFLOW:
-                        too_small = max(too_small, failed.route.capabilities.context_window or 0)
-                    again = why.disposition is Disposition.RETRY and failed.route.gate.allows_retry
-                    if again and failed.tries <= failed.route.retry.same_target:
-                        failed.not_before = clock() + failed.route.retry.wait_s(why, failed.tries - 1, chance())
-                        failed.well = False
-                        parked.append(failed)
+                        too_small = max(too_small, loser.route.capabilities.context_window or 0)
+                    again = why.disposition is Disposition.RETRY and loser.route.gate.allows_retry
+                    if again and loser.tries <= loser.route.retry.same_target:
+                        loser.not_before = clock() + loser.route.retry.wait_s(why, loser.tries - 1, chance())
+                        loser.failed = True
+                        parked.append(loser)
             if attempt.first_token_s is not None:
                 hedger.began(route.name, route.gate, streaming=request.streaming, seconds=attempt.first_token_s)
         assert error is None or isinstance(error, ProviderError)
@@ -327,7 +327,9 @@ def flow(
         at_once = (
             wait_s is not None
             # Who breaks off in the middle of an answer comes before those that failed to begin one.
-            and not any(other.not_before < now + wait_s and (other.well or not attempt.delivered) for other in parked)
+            and not any(
+                other.not_before < now + wait_s and not (other.failed and attempt.delivered) for other in parked
+            )
             and not _should_yield(error, relay, wait_s, now, deadline, queue, route.retry)
         )
         yield Settle(route, granted, _outcome(attempt, error, now), attempt, at_once)
@@ -343,7 +345,7 @@ def flow(
         if wait_s is None or not route.gate.allows_retry:
             continue
         turn.not_before = now + wait_s
-        turn.well = False
+        turn.failed = True
         if not at_once:
             parked.append(turn)
             continue

@@ -227,6 +227,7 @@ def test_a_lock_whose_time_is_over_is_shown_no_more_and_another_that_stands_is()
     gate.lock.put(0.0, 20.0, "no such model")
     health = gate.read(10.0)
     assert (health.lock_reason, health.locked_for_s) == ("no such model", 10.0)
+    assert gate.read(20.0).locked_for_s is None
 
 
 def test_an_account_is_locked_under_its_own_name_for_all_its_targets():

@@ -365,6 +365,20 @@ def test_one_that_failed_in_a_race_comes_back_after_its_wait_and_the_others():
     assert 0.24 < wait.seconds < 0.25, "a quarter of a second from its failure, less what the other one took"
 
 
+def test_who_breaks_off_in_the_middle_of_an_answer_comes_before_one_that_failed_in_a_race():
+    ends = {"b": [(failing(K.STREAM_CUT),), None]}
+    sooner = route("a")
+    sooner.retry = RetryPolicy(base_s=0.1)
+    w = World(
+        "",
+        routes=[sooner, route("b")],
+        race=lambda step: Lost(step.first, failing(K.TRANSIENT)),
+        ends=lambda call: ends[call.route.name].pop(0),
+    )
+    assert [a.target for a in w.execution.attempts] == ["a", "b", "b"]
+    assert w.result is None
+
+
 def test_a_refusal_that_is_routed_around_leaves_the_second_to_answer():
     w = World("ab", race=lambda step: Lost(step.first, failing(K.POLICY)), route_around_policy=True)
     assert w.result is None
