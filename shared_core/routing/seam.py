@@ -3,10 +3,10 @@
 `resume` writes the request; `Seam` reads the continuation and holds back what repeats the text already delivered. Three
 ways to ask, by what the target can do:
 
-    exact        the raw prompt goes on after the delivered text (llama.cpp): the text is the continuation, nothing to
-    remove prefill      the delivered text becomes the beginning of the assistant's turn: only a whole repeat is
-    removed instructed   a user turn asks for it, quoting the last words: whole repeats and overlaps are removed,
-    words kept apart
+    exact        the raw prompt goes on after the delivered text (llama.cpp): all of it is new, nothing is removed
+    prefill      the delivered text becomes the beginning of the assistant's turn: only a whole repeat is removed
+    instructed   a user turn asks for it, quoting the last words: whole repeats and overlaps are removed, and words
+                 kept apart
 """
 
 from __future__ import annotations

@@ -222,3 +222,19 @@ def test_after_a_restart_words_are_judged_by_the_new_text_alone(chunks, between)
     relay.begin(attempt("c"), seam="instructed")
     feed(relay, *text("breaker"), DONE)
     assert relay.delivered == "".join(chunks) + between + "breaker"
+
+
+@pytest.mark.parametrize(
+    ("mode", "comes", "reads"),
+    [
+        ("exact", ["So ha ha", " ha"], "So ha haSo ha ha ha"),  # the raw prompt went on: all of it is new
+        ("prefill", ["ha ha", " ha"], "So ha haha ha ha"),  # its own turn went on: only a whole repeat is none
+        ("instructed", ["ha ha", " ha"], "So ha ha ha"),  # it was told to begin with the last words
+    ],
+)
+def test_what_a_continuation_repeats_is_removed_by_the_way_it_was_asked_for(mode, comes, reads):
+    relay, _ = streaming()
+    feed(relay, *text("So", " ha", " ha"))
+    relay.begin(attempt("b"), seam=mode)
+    feed(relay, *text(*comes), DONE)
+    assert relay.delivered == reads
