@@ -22,6 +22,7 @@ from shared_core._lane import in_thread
 from shared_core._last_resort import DefaultAnswer, LastResort
 from shared_core._readers import AsyncWaker, Reading, Unfit, running_loop
 from shared_core._shelf import Shelf
+from shared_core._streams import Left, Stop
 from shared_core.cache.flight import Flight, Flights
 from shared_core.cache.response_cache import ResponseCache
 from shared_core.chat.events import Answer, ChatEvent, Finished, collect
@@ -127,16 +128,20 @@ class Cached:
             return answer
         return collect(chain.from_iterable(self._run(asked)))
 
-    def run(self, execution: Execution, plan: Plan, relay: Relay, use: CacheUse) -> Generator[ChatEvent, None, None]:
-        """The answer as it comes."""
-        batches = self._run(self._keys.asked(execution, plan, relay, use))
+    def run(
+        self, execution: Execution, plan: Plan, relay: Relay, use: CacheUse, stop: Stop
+    ) -> Generator[ChatEvent, None, None]:
+        """The answer as it comes. `stop` lets another thread end it."""
+        batches = self._run(self._keys.asked(execution, plan, relay, use), stop)
         try:
             for batch in batches:
                 yield from batch
+        except Left:
+            return
         finally:
             batches.close()
 
-    def _run(self, asked: Asked) -> Generator[Sequence[ChatEvent], None, None]:
+    def _run(self, asked: Asked, stop: Stop | None = None) -> Generator[Sequence[ChatEvent], None, None]:
         execution = asked.execution
         steps = self._flow.steps(asked)
         report: Report = None
@@ -145,15 +150,15 @@ class Cached:
             while True:
                 try:
                     step = steps.send(report)
-                except StopIteration as stop:
-                    failure = stop.value
+                except StopIteration as end:
+                    failure = end.value
                     break
                 report = None
                 match step:
                     case Ask(flight):
-                        report = yield from self._ask(asked, flight)
+                        report = yield from self._ask(asked, flight, stop)
                     case Follow(flight):
-                        report = yield from self._read(Reading(self._kept_books, execution, flight, leads=False))
+                        report = yield from self._read(Reading(self._kept_books, execution, flight, leads=False), stop)
                     case Look():
                         report = self._shelf.find(asked, *step)
                     case Show():
@@ -171,10 +176,12 @@ class Cached:
         if failure is not None:
             raise failure
 
-    def _ask(self, asked: Asked, flight: Flight | None) -> Generator[Sequence[ChatEvent], None, BaseException | None]:
+    def _ask(
+        self, asked: Asked, flight: Flight | None, stop: Stop | None
+    ) -> Generator[Sequence[ChatEvent], None, BaseException | None]:
         """What the targets answer, kept when it is whole."""
         execution = asked.execution
-        source = self._driver.run(execution, asked.plan, asked.relay)
+        source = self._driver.run(execution, asked.plan, asked.relay, stop)
         if flight is not None and not execution.request.streaming:
             flight.pull(source, partial(self._shelf.keep, asked) if asked.keeps else None)
             if flight.error is None:
@@ -184,7 +191,7 @@ class Cached:
             source = self._tapped(asked, source)
         if flight is not None:
             flight.drive(source)
-            return (yield from self._read(Reading(self._kept_books, execution, flight, leads=True)))
+            return (yield from self._read(Reading(self._kept_books, execution, flight, leads=True), stop))
         try:
             for event in source:
                 yield (event,)
@@ -200,13 +207,17 @@ class Cached:
                 self._shelf.keep(asked, seen)
             yield event
 
-    def _read(self, reading: Reading) -> Generator[Sequence[ChatEvent], None, BaseException | None]:
+    def _read(self, reading: Reading, stop: Stop | None) -> Generator[Sequence[ChatEvent], None, BaseException | None]:
         flight = reading.flight
         waker: threading.Event | None = None
+        if stop is not None:
+            stop.alone = flight.alone
         try:
             if not reading.leads and flight.loop is not None and flight.loop is running_loop():
                 return Unfit("the one in flight cannot go on while this call blocks its event loop")
             while True:
+                if stop is not None and stop.left:
+                    raise Left
                 if reading.leads and (event := flight.advance(reading.at)) is not None:
                     reading.at += 1
                     yield (event,)
@@ -217,6 +228,8 @@ class Cached:
                 elif waker is None:
                     waker = threading.Event()
                     flight.wake(waker.set, at_end=reading.whole)
+                    if stop is not None:
+                        stop.wake = waker.set
                 else:
                     waker.wait(reading.patience_s)
                     waker.clear()
@@ -257,8 +270,8 @@ class Cached:
             while True:
                 try:
                     step = steps.send(report)
-                except StopIteration as stop:
-                    failure = stop.value
+                except StopIteration as end:
+                    failure = end.value
                     break
                 report = None
                 match step:

@@ -14,9 +14,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shared_core._books import Books
-from shared_core._clock import Clock
+from shared_core._clock import Clock, SystemClock
 from shared_core._lane import Calm, run_guarded
 from shared_core._race import CONTENT, AsyncHeat, Heat, rung
+from shared_core._streams import Left, Stop
 from shared_core._turns import atake_turn, take_turn
 from shared_core._watch import Watchdog
 from shared_core.chat.answer_tool import adelivered, delivered
@@ -93,8 +94,10 @@ class Driver:
     def _steps(self, execution: Execution, chosen: Plan, relay: Relay) -> Generator[Step, Report, FallbackError | None]:
         return flow(execution, chosen, chosen.policy or _POLICY, relay, clock=self._now, chance=self._chance)
 
-    def run(self, execution: Execution, chosen: Plan, relay: Relay) -> Generator[ChatEvent, None, None]:
-        """Perform the steps in this thread; yields what the caller gets."""
+    def run(
+        self, execution: Execution, chosen: Plan, relay: Relay, stop: Stop | None = None
+    ) -> Generator[ChatEvent, None, None]:
+        """Perform the steps in this thread; yields what the caller gets. `stop` lets another thread end it."""
         steps = self._steps(execution, chosen, relay)
         pending: list[Call] = []  # begun and not settled
         report: Report = None
@@ -103,10 +106,12 @@ class Driver:
         heats: list[Heat] = []
         try:
             while True:
+                if stop is not None and stop.asked:
+                    raise Left
                 try:
                     step = steps.send(report)
-                except StopIteration as stop:
-                    failure = stop.value
+                except StopIteration as end:
+                    failure = end.value
                     break
                 report = None
                 match step:
@@ -123,15 +128,17 @@ class Driver:
                         if step.standby is not None and ahead is None:
                             ahead = self._read_ahead(execution, step)
                         if step.late_s < math.inf:
-                            report = self._late(step, heats)
+                            report = self._late(step, heats, stop)
                         if report is None:
-                            report = yield from self._call(step, relay, ahead, _of(step, heats) if heats else None)
+                            report = yield from self._call(
+                                step, relay, ahead, _of(step, heats) if heats else None, stop
+                            )
                     case Race():
                         pending.append(step.second)
                         self._books.hedged(execution)
-                        report = self._race(step, heats)
+                        report = self._race(step, heats, stop)
                     case Resume():
-                        report = yield from self._call(step.call, relay, ahead, _of(step.call, heats))
+                        report = yield from self._call(step.call, relay, ahead, _of(step.call, heats), stop)
                     case Settle():
                         _settled(pending, step)
                         for other in heats:
@@ -140,9 +147,14 @@ class Driver:
                         self._books.settle(execution, step, self._chance(), self.routes)
                     case Wait():
                         self._books.waits(execution, step.route, step.seconds, in_line=False)
-                        self._clock.sleep(step.seconds)
+                        if stop is None or type(self._clock) is not SystemClock:
+                            self._clock.sleep(step.seconds)
+                        else:
+                            stop.pause(step.seconds)
         except BaseException as error:
             self._leave(execution, pending, error)
+            if type(error) is Left and stop is not None and stop.quiet:
+                return
             raise
         finally:
             if ahead is not None:
@@ -286,23 +298,27 @@ class Driver:
 
     # ── calls that may be late ───────────────────────────────────────────────────────────────────────────────────────
 
-    def _late(self, call: Call, heats: list[Heat]) -> Report:
+    def _late(self, call: Call, heats: list[Heat], stop: Stop | None) -> Report:
         """Begin a call beside this thread. `Late` when it brings no content in time; None as soon as it does."""
-        heat = self._heat(call, SimpleQueue())
+        heat = self._heat(call, SimpleQueue(), stop)
         heats.append(heat)
         rung(heat.bell, min(call.late_s, heat.guard.remaining()))
         return None if heat.ready else Late()
 
-    def _race(self, step: Race, heats: list[Heat]) -> Report:
+    def _race(self, step: Race, heats: list[Heat], stop: Stop | None) -> Report:
         """Begin the second call, and wait until one of the two brings content or ends."""
         bell = heats[0].bell
-        heats.append(self._heat(step.second, bell))
+        heats.append(self._heat(step.second, bell, stop))
         while (report := _decided(heats)) is None:
             rung(bell, min(heat.guard.remaining() for heat in heats))
         return report
 
-    def _heat(self, call: Call, bell: SimpleQueue[None]) -> Heat:
+    def _heat(self, call: Call, bell: SimpleQueue[None], stop: Stop | None) -> Heat:
         request, guard = self._opened(call)
+        guard.cuts = {}
+        if stop is not None:
+            guard.cuts[stop] = lambda: bell.put(None)  # who waits for it looks again how much time is left
+            stop.watch(guard)
         provider = call.route.provider
         return Heat(call, guard, lambda: provider.stream(request, guard), self._now, bell)
 
@@ -378,11 +394,13 @@ class Driver:
         return guard
 
     def _call(
-        self, call: Call, relay: Relay, ahead: Prefill | None, heat: Heat | None
+        self, call: Call, relay: Relay, ahead: Prefill | None, heat: Heat | None, stop: Stop | None
     ) -> Generator[ChatEvent, None, ProviderError | None]:
         """Make one attempt; yields what reaches the caller, returns the error it ended with."""
         provider, attempt = call.route.provider, call.attempt
         request, guard = self._opened(call) if heat is None else (call.request, heat.guard)
+        if stop is not None and heat is None:
+            stop.watch(guard)
         feed, touch = relay.feed, guard.touch
         alone = provider.interruptible or self._calm.of(call.route)
         begun = perf_counter()  # real time, whatever clock the router was handed: threads block in real time
@@ -421,6 +439,8 @@ class Driver:
                         yield out
             return _unfinished(attempt.delivered)
         except Exception as error:  # noqa: BLE001  # classified; a bug is raised again as it is
+            if stop is not None and stop.asked:
+                return None  # it was cut off, and `run` leaves
             return _classified(error, call, guard)
         finally:
             if heat is None and alone and not provider.interruptible:

@@ -99,6 +99,8 @@ def run_guarded(
     """
     out: queue.SimpleQueue[_Piece[T]] = queue.SimpleQueue()
     reader = _Reader()
+    if guard.cuts is not None:
+        guard.cuts[reader] = lambda: out.put(((), None, True))  # then it looks how much time is left
     context = contextvars.copy_context()
     in_thread(lambda: context.run(_produce, open_, guard.streaming, out.put, reader, done))
     try:

@@ -79,7 +79,7 @@ class _Running:
 class Heat(_Running):
     """An attempt in a thread of its own, begun at once. `bell` rings when there is something to decide on, or to read.
 
-    It is one for all attempts of a request: whoever waits looks what it was for.
+    `guard.cuts` is a dict. The bell is one for all attempts of a request: whoever waits looks what it was for.
     """
 
     def __init__(
@@ -92,7 +92,6 @@ class Heat(_Running):
     ) -> None:
         super().__init__(call, guard, now, partial(bell.put, None))
         self.bell = bell
-        guard.cuts = {}
         self._open = open_
         self._items: deque[ChatEvent] = deque()
         in_thread(partial(copy_context().run, self._run))

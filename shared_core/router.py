@@ -21,7 +21,7 @@ from shared_core._clock import Clock, SystemClock
 from shared_core._driver import Driver
 from shared_core._fleet import Fleet, Heirs, Line
 from shared_core._inputs import RequestLike, TargetLike, as_request, ledger_of, option
-from shared_core._streams import AnswerStream, AsyncAnswerStream
+from shared_core._streams import AnswerStream, AsyncAnswerStream, Stop
 from shared_core.chat.answer_tool import in_words, with_answer_tool
 from shared_core.chat.events import Answer, collect
 from shared_core.chat.per_call import CallOptions, ExplainOptions, saying
@@ -269,7 +269,9 @@ class Router:
             asked = saying(asked, options)
         kept, use = self._way(asked, cache)
         opened = self._open(asked, strategy)
-        return AnswerStream(opened[0], self._driver.run(*opened) if kept is None else kept.run(*opened, use))
+        stop = Stop(quiet=kept is None)
+        events = self._driver.run(*opened, stop) if kept is None else kept.run(*opened, use, stop)
+        return AnswerStream(opened[0], events, stop)
 
     def astream(
         self,

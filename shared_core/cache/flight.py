@@ -66,6 +66,10 @@ class Flight:
 
     # ── readers ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    def alone(self) -> bool:
+        """Whether it is driven by threads, for one reader."""
+        return self._readers == 1 and self._pump is not None
+
     def wake(self, waker: Waker, *, at_end: bool) -> None:
         """Call `waker` at every event, or `at_end` only; at once if it is over."""
         with self._lock:
@@ -208,7 +212,10 @@ class Flight:
         assert self._pump is not None
         with self._pump:
             while not self.over and not self.dead:
-                self._step()
+                try:
+                    self._step()
+                except GeneratorExit:  # its last reader has left, and had it cut off
+                    return
             if not self.over and self._source is not None:
                 self._source.close()
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any
 
 from shared_core.errors import ConfigurationError, UnknownOption, is_number, nearest, redact
@@ -41,7 +42,7 @@ class Target:
         enabled: False keeps it configured but unused.
         provider: a ready provider, in place of `spec`.
         **options: passed to the provider: `headers`, `organization`, `api_version`, `n_ctx`, `n_gpu_layers`, …. A ready
-            `provider` takes none.
+            `provider` they only tell apart.
 
     Raises:
         ConfigurationError: the spec has no provider or model, or a figure is out of range.
@@ -122,8 +123,8 @@ class Target:
         }
         for key, value in values.items():
             object.__setattr__(self, key, value)
-        if ready is not None:
-            self.refuse_options_but(frozenset())  # what it takes it has been given where it was made
+        if ready is not None:  # it has been given what it takes: further options only tell it apart, unless misspelled
+            self.refuse_options_but(frozenset(one for one in options if not get_close_matches(one, KEYWORDS, 1, 0.75)))
 
     def refuse_options_but(self, valid: frozenset[str]) -> None:
         """Refuse an option that the provider does not take.
