@@ -283,10 +283,13 @@ def tiered(level: Level, items: Sequence[R], tiers: Sequence[str | None], costs:
     """
     if level == "medium":
         return items
-    places = range(len(items))
+    places: Sequence[int] = range(len(items))
     if level == "simple":
-        return [items[i] for i in sorted(places, key=lambda i: (_QUICK[tiers[i]], costs[i]))]
-    return [items[i] for i in sorted(places, key=lambda i: -_QUICK[tiers[i]])]
+        ranks = [_QUICK[tier] for tier in tiers]
+        places = sorted(places, key=costs.__getitem__)
+    else:
+        ranks = [-_QUICK[tier] for tier in tiers]
+    return [items[i] for i in sorted(places, key=ranks.__getitem__)]
 
 
 assert get_args(Complexity) == COMPLEXITIES  # one list of words, told twice for types and for values

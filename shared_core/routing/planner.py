@@ -47,8 +47,11 @@ class Route:
         self.read = self.gate.read
         self.wait_s = getattr(self.provider, "wait_s", None)
         self.standby = getattr(self.provider, "standby", None)
+        self.names = frozenset({self.name, self.target.spec, self.target.provider_name, self.provider.name})
 
     name: str = field(init=False)
+    names: frozenset[str] = field(init=False)
+    """What constraints may call it."""
     read: Callable[[float], TargetHealth] = field(init=False)
     """How it is doing at a time, in monotonic seconds."""
     wait_s: Callable[[ChatRequest], float | None] | None = field(init=False)
@@ -209,18 +212,19 @@ def plan(
     bound = request.constraints is not ANYONE and request.constraints != ANYONE
     demanding = not is_plain(request)
     model = request.model
-    if not bound or any(model in (route.name, route.target.model) for route in routes):
+    if model is not None and (not bound or any(model in (route.name, route.target.model) for route in routes)):
         model = None  # it names a target
     least = request.characters // _AT_MOST_PER_TOKEN
     for route in routes:
         if not route.target.enabled:
             excluded.append((route.name, "disabled"))
             continue
-        if bound or demanding:
-            reason = _exclusion(request, route, bound=bound, demanding=demanding, model=_other(model, route, primary))
-            if reason is not None:
-                excluded.append((route.name, reason))
-                continue
+        if bound and (reason := _forbidden(request.constraints, route, _other(model, route, primary))):
+            excluded.append((route.name, reason))
+            continue
+        if demanding and (lacks := next(missing(request, route.capabilities), None)):
+            excluded.append((route.name, lacks))
+            continue
         if least and (window := route.capabilities.context_window) is not None and least > window:
             excluded.append((route.name, f"the request needs at least {least} tokens, its context window is {window}"))
             too_small.add(route.name)
@@ -285,20 +289,6 @@ def _by_tier(request: ChatRequest, eligible: list[Route], complexity: Judgement,
     return list(tiered(complexity.level, eligible, [route.target.tier for route in eligible], costs))
 
 
-def _exclusion(request: ChatRequest, route: Route, *, bound: bool, demanding: bool, model: str | None) -> str | None:
-    """Why the target cannot or must not serve the request, however long it is; None when it may.
-
-    `bound` and `demanding` say whether it comes with constraints, and asks for more than text; `model` is another one
-    that it may be asked for.
-    """
-    if bound and (reason := _forbidden(request.constraints, route, model)):
-        return reason
-    if demanding:
-        for reason in missing(request, route.capabilities):
-            return reason
-    return None
-
-
 def _other(model: str | None, route: Route, primary: str | None) -> str | None:
     """The model that the target would be asked for in place of its own."""
     return model if primary is None or route.provider.name == primary else None
@@ -306,7 +296,7 @@ def _other(model: str | None, route: Route, primary: str | None) -> str | None:
 
 def _forbidden(constraints: Constraints, route: Route, model: str | None) -> str | None:
     """Why hard constraints keep the target out. Unknown means no."""
-    names = {route.name, route.target.spec, route.target.provider_name, route.provider.name}
+    names = route.names
     if model is not None:
         other = {model, f"{route.target.provider_name}:{model}", f"{route.provider.name}:{model}"}
         if other & constraints.deny:
@@ -323,7 +313,7 @@ def _forbidden(constraints: Constraints, route: Route, model: str | None) -> str
             return f"constraint: the price of {model!r} is unknown and a maximum is set"
         if price is None:
             return "constraint: its price is unknown and a maximum is set"
-        if float(price.dearest) > constraints.max_price:
+        if price.dearest_usd > constraints.max_price:
             return f"constraint: costs ${price.dearest} per million tokens, the maximum is ${constraints.max_price:g}"
         if price.second or price.request:
             return "constraint: it is not paid by the token alone, and a maximum per token is set"

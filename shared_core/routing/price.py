@@ -137,6 +137,12 @@ class Price:
         return max(self.dearest_input, Decimal(self.output))
 
     @property
+    def dearest_usd(self) -> float:
+        """The same as a float, without a decimal's time."""
+        unit, _, output, _, _, dearest, _ = self._exact
+        return max(dearest, output) / (_PER_TOKEN * unit)
+
+    @property
     def free(self) -> bool:
         """Whether nothing ever costs anything."""
         _, _, output, _, _, dearest, request = self._exact

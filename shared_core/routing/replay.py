@@ -58,7 +58,7 @@ class Seen:
     def __init__(self, route: Route, request: ChatRequest, now: float) -> None:
         self.route = route
         self.target = route.target
-        self.name = route.name
+        self.name, self.names = route.name, route.names
         self.provider = route.provider
         self.local = route.local
         self.capabilities = route.capabilities
@@ -229,6 +229,10 @@ class _Price:
     def cost_nano(self, _usage: object, _seconds: float = 0.0) -> int:
         return self.expected_nano
 
+    @property
+    def dearest_usd(self) -> float:
+        return float(self.dearest)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Recorded:
@@ -236,6 +240,7 @@ class _Recorded:
 
     row: Mapping[str, Any]
     name: str = field(init=False)
+    names: frozenset[str] = field(init=False)
     target: Any = field(init=False)
     provider: Any = field(init=False)
     local: bool = field(init=False)
@@ -250,6 +255,7 @@ class _Recorded:
         wait_s = row["wait_s"]
         values = {
             "name": row["name"],
+            "names": frozenset({row["name"], row["spec"], row["provider"], row["engine"]}),
             "target": SimpleNamespace(
                 name=row["name"],
                 spec=row["spec"],

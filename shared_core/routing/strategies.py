@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final, NamedTuple, Protocol
 
 from shared_core.chat.events import Usage
 from shared_core.chat.request import CHARS_PER_TOKEN, ChatRequest, user
 from shared_core.errors import ConfigurationError, nearest
 from shared_core.resilience.health import Pace, TargetHealth
-from shared_core.routing.price import NANO, Price
+from shared_core.routing.price import Price
 from shared_core.routing.target import Target
 
 __all__ = [
@@ -244,48 +243,19 @@ def cost(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[Targe
 
 def dearness(request: ChatRequest) -> Callable[[TargetView], float]:
     """What `request` may be expected to cost with the target of a view, in nano-dollars; infinite where unknown."""
-    told = request.characters // CHARS_PER_TOKEN
     said = min(request.max_tokens or EXPECTED_OUTPUT, EXPECTED_OUTPUT)
+    usage = Usage(request.characters // CHARS_PER_TOKEN, said)
 
     def of(view: TargetView) -> float:
         price = view.price
         if price is None:
             return math.inf
-        rates = _rates(price)
-        if rates is not None:
-            return -(-(told * rates[1] + said * rates[2] + rates[3]) // _SCALE)
-        health = view.health if price.second else None
-        return price.cost_nano(Usage(told, said), (health.latency_p50_s or 0.0) if health is not None else 0.0)
+        if not price.second:
+            return price.cost_nano(usage)
+        health = view.health
+        return price.cost_nano(usage, (health.latency_p50_s or 0.0) if health is not None else 0.0)
 
     return of
-
-
-_SCALE: Final = 10**9
-"""Rates are kept in so many parts of a nano-dollar: whole numbers, exact for prices of up to twelve decimals."""
-_Rates = tuple[Price, int, int, int]
-_known: dict[int, _Rates] = {}
-_KEPT: Final = 4096
-"""Prices whose rates are kept at most; then all are forgotten, and those still in use worked out again."""
-
-
-def _rates(price: Price) -> _Rates | None:
-    """Input, output and request in parts of a nano-dollar; None of a price that is not so plain.
-
-    Decimals take microseconds, and a hundred targets may be compared with every request.
-    """
-    found = _known.get(id(price))
-    if found is not None and found[0] is price:  # which keeps it alive, so that nobody else gets its id
-        return found
-    if type(price) is not Price or price.second:
-        return None
-    if len(_known) >= _KEPT:
-        _known.clear()
-    rates = [
-        int((Decimal(dollars) * parts * _SCALE).to_integral_value(rounding=ROUND_CEILING))
-        for dollars, parts in ((price.input, 1000), (price.output, 1000), (price.request, NANO))
-    ]
-    found = _known[id(price)] = (price, rates[0], rates[1], rates[2])
-    return found
 
 
 def performance(request: ChatRequest, views: Sequence[TargetView], /) -> Sequence[TargetView]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -261,6 +262,12 @@ def test_simple_is_fast_and_cheap_first_and_complex_the_best_first(level):
 
 def test_what_is_medium_stays_in_the_strategys_order():
     assert tiered("medium", ["a", "b", "c"], ["fast", "best", None], [3, 2, 1]) == ["a", "b", "c"]
+
+
+def test_what_is_simple_goes_by_tier_then_by_cost_and_equals_stand_as_they_did():
+    tiers = [None, "fast", "standard", "best", "fast", None, "standard"]
+    costs = [2, 3, 1, 0, 3, 1, math.inf]
+    assert tiered("simple", list("abcdefg"), tiers, costs) == list("becfagd")
 
 
 def test_within_a_tier_the_strategy_decides_what_is_complex():

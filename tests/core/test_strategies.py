@@ -17,8 +17,8 @@ from shared_core.chat.events import Usage
 from shared_core.chat.request import ChatRequest, user
 from shared_core.resilience.breaker import CircuitState
 from shared_core.resilience.health import HealthStatus, TargetHealth
-from shared_core.routing import strategies
 from shared_core.routing.strategies import (
+    EXPECTED_OUTPUT,
     EXPLORE_EVERY,
     RECHECK_EVERY,
     STRATEGIES,
@@ -171,24 +171,12 @@ def test_a_price_of_ones_own_kind_counts_for_itself():
     assert dearness(HI)(TargetView(view("a").target, 0, lambda: AtNight(1, 2), never)) == 7
 
 
-def test_rates_are_worked_out_once_for_a_price_and_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch):
-    """Decimals take longer than all else, and prices may be made anew with every request."""
-    kept: dict[int, tuple[Price, int, int, int]] = {}
-    monkeypatch.setattr(strategies, "_known", kept)
-    monkeypatch.setattr(strategies, "_KEPT", 3)
-    prices, sizes = [Price(1, 2, request=3) for _ in range(7)], []
-    for price in prices:
-        found = strategies._rates(price)
-        assert found == (price, 10**12, 2 * 10**12, 3 * 10**18)
-        assert found[0] is price
-        assert strategies._rates(price) is found
-        sizes.append(len(kept))
-    assert sizes == [1, 2, 3, 1, 2, 3, 1]
-    stale = kept[id(prices[0])] = kept[id(prices[-1])]  # as if its memory had been given to another price
-    assert strategies._rates(prices[0]) is not stale
-    for price in prices:
-        dearness(HI)(view("a", price=price))
-        assert kept[id(price)] is strategies._rates(price), "that is what costs are compared by"
+def test_a_price_of_any_number_of_decimals_is_compared_exactly():
+    """Half a nano-dollar in a request is half a one: it is rounded once, for all of the request, and not per token."""
+    tiny = Price(Decimal("0.0000000000001"), Decimal("0.0000000000003"), request=Decimal("0.0000000005"))
+    asked = ChatRequest((user("x" * 4 * 1000),), max_tokens=EXPECTED_OUTPUT)
+    assert dearness(asked)(view("a", price=tiny)) == 1 == tiny.cost_nano(Usage(1000, EXPECTED_OUTPUT))
+    assert dearness(asked.replace(max_tokens=1))(view("a", price=Price(1, 1000))) == 1000 * 1000 + 1_000_000
 
 
 # ── performance ──────────────────────────────────────────────────────────────────────────────────────────────────────

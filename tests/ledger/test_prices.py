@@ -151,6 +151,7 @@ def test_whole_numbers_say_what_decimals_do(dollars: Any, counted: Any, seconds:
         assert price.bound_nano(usage.input_tokens, within, seconds) <= bound + 10**9
         assert price.bound_nano(usage.input_tokens, within + 2, seconds) > bound + 10**9 - 1
     assert price.free == (not exact_rates(price))
+    assert price.dearest_usd == float(price.dearest), "not a bit beside it: constraints compare it with a maximum"
 
 
 def exact_rates(price: Price) -> list[Decimal]:
