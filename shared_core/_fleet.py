@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from shared_core._forks import after_fork, free
 from shared_core._inputs import TargetLike, as_target, price_of
 from shared_core.errors import ConfigurationError, InvalidRequest, nearest
 from shared_core.resilience.admission import Gate, Gates
@@ -102,6 +103,18 @@ class Fleet:
         """What requests see now."""
         changed(routes)
         self._stand_by(routes)
+        after_fork(self._in_child)
+
+    def _in_child(self) -> None:
+        """Threads of the parent may have held any lock, and whatever is in flight is theirs."""
+        self._lock = threading.RLock()
+        hedger = self.line.rules.flow.hedger
+        if hedger is not None:
+            free(hedger.mutex)
+        for route in (*self.line.routes, *(gone for gone, _ in self._retired)):
+            for mutex in route.gate.mutexes:
+                free(mutex)
+            route.gate.orphan()
 
     # ── what requests see ────────────────────────────────────────────────────────────────────────────────────────────
 

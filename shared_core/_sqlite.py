@@ -9,17 +9,14 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-import threading
 import time
-import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from shared_core.errors import LedgerError
 
-__all__ = ["Forkable", "Process", "connect", "filesystem_of", "guard_fork", "migrate", "reason_of", "this_process"]
+__all__ = ["Process", "connect", "filesystem_of", "migrate", "reason_of", "this_process"]
 
 NETWORK = frozenset(
     {
@@ -260,56 +257,3 @@ def _started(pid: int) -> str:
         return ""
     fields = facts.rpartition(")")[2].split()  # the name before may hold anything
     return "" if fields[0] in "ZX" else fields[19]  # a zombie has ended
-
-
-# ── forks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-class Forkable(Protocol):
-    """Something that holds connections."""
-
-    def before_fork(self) -> None:
-        """Finish what is being written, close the connections, and begin nothing until told how it went on."""
-        ...
-
-    def after_fork(self, *, child: bool) -> None:
-        """Go on. A child has none of the parent's threads, and nothing of what was under way is its own."""
-        ...
-
-
-_held: weakref.WeakSet[Forkable] = weakref.WeakSet()
-_forking: list[Forkable] = []
-_registered = False
-_lock = threading.Lock()
-
-
-def guard_fork(holder: Forkable) -> None:
-    """Have `holder` let go of its connections whenever this process forks. It is not kept alive by this."""
-    global _registered  # noqa: PLW0603  # hooks can be registered once and never taken back
-    with _lock:
-        _held.add(holder)
-        if not _registered and hasattr(os, "register_at_fork"):
-            _registered = True
-            os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)
-
-
-def _before() -> None:
-    _lock.acquire()
-    _forking[:] = list(_held)
-    for holder in _forking:
-        holder.before_fork()
-
-
-def _in_parent() -> None:
-    for holder in _forking:
-        holder.after_fork(child=False)
-    _forking.clear()
-    _lock.release()
-
-
-def _in_child() -> None:
-    global _lock  # noqa: PLW0603  # other threads of the parent may have been waiting for it
-    for holder in _forking:
-        holder.after_fork(child=True)
-    _forking.clear()
-    _lock = threading.Lock()

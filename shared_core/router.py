@@ -20,6 +20,7 @@ from shared_core._books import Books
 from shared_core._clock import Clock, SystemClock
 from shared_core._driver import Driver
 from shared_core._fleet import Fleet, Heirs, Line
+from shared_core._forks import after_fork
 from shared_core._inputs import RequestLike, TargetLike, as_request, ledger_of, option
 from shared_core._streams import AnswerStream, AsyncAnswerStream, Stop
 from shared_core.chat.answer_tool import in_words, with_answer_tool
@@ -157,13 +158,13 @@ class Router:
             from shared_core._money import Money, budgets_of
 
             self._books.money = Money(self._clock, kept, budgets_of(budgets), self._events)
-        chance = random.Random(seed).random
+        self._random = random.Random(seed)
         self._prefix = os.urandom(3).hex()
         self._turns = itertools.count()
         self._turn = 0
         self._closed = False
         self._changing = threading.Lock()
-        self._driver = Driver(self._clock, chance, self._books, self._prepare, _load, _aload)
+        self._driver = Driver(self._clock, self._random.random, self._books, self._prepare, _load, _aload)
         self._fleet = Fleet(
             targets,
             chains,
@@ -171,6 +172,7 @@ class Router:
             now=self._now,
             changed=self._driver.line_up,
         )
+        after_fork(self._in_child)
 
         self._probes: Probes | None = None
         if (check := _check_of(health_check)) is not None:
@@ -180,6 +182,13 @@ class Router:
             from shared_core._cached import Cached
 
             self._cached = Cached.of(cache, single_flight, default_answer, self._driver, self._books, self._clock)
+
+    def _in_child(self) -> None:
+        """In a forked child: no request has an id of the parent's, nor waits by the same dice."""
+        self._changing = threading.Lock()
+        self._prefix = os.urandom(3).hex()
+        if self._options.get("seed") is None:
+            self._random.seed()
 
     @classmethod
     def from_config(cls, source: ConfigLike, **options: Any) -> Self:
@@ -890,6 +899,8 @@ def _rules(options: Mapping[str, Any], before: Hedger | None = None) -> Rules:
     for switch in ("route_around_policy", "metadata"):
         if type(options[switch]) is not bool:
             raise ConfigurationError(f"{switch} must be True or False, not {options[switch]!r}")
+    if not isinstance(options["continue_prompt"], str):
+        raise ConfigurationError(f"continue_prompt must be a text, not {type(options['continue_prompt']).__name__}")
     name, order = strategy_named(options["strategy"])
     return Rules(
         order,

@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from shared_core._sqlite import connect, guard_fork, migrate
+from shared_core._forks import guard_fork
+from shared_core._sqlite import connect, migrate
 from shared_core.cache.store import OVERHEAD, Entry
 from shared_core.errors import ConfigurationError, LedgerError
 
@@ -81,6 +82,7 @@ class SQLiteStore:
         self._told = False
         self.errors = 0
         """Times that the file could not be read or written."""
+        guard_fork(self)
 
     def before_fork(self) -> None:
         """Let go of the file: SQLite would have the child believe that it holds the parent's locks."""
@@ -113,7 +115,6 @@ class SQLiteStore:
             except BaseException:
                 connection.close()
                 raise
-            guard_fork(self)
             self._own = connection
         return self._own
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from shared_core._forks import guard_fork
 from shared_core._sqlite import reason_of, refusal
 from shared_core.errors import ConfigurationError, LedgerError
 from shared_core.ledger._opening import opened
@@ -75,6 +76,7 @@ class Writer:
         self._busy_timeout_s = busy_timeout_s
         self._linger_s = linger_s
         self._reset()
+        guard_fork(self)
         with self.gate:
             self._open()
 

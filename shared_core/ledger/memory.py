@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Unpack
 
+from shared_core._forks import guard_fork
 from shared_core.chat.events import Usage
 from shared_core.ledger.analytics import CostFilters, CostQuery, CostReport, Sums, cost_query, cost_report
 from shared_core.ledger.corrections import correction
@@ -34,6 +35,18 @@ class MemoryLedger:
         self._number = 0
         self._open: dict[int, Ticket] = {}
         self._meters = Meters()
+        guard_fork(self)
+
+    def before_fork(self) -> None:
+        """Finish what is being added: sums and rows say the same on both sides."""
+        self._quiet = self._lock.acquire(timeout=1.0)  # never, if it is a signal's handler that forks in the middle
+
+    def after_fork(self, *, child: bool) -> None:
+        """Go on."""
+        if child:
+            self._lock = threading.Lock()  # other threads of the parent may have been waiting for it
+        elif self._quiet:
+            self._lock.release()
 
     durable = False
 

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, Unpack
 
-from shared_core._sqlite import guard_fork, refusal
+from shared_core._sqlite import refusal
 from shared_core.chat.events import Usage
 from shared_core.errors import LedgerError
 from shared_core.ledger._rows import COLUMNS, METER, entry_of, meter_row, micros
@@ -56,7 +56,6 @@ class SQLiteLedger:
         self._busy_timeout_s = busy_timeout_s
         self._linger_s = linger_s
         self._writer = Writer(self.path, busy_timeout_s, linger_s)
-        guard_fork(self._writer)
         _opened.add(self)
 
     # ── opening and closing ──────────────────────────────────────────────────────────────────────────────────────────

@@ -498,7 +498,11 @@ class PerLoop(Generic[A]):
     def __init__(self, build: Callable[[], A]) -> None:
         self._build = build
         self._lock = threading.Lock()
+        after_fork(self._in_child)
         self._values: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, A] = weakref.WeakKeyDictionary()
+
+    def _in_child(self) -> None:
+        self._lock = threading.Lock()  # another thread of the parent may have held it
 
     def get(self) -> A:
         """The running loop's."""

@@ -203,6 +203,16 @@ class Gate:
         heir.account, heir.limiter = account, limiter
         return heir
 
+    @property
+    def mutexes(self) -> tuple[threading.Lock, ...]:
+        """Its own, its account's and its limiter's."""
+        return self._lock, self.account.mutex, self.limiter.mutex
+
+    def orphan(self) -> None:
+        """In a forked child: what is in flight, and who waits in line, are the parent's. What was learned stays."""
+        self.health.in_flight = 0
+        self.limiter.orphan()
+
     def configure(self, config: BreakerConfig) -> None:
         """When its circuit opens from now on; its state stays as it is."""
         with self._lock:
@@ -285,7 +295,7 @@ class Gate:
         if admission.settled:
             raise RuntimeError(f"admission to {self._name!r} settled twice")
         admission.settled = True
-        self.health.in_flight -= 1
+        self.health.in_flight = max(0, self.health.in_flight - 1)  # none are left of before a fork
 
     def withdraw(self, admission: Admission, now: float) -> None:
         """Nothing was sent under it after all: everything it took goes back, and nobody learns anything.

@@ -349,7 +349,7 @@ class Limiter:
             answered: it succeeded, so lowered rates and slots recover.
         """
         with self._lock:
-            self.in_flight -= 1
+            self._free()
             if used is not None:
                 for rate in self._rates:  # the vendor's own figures it will tell again itself
                     rate.correct(lease.want, used)
@@ -421,7 +421,17 @@ class Limiter:
                 break
         _call(wakes)
 
+    def orphan(self) -> None:
+        """In a forked child: leases that are out, and those in line, are the parent's. What was learned stays."""
+        self.in_flight = 0
+        self._line.clear()
+
     # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def mutex(self) -> threading.Lock:
+        """What guards it, for whoever sees to a forked child."""
+        return self._lock
 
     @property
     def waiting(self) -> int:
@@ -501,8 +511,11 @@ class Limiter:
             rate.take(now, want, 1.0)
         return Lease(want, now)
 
+    def _free(self) -> None:
+        self.in_flight = max(0, self.in_flight - 1)  # none are left of before a fork
+
     def _give_back(self, lease: Lease) -> None:
-        self.in_flight -= 1
+        self._free()
         for rate in self._rates:
             rate.spoken_for -= lease.want.of(rate.dimension) * rate.interval
 

@@ -141,6 +141,11 @@ class Hedger:
             heir._tokens = min(self._tokens, hedge.burst)
         return heir
 
+    @property
+    def mutex(self) -> threading.Lock:
+        """What guards it, for whoever sees to a forked child."""
+        return self._lock
+
     def request(self) -> None:
         """A request has begun: it earns its share of a second one."""
         with self._lock:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from shared_core._forks import after_fork
 from shared_core.chat.events import Answer, ChatEvent, Finished, Started, TextDelta, Usage, events_of
 from shared_core.chat.request import ChatRequest, Origin
 from shared_core.errors import ErrorKind, ProviderError
@@ -67,6 +68,10 @@ class ScriptedProvider:
         self._clock = clock
         self._latency_s = latency_s
         self._lock = threading.Lock()
+        after_fork(self._in_child)
+
+    def _in_child(self) -> None:
+        self._lock = threading.Lock()  # another thread of the parent may have held it
 
     @property
     def capabilities(self) -> Capabilities:
