@@ -105,6 +105,9 @@ def _told_with_its_line(source: ConfigLike) -> Iterator[None]:
 
 
 def _targets(settings: dict[str, Any]) -> Any:
+    for name in ("targets", "models"):
+        if isinstance(settings.get(name), (bool, int, float)):
+            raise ConfigurationError(f"{name} must be a list of targets, not {type(settings[name]).__name__}")
     given = [settings.pop(name) for name in ("targets", "models") if name in settings]
     if len(given) != 1 or not given[0]:
         what = "both targets and models, which mean the same" if len(given) > 1 else "no targets"

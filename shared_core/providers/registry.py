@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from urllib.parse import urlsplit
 
 from shared_core.errors import (
     ConfigurationError,
@@ -169,6 +170,11 @@ def check(target: Target) -> None:
     entry = _entry(name)
     if entry.options is not None:
         target.refuse_options_but(entry.options)
+    for option in _HTTP:
+        if not isinstance(target.options.get(option) or {}, Mapping):  # what it is instead may be a key
+            raise ConfigurationError(f"Target {target.spec!r}: {option} must be a mapping of names and values")
+    if name != "llamacpp" and target.base_url is not None:
+        _check_address(target, target.base_url, bare=name in compatible.ROWS)
     for header, value in (target.options.get("headers") or {}).items():
         if isinstance(value, str) and _UNSENDABLE.search(value):  # the HTTP library's refusal would recite it
             raise ConfigurationError(
@@ -184,6 +190,25 @@ def check(target: Target) -> None:
         compatible.base_url(row, target.base_url)
     if name == "llamacpp":
         _check_llamacpp(target)
+
+
+def _check_address(target: Target, url: str, *, bare: bool) -> None:
+    """Refuse an address that no request can go to; it is not repeated, for it may hold a password.
+
+    Args:
+        target: whose it is.
+        url: the address.
+        bare: whether 'host:port' will do.
+    """
+    try:
+        parts = urlsplit(url.strip() if "://" in url or not bare else f"http://{url.strip()}")
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port beyond 65535, half an IPv6 address
+        good = False
+    if not good:
+        raise ConfigurationError(
+            f"Target {target.spec!r}: base_url is no address of a server.\nhint: base_url='https://host[:port]/path'"
+        )
 
 
 def _check_llamacpp(target: Target) -> None:

@@ -43,6 +43,9 @@ class Capabilities:
             value = getattr(self, name)
             if value is not None and not is_number(value, least=1, whole=True):
                 raise ConfigurationError(f"Capabilities.{name} must be a positive number of tokens, not {value!r}")
+        for name in FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigurationError(f"Capabilities.{name} must be True or False, not {getattr(self, name)!r}")
         if self.continuation not in ("exact", "prefill", "instructed"):
             raise ConfigurationError(
                 f"Capabilities.continuation must be exact, prefill or instructed, not {self.continuation!r}"

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any
 
@@ -98,6 +98,12 @@ class Target:
         vendor, _, rest = spec.partition(":")
         if not vendor or not rest:
             raise ConfigurationError(f"target {spec!r} must be 'provider:model', such as 'openai:gpt-5-mini'")
+        texts: dict[str, Any] = {"name": name, "base_url": base_url, "api_key": api_key}
+        for key, given in texts.items():
+            if not isinstance(given, str | None):  # its value is not told: it may be a key
+                raise ConfigurationError(f"Target.{key} must be a text, not {type(given).__name__}")
+        if not isinstance(enabled, bool):
+            raise ConfigurationError(f"Target.enabled must be True or False, not {enabled!r}")
         share: Any = weight
         if not is_number(share, least=0):
             raise ConfigurationError(f"Target.weight must be a number >= 0, not {weight!r}")
@@ -201,6 +207,9 @@ def built(what: str, cls: type[Any], value: Any) -> Any:
     for key in value:
         if key not in valid:
             raise UnknownOption(f"{cls.__name__} has no option {key!r}. {nearest(key, valid)}")
+    for one in fields(cls) if cls is not Price else ():
+        if one.init and one.default is MISSING and one.default_factory is MISSING and one.name not in value:
+            raise ConfigurationError(f"{what}: a {cls.__name__} needs {one.name}")
     return cls(**value)
 
 

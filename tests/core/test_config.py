@@ -183,6 +183,15 @@ LISTED = 'models = ["llamacpp:tiny"]\n'
          r"models\[1\].api_key wants"),
         ("models = [\n  'llamacpp:tiny',\n  { spec = 'openai:x', api_key = '${A_KEY' },\n]\n", 3,
          r"models\[1\].api_key has '\$\{A_KEY', which ends in no '\}'"),
+        ("\nmodels = 3\n", 2, "models must be a list of targets, not int"),
+        (LISTED + "continue_prompt = 4\n", 2, "continue_prompt must be a text, not int"),
+        ("models = [\n 'llamacpp:tiny',\n { spec = 'llamacpp:x', enabled = 'false' },\n]\n", 3,
+         "Target.enabled must be True or False, not 'false'"),
+        ("models = [\n 'llamacpp:tiny',\n { spec = 'llamacpp:x', capabilities = { tools = 'no' } },\n]\n", 3,
+         "Capabilities.tools must be True or False, not 'no'"),
+        ("models = [\n 'llamacpp:tiny',\n { spec = 'openai:x', api_key = 12345 },\n]\n", 3,
+         "Target.api_key must be a text, not int"),
+        ("models = [\n 'llamacpp:tiny',\n { spec = 'llamacpp:x', name = 7 },\n]\n", 3, "Target.name must be a text"),
     ],
 )  # fmt: skip
 def test_every_mistake_in_a_file_has_its_line(tmp_path, text, line, says):
@@ -247,6 +256,12 @@ def test_a_byte_order_mark_is_no_mistake(tmp_path):
 def test_what_is_neither_a_path_nor_a_mapping_is_refused(source):
     with pytest.raises(ConfigurationError, match="a configuration is a path or a mapping, not"):
         Router.from_config(source)
+
+
+def test_a_budget_in_a_file_says_what_it_lacks():
+    """It has no line: what is wrong is what does not stand there."""
+    with pytest.raises(ConfigurationError, match="a Budget needs limit_usd"):
+        Router.from_config({"models": ["llamacpp:tiny"], "budgets": [{"window": "day"}]})
 
 
 def test_a_clock_that_is_none_is_refused():

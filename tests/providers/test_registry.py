@@ -173,3 +173,37 @@ def test_checking_and_building_imports_no_sdk() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("spec", "url", "good"),
+    [
+        ("openai:m", "https://ann:hush-hush@", False),
+        ("openai:m", "ftp://ann:hush-hush@host", False),
+        ("openai:m", "http://ann:hush-hush@host:99999/v1", False),
+        ("openai:m", "http://host:0", False),
+        ("openai:m", "http://[::1/v1", False),
+        ("anthropic:m", "localhost:8080", False),
+        ("anthropic:m", "http://localhost:8080", True),
+        ("google:m", "https://[::1]:8443/x", True),
+        ("vllm:m", "localhost:8000", True),
+        ("ollama:m", "0.0.0.0", True),
+    ],
+)
+def test_an_address_that_no_request_can_go_to_is_refused(spec: str, url: str, good: bool) -> None:
+    """Where it is built, and without repeating it: it may hold a password. A server of one's own may do without http://."""
+    target = Target(spec, base_url=url, api_key="any")
+    if good:
+        check(target)
+        return
+    with pytest.raises(ConfigurationError, match="base_url is no address") as caught:
+        check(target)
+    assert "hush-hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["headers", "query", "params"])
+def test_an_option_of_names_and_values_that_is_none_is_refused(option: str) -> None:
+    """Without repeating what it is instead."""
+    with pytest.raises(ConfigurationError, match=f"{option} must be a mapping") as caught:
+        check(Target("openai:m", api_key="any", **{option: ["authorization: hush-hush"]}))
+    assert "hush-hush" not in str(caught.value)
