@@ -14,6 +14,7 @@ from shared_core import (
     Capabilities,
     ChatEvent,
     ChatRequest,
+    Constraints,
     ErrorKind,
     Finished,
     Guard,
@@ -120,6 +121,7 @@ MECHANISMS: dict[str, dict[str, Any]] = {
     "an observer": {"on_event": lambda event: None},
     "single-flight": {"single_flight": True},
     "hedging": {"hedge": True},
+    "strategy='performance'": {"strategy": "performance"},
 }
 """What is off unless asked for."""
 
@@ -128,20 +130,36 @@ def _mechanisms(rounds: int, number: int) -> list[Row]:
     """What each mechanism adds to a call, and all of them together, over two healthy targets that answer at once."""
     request = REQUEST.replace(max_tokens=16)
 
-    def call(options: dict[str, Any]) -> Callable[[], object]:
+    def made(options: dict[str, Any]) -> Router:
         targets = [Target(provider=Instant(name=name), name=name, price=Price(1, 2)) for name in ("a", "b")]
-        router = Router(targets, **options)
+        return Router(targets, **options)
+
+    def call(options: dict[str, Any]) -> Callable[[], object]:
+        router = made(options)
         return lambda: router.invoke(request)
 
+    runner = asyncio.Runner()
+
+    def acall(options: dict[str, Any]) -> Callable[[], object]:
+        router = made(options)
+        return lambda: runner.run(router.ainvoke(request))
+
     together = {name: value for options in MECHANISMS.values() for name, value in options.items()}
-    works = [call({}), *(call(options) for options in MECHANISMS.values()), call(together)]
-    plain, *others = per_call_us(*works, rounds=SHORTER * rounds, number=max(20, number // (10 * SHORTER)))
+    works = [call({}), *(call(options) for options in MECHANISMS.values()), call(together), acall({}), acall(together)]
+    plain, *others, aplain, atogether = per_call_us(
+        *works, rounds=SHORTER * rounds, number=max(20, number // (10 * SHORTER))
+    )
+    runner.close()
     names = [*MECHANISMS, "all of these together"]
-    return [row(f"{name} adds to a call", "us", _adds(timed, plain)) for name, timed in zip(names, others, strict=True)]
+    rows = [row(f"{name} adds to a call", "us", _adds(timed, plain)) for name, timed in zip(names, others, strict=True)]
+    return [*rows, row("all of these together adds to an async call", "us", _adds(atogether, aplain))]
+
+
+_STRATEGIES = ("priority", "cost", "performance", "round_robin", "weighted")
 
 
 def _decisions(rounds: int, number: int, few: int = 2, many: int = 100) -> list[Row]:
-    """What one more target costs a decision, under each strategy: flat from two targets to a hundred."""
+    """What one more target costs a decision, under each mechanism: flat from two targets to a hundred."""
 
     def router(count: int, **options: Any) -> Router:
         made = Router(
@@ -157,24 +175,29 @@ def _decisions(rounds: int, number: int, few: int = 2, many: int = 100) -> list[
                 route.gate.health.success(1 + (call * 7919 + at) % 97 / 97, None, float(call))
         return made
 
-    def decide(made: Router) -> Callable[[], object]:
+    def decide(made: Router, request: ChatRequest = REQUEST) -> Callable[[], object]:
         line = made._fleet.line
-        return lambda: made._plan(line, REQUEST, None, 5)
+        return lambda: made._plan(line, request, None, 5)
 
     rows = []
-    asked: list[dict[str, Any]] = [
-        {"strategy": name} for name in ("priority", "cost", "performance", "round_robin", "weighted")
-    ]
-    for options in (*asked, {"complexity": "simple"}):
+    denied = REQUEST.replace(constraints=Constraints(deny=frozenset({"nobody"})))
+    dear = REQUEST.replace(constraints=Constraints(max_price=1e6))
+    together = {"strategy": "performance", "complexity": "simple"}
+    for name, options, request, limit in (
+        *((name, {"strategy": name}, REQUEST, 1.0) for name in _STRATEGIES),
+        ("simple", {"complexity": "simple"}, REQUEST, 1.0),
+        ("a denied name", {}, denied, 1.0),
+        ("a maximum price", {}, dear, 1.0),
+        ("performance, simple and a denied name together", together, denied, None),
+    ):
         small, large = per_call_us(
-            decide(router(few, **options)),
-            decide(router(many, **options)),
+            decide(router(few, **options), request),
+            decide(router(many, **options), request),
             rounds=4 * rounds,
             number=max(5, number // 200),
         )
         each = (min(large) - min(small)) / (many - few)
-        name = next(iter(options.values()))
-        rows.append(row(f"a decision adds per target, {name}, {few} to {many} targets", "us", each, at_most=1))
+        rows.append(row(f"a decision adds per target, {name}, {few} to {many} targets", "us", each, at_most=limit))
     auto = router(few, complexity="auto")
     (estimated, plain) = per_call_us(decide(auto), decide(router(few)), rounds=rounds, number=max(10, number // 10))
     rows.append(row("complexity='auto' adds to a decision", "us", min(estimated) - min(plain)))
