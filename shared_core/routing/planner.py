@@ -281,12 +281,19 @@ def _ordered(
 
 
 def _by_tier(request: ChatRequest, eligible: list[Route], complexity: Judgement, scene: Scene) -> list[Route]:
-    """The eligible in the order of their tiers."""
+    """The eligible in the order of their tiers. A last resort on this machine stays last, unless it has a tier."""
+    resorts = len(eligible)
+    while resorts and eligible[resorts - 1].target.tier is None and eligible[resorts - 1].local:
+        resorts -= 1
+    ranked = eligible[: resorts or None]  # where all are, none is a last resort
     costs: list[float] = []  # only the simple have to be cheap
     if complexity.level == "simple":
         cost = dearness(request)
-        costs = [cost(RouteView(route, scene)) for route in eligible]
-    return list(tiered(complexity.level, eligible, [route.target.tier for route in eligible], costs))
+        costs = [cost(RouteView(route, scene)) for route in ranked]
+    return [
+        *tiered(complexity.level, ranked, [route.target.tier for route in ranked], costs),
+        *eligible[len(ranked) :],
+    ]
 
 
 def _other(model: str | None, route: Route, primary: str | None) -> str | None:

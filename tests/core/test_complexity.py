@@ -277,6 +277,45 @@ def test_within_a_tier_the_strategy_decides_what_is_complex():
     assert router.explain(HI.replace(complexity="complex")).targets[:2] == ("b2", "b1")
 
 
+class Local(ScriptedProvider):
+    local = True
+
+
+def here(name: str, tier: str | None = None, **options: object) -> Target:
+    return Target(provider=Local(f"from {name}", name=name), name=name, tier=tier, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("fleet", "simple", "complex_"),
+    [
+        ("best fast plain local", "fast plain best local", "best plain fast local"),
+        ("best fast local local2", "fast best local local2", "best fast local local2"),
+        ("local best fast", "fast local best", "best local fast"),  # no last resort: it stands first
+        ("local best local2 fast", "fast local local2 best", "best local local2 fast"),
+        ("local best fast local2", "fast local best local2", "best local fast local2"),
+        ("best fast tiered", "fast tiered best", "best tiered fast"),  # it has said what it is good for
+        ("best tiered local", "tiered best local", "best tiered local"),
+        ("best fast plain", "fast plain best", "best plain fast"),
+        ("local local2", "local2 local", "local local2"),  # alone, the cheaper of them is first
+    ],
+)
+def test_a_last_resort_on_this_machine_stays_last_unless_it_has_a_tier(fleet: str, simple: str, complex_: str):
+    known = {
+        "best": target("best", "best", Price(9, 9)),
+        "fast": target("fast", "fast", Price(1, 1)),
+        "plain": target("plain", None, Price(3, 3)),
+        "local": here("local", price=Price(2, 2)),
+        "local2": here("local2", price=Price(1, 1)),
+        "tiered": here("tiered", "standard"),
+    }
+    router = Router([known[name] for name in fleet.split()])
+    for level, order in (("simple", simple), ("medium", fleet), ("complex", complex_)):
+        plan = router.explain(HI, complexity=level)
+        assert plan.targets == tuple(order.split()), level
+        assert plan.replay(plan.record()).targets == plan.targets
+    assert router.invoke(HI, complexity="auto").target == simple.split(maxsplit=1)[0]
+
+
 def test_auto_says_what_it_found_and_why():
     router = Router(fleet(), complexity="auto")
     easy, hard = router.invoke(HI), router.invoke(JUDGED["complex"][0])
