@@ -291,7 +291,7 @@ def here(name: str, tier: str | None = None, **options: object) -> Target:
         ("best fast plain local", "fast plain best local", "best plain fast local"),
         ("best fast local local2", "fast best local local2", "best fast local local2"),
         ("local best fast", "fast local best", "best local fast"),  # no last resort: it stands first
-        ("local best local2 fast", "fast local local2 best", "best local local2 fast"),
+        ("local best local2 fast", "fast local2 local best", "best local local2 fast"),
         ("local best fast local2", "fast local best local2", "best local fast local2"),
         ("best fast tiered", "fast tiered best", "best tiered fast"),  # it has said what it is good for
         ("best tiered local", "tiered best local", "best tiered local"),
