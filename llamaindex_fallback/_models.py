@@ -32,6 +32,16 @@ def dump_target(target: Target) -> dict[str, Any]:
     return {"provider": target.provider_name, "model": target.model} | told | plain_options(target.options)
 
 
+def shown(target: Target) -> Any:
+    """A target as an entry of `models=` that asks the same: a ready LLM as it is, with the settings it was given."""
+    provider = target.provider
+    if not isinstance(provider, LlamaIndexProvider):
+        return target
+    bare = target_of(provider.llm, ())
+    own = {name: value for name in _OF_A_TARGET if (value := getattr(target, name)) != getattr(bare, name)}
+    return {"llm": provider.llm, **own} if own else provider.llm
+
+
 def pickled(target: Target) -> Any:
     """A target as it travels: as data, since a wrapped LLM and an option such as headers would take keys along."""
     known = target.provider is None or isinstance(target.provider, LlamaIndexProvider)

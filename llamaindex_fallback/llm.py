@@ -30,7 +30,7 @@ from llamaindex_fallback import _mould as mould
 from llamaindex_fallback._answer import Chunks, chat_response, completion_response
 from llamaindex_fallback._convert import arguments_dict, legacy_calls
 from llamaindex_fallback._faces import chat_face, completion_face, straight
-from llamaindex_fallback._models import dump_target, load_model, pickled, targets_of
+from llamaindex_fallback._models import dump_target, load_model, pickled, shown, targets_of
 from llamaindex_fallback._request import CheckedTools, openai_tool, to_request, tool_choice
 from llamaindex_fallback._state import plain_options
 from llamaindex_fallback._whose import whose
@@ -152,6 +152,11 @@ class FallbackLLM(FunctionCallingLLM):
     def router(self) -> Router:
         """Who decides: `explain`, `health`, `costs`, and the targets at run time."""
         return self._router
+
+    @property
+    def models(self) -> list[Any]:
+        """Whom it asks, in order: targets, and ready LLMs as they are. `FallbackLLM(llm.models, …)` asks the same."""
+        return [shown(target) for target in self._router.targets]
 
     @classmethod
     def class_name(cls) -> str:

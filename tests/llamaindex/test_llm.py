@@ -356,3 +356,40 @@ async def test_a_chain_is_chosen_per_call():
         assert [r.text for r in llm.stream_complete("Hi", chain=chain)][-1] == "cheap"
     with pytest.raises(InvalidRequest, match="no chain is named"):
         llm.complete("Hi", chain="cheapest")
+
+
+def test_models_are_whom_it_asks_and_make_another_llm_that_asks_the_same():
+    ready, priced = MockLLM(max_tokens=3), MockLLM(max_tokens=4)
+    a = Target(provider=ScriptedProvider("from a", name="a"), name="a")
+    llm = FallbackLLM([a, ready, {"llm": priced, "name": "mine", "weight": 3}])
+    assert llm.models[0] is a
+    assert llm.models[1] is ready
+    assert llm.models[2] == {"llm": priced, "name": "mine", "weight": 3}
+    again = FallbackLLM(llm.models, strategy="round_robin")
+    assert [t.name for t in again.router.targets] == [t.name for t in llm.router.targets]
+    assert again.router.targets[2].weight == 3
+    llm.router.disable("mine")
+    llm.router.remove("a")
+    assert llm.models == [ready, {"llm": priced, "name": "mine", "weight": 3, "enabled": False}]
+    assert FallbackLLM(router=llm.router).models == llm.models
+
+
+def test_both_wrappers_have_the_same_members_but_for_their_frameworks_words():
+    from langchain_core.language_models.chat_models import BaseChatModel
+    from llama_index.core.llms.function_calling import FunctionCallingLLM
+
+    from langchain_fallback import FallbackChatModel
+
+    def own(cls, base):
+        names = {*dir(cls), *cls.model_fields} - {*dir(base), *base.model_fields}
+        return {name for name in names if not name.startswith("_")}
+
+    langchains, llamaindexes = own(FallbackChatModel, BaseChatModel), own(FallbackLLM, FunctionCallingLLM)
+    assert langchains & llamaindexes == {
+        "aclose", "close", "from_config", "max_tokens", "models", "router", "temperature", "timeout",
+    }  # fmt: skip
+    # A chat model's words, names of `init_chat_model`, the model's copies and its profile.
+    assert langchains - llamaindexes == {
+        "engine", "from_models", "max_retries", "profile_of", "router_options", "seed", "stop", "streaming", "top_p",
+    }  # fmt: skip
+    assert llamaindexes - langchains == {"context_window", "metadata_of", "num_output"}  # what `metadata` tells
