@@ -43,12 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"llm-fallback {__version__}")
     asked = next((word for word in given if not word.startswith("-")), None)
-    rows = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    rows = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, command in COMMANDS.items():
         row = rows.add_parser(name, help=command.what, description=f"{command.what[0].upper()}{command.what[1:]}.")
         if name == asked:
             importlib.import_module(command.module).configure(row)
     options = parser.parse_args(given)
+    if options.command is None:
+        parser.print_help(sys.stderr)
+        return 2
     try:
         status: int = importlib.import_module(COMMANDS[options.command].module).run(options)
         sys.stdout.flush()

@@ -8,7 +8,7 @@ import sys
 from datetime import datetime, tzinfo
 
 from shared_core.cli.table import print_table
-from shared_core.errors import FallbackError
+from shared_core.errors import ConfigurationError, FallbackError
 from shared_core.ledger.analytics import DIMENSIONS, CostFilters, CostReport, zone_of
 from shared_core.ledger.sums import LedgerFile
 
@@ -19,7 +19,8 @@ _FILTERS = ("target", "model", "provider", "user", "tag", "chain")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
-    parser.add_argument("--ledger", default="costs.db", metavar="FILE", help="the ledger's file (costs.db)")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="the ledger's file (costs.db)")
+    parser.add_argument("--ledger", metavar="FILE", help="the same")
     parser.add_argument("--by", choices=DIMENSIONS, default="target", help="what to tell costs by (target)")
     parser.add_argument("--since", metavar="WHEN", help="7d, 24h, today, week, month, 2026-11-20, 2026-11-20T08:00")
     parser.add_argument("--until", metavar="WHEN", help="the same; itself excluded")
@@ -40,7 +41,9 @@ def run(options: argparse.Namespace) -> int:
         value = getattr(options, name)
         if value is not None:
             filters[name] = value  # type: ignore[literal-required]  # _FILTERS names keys of CostFilters
-    with LedgerFile(options.ledger) as file:
+    if None not in (options.file, options.ledger) and options.file != options.ledger:
+        raise ConfigurationError(f"which ledger is meant, {options.file!r} or {options.ledger!r}?\nhint: name one")
+    with LedgerFile(options.file or options.ledger or "costs.db") as file:
         report = file.costs(**filters)
         meters = file.meters() if options.budgets else []
     if options.json:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, cast
+from operator import add
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypedDict, TypeVar, cast
 
 from shared_core.errors import ConfigurationError, UnknownOption, nearest
 
@@ -308,6 +309,7 @@ class TargetCost(CostLine):
 SUMS = tuple(f.name for f in fields(CostLine))[1:]
 """The figures of a line, in order: what a `CostSource` yields."""
 Sums = Sequence[int]
+_Name = TypeVar("_Name")
 
 
 class CostSource(Protocol):
@@ -608,10 +610,13 @@ class CostReport:
         return draw(self, kind, limit_usd=limit_usd, days=days, ax=ax)
 
     def cells(self, by: str = "target", top: int | None = None) -> list[tuple[str, ...]]:
-        """The table, cell by cell: a head, the first `top` lines, and the total where all of them add up to it."""
+        """The table, cell by cell: a head, the first `top` lines, those of requests that name none, and the total where
+        all of them add up to it."""
         lines = self.by(by)
         found = [_HEAD(by), *(_cells(line) for line in lines[:top])]
         if by != "tag":  # a request with two tags stands in two lines
+            if any(_sums(rest := _difference(self.total, lines))):
+                found.append(_cells(rest))
             found.append(_cells(self.total))
         return found
 
@@ -707,38 +712,57 @@ def _needs(module: str, what: str) -> Any:
 
 def cost_report(source: CostSource, query: CostQuery) -> CostReport:
     """Everything `source` knows of the rows that `query` lets through."""
-    # Targets partition the rows: their lines add up to the total, and their parts of a day to the day.
+    # Of a row there is one target, model, provider and chain: they are told together, which takes one reading.
+    single = ("day", "target", "model", "provider", "chain")
+    found: dict[str, dict[str, Sums]] = {name: {} for name in single}
+    of_days: dict[tuple[str, str], Sums] = {}
+    for key, sums in source.cost_sums(query, single):
+        for name, value in zip(single, key, strict=True):
+            _put(found[name], value, sums)
+        if key[0]:
+            _put(of_days, (key[0], key[1]), sums)
+    for name in ("user", "tag"):
+        found[name] = {key[0]: sums for key, sums in source.cost_sums(query, (name,))}
     parts = [
-        DayCost(date.fromisoformat(day), target, CostLine(target, *sums))
-        for (day, target), sums in source.cost_sums(query, ("day", "target"))
-        if day
+        DayCost(date.fromisoformat(day), target, CostLine(target, *sums)) for (day, target), sums in of_days.items()
     ]
     parts.sort(key=lambda part: (part.day, part.target))
     groups: dict[str, tuple[CostLine, ...]] = {}
     for dimension in DIMENSIONS:
-        if dimension == "day":
-            days: dict[str, list[CostLine]] = {}
-            for part in parts:
-                days.setdefault(part.day.isoformat(), []).append(part.line)
-            groups["day"] = tuple(_together(day, lines) for day, lines in days.items())
-            continue
         kind = TargetCost if dimension == "target" else CostLine
-        found = source.cost_sums(query, (dimension,))
         # Of requests without a user, tag or chain there is nothing to tell.
-        lines = [kind(key[0], *sums) for key, sums in found if key[0]]
-        lines.sort(key=lambda line: (-line.cost_nano, -line.estimated_nano - line.unknown_nano, line.name))
+        lines = [kind(name, *sums) for name, sums in found[dimension].items() if name]
+        if dimension == "day":
+            lines.sort(key=lambda line: line.name)
+        else:
+            lines.sort(key=lambda line: (-line.cost_nano, -line.estimated_nano - line.unknown_nano, line.name))
         groups[dimension] = tuple(lines)
     total = _together("total", groups["target"])
     return CostReport(query, total, groups, tuple(parts), _month(source, query, groups["day"]))
+
+
+def _put(found: dict[_Name, Sums], name: _Name, sums: Sums) -> None:
+    known = found.get(name)
+    found[name] = sums if known is None else tuple(map(add, known, sums))
 
 
 def _together(name: str, lines: Iterable[CostLine]) -> CostLine:
     """The sum of some lines."""
     sums = [0] * len(SUMS)
     for line in lines:
-        for index, figure in enumerate(SUMS):
-            sums[index] += getattr(line, figure)
+        for index, figure in enumerate(_sums(line)):
+            sums[index] += figure
     return CostLine(name, *sums)
+
+
+def _difference(total: CostLine, lines: Iterable[CostLine]) -> CostLine:
+    """What of the total stands in none of the lines."""
+    named = _together("", lines)
+    return CostLine("", *(whole - part for whole, part in zip(_sums(total), _sums(named), strict=True)))
+
+
+def _sums(line: CostLine) -> Sums:
+    return tuple(getattr(line, figure) for figure in SUMS)
 
 
 def _month(source: CostSource, query: CostQuery, days: Sequence[CostLine]) -> Projection:

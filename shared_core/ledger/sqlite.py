@@ -237,11 +237,11 @@ class SQLiteLedger:
 
     def cost_sums(self, query: CostQuery, by: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], Sums]]:
         """As `CostSource`."""
-        from shared_core.ledger.sums import cost_sums
+        from shared_core.ledger.sums import LedgerFile
 
         self.flush()
-        with self._reading() as connection:
-            return cost_sums(connection, query, by)
+        with LedgerFile(self.path, busy_timeout_s=self._busy_timeout_s) as file:
+            return file.cost_sums(query, by)
 
     def query(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a statement that only reads, over a connection of its own. Tables: `shared_core.ledger.schema`."""

@@ -1,8 +1,9 @@
 """Costs of a ledger in SQLite: from its sums per UTC day where they say enough, else from its rows.
 
-Whole days are read from `daily_*`, the ends of a range from the rows. Days of another zone than UTC, and
-combinations that no table holds (three of target, user and tag), are added up from the rows: some seconds for each
-million. So is what a file lacks that no newer version has written to since.
+Whole days are read from `daily_*`. The ends of a range are added up from their rows once, in a table of the
+connection's own, and read from there by every dimension. Days of another zone than UTC, and combinations that no table
+holds (three of target, user and tag), are added up from the rows each time: some seconds for each million. So is what a
+file lacks that no newer version has written to since.
 """
 
 from __future__ import annotations
@@ -54,10 +55,21 @@ _Key = tuple[int, ...]
 _Found = dict[_Key, list[int]]
 
 
+_PART_KEYS = {
+    "day": "NEW.day", "target": "NEW.target", "provider": "NEW.provider", "model": "NEW.model",
+    "user": "ifnull(NEW.user, 0)", "tags": "NEW.tags", "chain": "ifnull(NEW.chain, 0)",
+}  # fmt: skip
+_Parts = dict[tuple[object, ...], str]
+"""The tables of parts of days that a connection has, by what they are of."""
+
+
 def cost_sums(
-    connection: sqlite3.Connection, query: CostQuery, by: tuple[str, ...]
+    connection: sqlite3.Connection, query: CostQuery, by: tuple[str, ...], parts: _Parts | None = None
 ) -> Iterable[tuple[tuple[str, ...], Sums]]:
-    """As `CostSource.cost_sums`. Reads in several statements: begin a transaction for one moment's view."""
+    """As `CostSource.cost_sums`. Reads in several statements: begin a transaction for one moment's view.
+
+    `parts` is kept by whoever asks more than once in one transaction: parts of days are then added up once.
+    """
     filters = {name: value for name in _KINDS if (value := getattr(query, name)) is not None}
     numbers: dict[str, int] = {}
     for name, value in filters.items():
@@ -73,14 +85,22 @@ def cost_sums(
         _add(sums, _rows(connection, query, by, numbers, query.since, query.until))
         return _named(connection, by, sums)
     first, last = _whole_days(query)
+    parts = {} if parts is None else parts
     if first is not None and last is not None and first >= last:  # within one day
-        _add(sums, _rows(connection, query, by, numbers, query.since, query.until))
+        _add(sums, _part(connection, parts, by, numbers, query.since, query.until))
         return _named(connection, by, sums)
-    _add(sums, _days(connection, table, by, numbers, first, last))
     if first is not None and query.since is not None and query.since < first * _DAY_S:
-        _add(sums, _rows(connection, query, by, numbers, query.since, first * _DAY_S))
+        begun = (first - 1) * _DAY_S
+        if query.since - begun < _DAY_S / 2 and not _corrected(connection, begun):  # the day without its shorter part
+            _add(sums, _days(connection, table, by, numbers, first - 1, last))
+            _subtract(sums, _part(connection, parts, by, numbers, begun, query.since))
+        else:
+            _add(sums, _days(connection, table, by, numbers, first, last))
+            _add(sums, _part(connection, parts, by, numbers, query.since, first * _DAY_S))
+    else:
+        _add(sums, _days(connection, table, by, numbers, first, last))
     if last is not None and query.until is not None and query.until > last * _DAY_S:
-        _add(sums, _rows(connection, query, by, numbers, last * _DAY_S, query.until))
+        _add(sums, _part(connection, parts, by, numbers, last * _DAY_S, query.until))
     return _named(connection, by, sums)
 
 
@@ -121,6 +141,36 @@ def _days(
             yield row[: len(by)], row[len(by) :]
 
 
+def _part(
+    connection: sqlite3.Connection,
+    parts: _Parts,
+    by: tuple[str, ...],
+    numbers: dict[str, int],
+    since: float | None,
+    until: float | None,
+) -> Iterator[tuple[_Key, tuple[int, ...]]]:
+    """The same of less than a day, read from its rows when it is first asked for."""
+    key = (since, until, *sorted(numbers.items()))
+    table = parts.get(key)
+    if table is None:
+        table = parts[key] = f"part_{len(parts)}"
+        where, values = _conditions(numbers, "NEW.")
+        limits, times = _between(since, until)
+        keys = ", ".join(f"{value} AS {name}" for name, value in _PART_KEYS.items())
+        figures = ", ".join(f"sum({value}) AS {name}" for name, value in SUMS.items())
+        connection.execute(
+            f"CREATE TEMP TABLE {table} AS SELECT {keys}, {figures} FROM entries NEW"
+            f" WHERE {' AND '.join([*where, 'NEW.state >= 2', *limits])} GROUP BY {', '.join(_PART_KEYS.values())}",
+            [*values, *times],
+        )
+    return _days(connection, table, by, numbers, None, None)
+
+
+def _between(since: float | None, until: float | None) -> tuple[list[str], list[int]]:
+    limits = [(f"NEW.at {sign} ?", round(at * _MICROS)) for at, sign in ((since, ">="), (until, "<")) if at is not None]
+    return [limit for limit, _ in limits], [at for _, at in limits]
+
+
 def _rows(
     connection: sqlite3.Connection,
     query: CostQuery,
@@ -132,11 +182,9 @@ def _rows(
     """The same from the rows themselves. A day is one of the query's zone."""
     joined = " JOIN tag_of ON tag_of.tags = NEW.tags" if "tag" in by else ""
     where, values = _conditions(numbers, "NEW.")
-    where.append("NEW.state >= 2")
-    for limit, sign in ((since, ">="), (until, "<")):
-        if limit is not None:
-            where.append(f"NEW.at {sign} ?")
-            values.append(round(limit * _MICROS))
+    limits, times = _between(since, until)
+    where += ["NEW.state >= 2", *limits]
+    values += times
     of = {
         "tag": "tag_of.tag",
         "user": "ifnull(NEW.user, 0)",
@@ -168,6 +216,24 @@ def _conditions(numbers: dict[str, int], prefix: str) -> tuple[list[str], list[i
 def _add(into: _Found, found: Iterable[tuple[_Key, tuple[int, ...]]]) -> None:
     for key, sums in found:
         add_sums(into, key, sums)
+
+
+def _subtract(of: _Found, found: Iterable[tuple[_Key, tuple[int, ...]]]) -> None:
+    """Take sums of rows out of sums that hold them. Rows that stand in no daily sum, of no user say, are in none."""
+    for key, sums in found:
+        if key in of:
+            add_sums(of, key, [-value for value in sums])
+            if not any(of[key]):
+                del of[key]
+
+
+def _corrected(connection: sqlite3.Connection, begun: int) -> bool:
+    """Whether a correction counts on the day that has `begun` then, or was posted on it: the two days may differ."""
+    statement = (
+        "SELECT 1 FROM entries WHERE corrects IS NOT NULL AND (day = ?1 / 86400 OR at >= ?1 * 1000000 "
+        "AND at < (?1 + 86400) * 1000000) LIMIT 1"
+    )
+    return connection.execute(statement, (begun,)).fetchone() is not None
 
 
 def _named(connection: sqlite3.Connection, by: tuple[str, ...], sums: _Found) -> list[tuple[tuple[str, ...], Sums]]:
@@ -207,6 +273,7 @@ class LedgerFile:
 
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout_s: float = 5.0) -> None:
         self.path = Path(path)
+        self._parts: _Parts = {}
         if not self.path.exists():
             raise LedgerError(
                 f"there is no file {str(path)!r}. hint: a router with ledger='costs.db' writes one; which is yours?",
@@ -218,6 +285,7 @@ class LedgerFile:
         except sqlite3.Error as error:
             raise refusal(self.path, error) from error
         try:
+            self._connection.execute("PRAGMA temp_store = MEMORY")  # parts of days need no disk
             self._connection.execute("BEGIN")  # one moment's view of everything
             (owner,) = self._connection.execute("PRAGMA application_id").fetchone()
             tables = {name for (name,) in self._connection.execute("SELECT name FROM sqlite_master")}
@@ -246,7 +314,7 @@ class LedgerFile:
 
     def cost_sums(self, query: CostQuery, by: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], Sums]]:
         """As `CostSource`."""
-        return cost_sums(self._connection, query, by)
+        return cost_sums(self._connection, query, by, self._parts)
 
     def costs(self, **filters: Unpack[CostFilters]) -> CostReport:
         """What the file's rows add up to; `filters` as in `Router.costs`.

@@ -602,6 +602,54 @@ def test_whole_days_are_read_from_the_daily_sums(tmp_path, given_):
     assert whole.total.cost_nano == sum(range(1, 50, 3) if "user" in given_ else range(50))
 
 
+@pytest.mark.parametrize("given_", [{"since": "7d"}, {"since": "5h", "until": "1h"}, {"since": "3d", "user": "u1"}])
+def test_a_part_of_a_day_is_read_from_its_rows_once(tmp_path, given_):
+    """However many dimensions are asked for; whoever asks for one of them alone is told the same."""
+    with SQLiteLedger(tmp_path / "costs.db") as ledger:
+        for number in range(50):
+            at = NOW - number * 5 * 3600 - 60
+            ledger.record(entry(at=at, cost=number, user=f"u{number % 3}", tags=("a", "b")[: number % 3]))
+        ledger.flush()
+    with LedgerFile(tmp_path / "costs.db") as file:
+        seen: list[str] = []
+        file._connection.set_trace_callback(seen.append)
+        report = file.costs(now=NOW, **given_)
+        assert sum("FROM entries" in statement for statement in seen) <= 2
+    query = cost_query(lambda: NOW, **given_)
+    for dimension in DIMENSIONS:
+        alone = {name[0]: figures for name, figures in ledger.cost_sums(query, (dimension,)) if name[0]}
+        assert alone == {line.name: tuple(getattr(line, figure) for figure in SUMS) for line in report.by(dimension)}
+
+
+@pytest.mark.parametrize("hours", [1, 11, 13, 23])
+@pytest.mark.parametrize("corrected", [None, 3, 30])
+def test_a_day_that_is_cut_is_exact_wherever_it_is_cut(tmp_path, hours, corrected):
+    """From its rows or as the day without them; also where a correction is posted on another day than it counts on."""
+    rows = [(NOW - 12 * 3600 + number * 3600 - DAY, number + 1) for number in range(-24, 24)]  # two whole days
+    since = NOW - 12 * 3600 - DAY + hours * 3600 - 1
+    with SQLiteLedger(tmp_path / "costs.db") as ledger:
+        for at, cost in rows:
+            ledger.record(entry(at=at, cost=10 ** (cost % 7) * (cost + 30), user=f"u{cost % 2}" if cost % 3 else None))
+        ledger.flush()
+        changed = 0
+        if corrected is not None:
+            found = ledger.correct(corrected, 5, reason="bill", at=since + 60)
+            counts = rows[corrected - 1][0] >= since
+            changed = found.cost_nano if counts else 0
+        report = ledger.costs(now=NOW, since=since)
+        expected = [(c, 10 ** (c % 7) * (c + 30)) for at, c in rows if at >= since]
+        if corrected is None:
+            assert report.total.cost_nano == sum(cost for _, cost in expected) + changed
+        assert report.total.attempts == len(expected)
+        by_user = {name: sum(cost for c, cost in expected if c % 3 and f"u{c % 2}" == name) for name in ("u0", "u1")}
+        if corrected is None:
+            assert dict(report.by_user) == {name: cost for name, cost in by_user.items() if cost}
+        direct = ledger.query(
+            "SELECT sum(cost) FROM entries WHERE corrects IS NULL AND at >= ?", (round(since * 1e6),)
+        )[0][0]
+        assert report.total.cost_nano - report.total.corrected_nano == direct
+
+
 @settings(max_examples=10, deadline=None)
 @given(st.lists(entries(), max_size=25), st.lists(entries(), max_size=5), st.lists(filters, min_size=1, max_size=3))
 def test_a_file_of_an_earlier_version_says_the_same_before_and_after_it_is_brought_up(rows, later, asked):

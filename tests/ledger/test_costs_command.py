@@ -220,3 +220,36 @@ def test_a_report_can_be_sent_to_another_process(path):
         assert again == report
         assert again.targets[0].target == "openai:gpt"
         assert str(again) == str(report)
+
+
+# ── what is said of those without a name, and without a command ──────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("by", "named"), [("user", {"ann", "bob"}), ("chain", set())])
+def test_what_names_none_has_a_line_of_its_own(path, capsys, by, named):
+    """The lines add up to the total; where everything has a name there is no such line."""
+    lines = told(capsys, "costs", path, "--by", by).splitlines()
+    figures = {line.split()[0]: line.split() for line in lines if line.split()}
+    assert named | {"(none)", "total"} <= set(figures)
+    for column in (1, 2, 3, 4, 5):
+        parts = sum(float(figures[name][column]) for name in named | {"(none)"})
+        assert parts == pytest.approx(float(figures["total"][column]))
+    assert "(none)" not in told(capsys, "costs", path, "--by", "target")
+    assert "(none)" not in told(capsys, "costs", path, "--by", by, "--user", "nobody")
+
+
+def test_the_file_may_stand_by_itself(path, capsys):
+    """As with other commands; naming two is refused."""
+    assert told(capsys, "costs", path) == told(capsys, "costs", "--ledger", path)
+    assert told(capsys, "costs", path, "--ledger", path) == told(capsys, "costs", path)
+    assert main(["costs", str(path), "--ledger", "other.db"]) == 1
+    assert "hint: name one" in capsys.readouterr().err
+
+
+def test_without_a_command_there_is_help(capsys):
+    """On stderr, as it is not what was asked for."""
+    assert main([]) == 2
+    said = capsys.readouterr()
+    assert not said.out
+    for word in ("usage: llm-fallback", "costs", "reconcile", "models"):
+        assert word in said.err
