@@ -248,6 +248,8 @@ class Books:
         attempt.ended = now
         outcome = Outcome(None, cancelled=True, latency_s=now - attempt.started, first_token_s=attempt.first_token_s)
         self.settle(execution, Settle(call.route, call.admission, outcome, attempt, False), chance, routes)
+        if self.money is not None and execution.outcome != "running":
+            self.money.forget(execution.id)
 
     def interrupted(self, execution: Execution, call: Call | None, error: BaseException) -> None:
         """The caller cancelled or walked away, or there is a bug. Note how, before the attempt is settled."""
@@ -260,6 +262,8 @@ class Books:
             call.attempt.outcome = execution.outcome
             if isinstance(error, Exception):
                 call.attempt.error = error
+        if self.money is not None and (call is None or call.admission.settled):
+            self.money.forget(execution.id)  # else when that is settled
         if not execution.probe:
             self.last = execution
             self._tell_failure(execution, type(error).__name__)
@@ -287,6 +291,8 @@ class Books:
     def answered(self, execution: Execution, relay: Relay) -> Finished:
         """The request is answered. Returns the caller's last event: why it ended, what it used, who served it."""
         execution.outcome = "answered"
+        if self.money is not None:
+            self.money.forget(execution.id)
         execution.ended = now = self._now()
         if not execution.probe:
             self.last = execution

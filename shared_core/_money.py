@@ -118,6 +118,7 @@ class Money:
         self._ledger = ledger
         self._purses: dict[str, Meters] = {}
         self._denied: dict[str, tuple[str, Denial]] = {}
+        self._troubles: dict[str, LedgerError] = {}
 
     # ── before ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -130,7 +131,7 @@ class Money:
         try:
             answer = self._store.reserve(draft, dispatch=True)
         except LedgerError as error:
-            return _unwritable(error)
+            return self._unwritable(execution, error)
         return self._granted(execution, draft, worst, answer)
 
     async def areserve(self, execution: Execution, step: Admit) -> Leave | Refusal:
@@ -142,7 +143,7 @@ class Money:
         try:
             answer = await self._store.areserve(draft, dispatch=True)
         except LedgerError as error:
-            return _unwritable(error)
+            return self._unwritable(execution, error)
         return self._granted(execution, draft, worst, answer)
 
     def _draft(self, execution: Execution, step: Admit) -> tuple[Draft, _Worst] | Refusal:
@@ -185,6 +186,10 @@ class Money:
             ),
             worst,
         )
+
+    def _unwritable(self, execution: Execution, error: LedgerError) -> Refusal:
+        self._troubles.setdefault(execution.id, error)
+        return Refusal(f"a hard budget applies, and the ledger cannot be written ({error.reason}): {error}", None)
 
     def _granted(self, execution: Execution, draft: Draft, worst: _Worst, answer: Ticket | Denial) -> Leave | Refusal:
         if isinstance(answer, Denial):
@@ -280,9 +285,13 @@ class Money:
         """A request has ended: what was kept for it alone is let go of."""
         self._purses.pop(execution, None)
         self._denied.pop(execution, None)
+        self._troubles.pop(execution, None)
 
     def failure(self, execution: Execution, failure: FallbackError) -> FallbackError:
         """The error for the caller: `BudgetExceeded` where a budget kept somebody out who might have answered."""
+        trouble = self._troubles.get(execution.id)
+        if trouble is not None and type(failure) is AllTargetsFailed and not execution.attempts:
+            failure.__cause__ = trouble  # nobody was asked: this, and no target, is what to mend
         target, denial = self._denied.get(execution.id, ("", None))
         if denial is None or type(failure) is not AllTargetsFailed:
             return failure  # one that ran out of time keeps its own type
@@ -386,10 +395,6 @@ def _added(execution: Execution) -> int:
             said += len(error.answer.text) + len(error.message) + 64
             said += sum(len(call.name) + len(call.arguments) + 64 for call in error.answer.tool_calls)
     return 4 * said + _ASKING if said else 0
-
-
-def _unwritable(error: LedgerError) -> Refusal:
-    return Refusal(f"a hard budget applies, and the ledger cannot be written ({error.reason})", None)
 
 
 def budgets_of(given: Budget | Mapping[str, Any] | Iterable[Budget | Mapping[str, Any]] | None) -> Budgets:

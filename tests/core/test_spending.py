@@ -259,6 +259,38 @@ def test_one_request_may_not_spend_more_than_its_own_budget_whatever_it_tries(as
 # ── what is told ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def test_nothing_is_kept_of_a_request_that_has_ended_however_it_did() -> None:
+    """Answered by another target, cancelled, abandoned or failed: a router that runs for a year keeps none of them."""
+    paid, free = ScriptedProvider("paid"), ScriptedProvider("free at last", name="free")
+    budgets = [Budget(limit_usd=1e-9, window="day"), Budget(limit_usd=1, window="request")]
+    targets = [Target(provider=paid, price=Price(1, 1)), Target(provider=free, name="free", price=Price())]
+    router = Router(targets, budgets=budgets)
+    money = router._books.money
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(router.ainvoke("x"))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    async def abandoned() -> None:
+        stream = router.astream("x")
+        await anext(stream)
+        await stream.aclose()
+
+    assert router.invoke("x").text == "free at last"
+    assert asyncio.run(router.ainvoke("x")).text == "free at last"
+    begun = router.stream("x")
+    next(begun)
+    begun.close()
+    asyncio.run(cancelled())
+    asyncio.run(abandoned())
+    router.remove("free")
+    with pytest.raises(BudgetExceeded):
+        router.invoke("x")
+    assert (money._denied, money._purses, money._troubles) == ({}, {}, {})
+
+
 def test_thresholds_and_the_end_are_told_once(ledger: Any) -> None:
     heard: list[Any] = []
     target = paid(*[Answer("x", usage=Usage(0, 100))] * 20)

@@ -498,12 +498,17 @@ def test_under_a_hard_budget_nothing_is_sent_that_cannot_be_written_down(tmp_pat
         assert router.invoke("x").text == "paid"
         _full(ledger)
         _fill(ledger)
-        with pytest.raises(AllTargetsFailed, match=r"ledger cannot be written \(full"):
-            router.invoke("x")
+        for ask in (router.invoke, lambda text: asyncio.run(router.ainvoke(text))):
+            with pytest.raises(AllTargetsFailed, match=r"cannot be written \(full\).*hint: .*make room") as caught:
+                ask("x")
+            cause = caught.value.__cause__
+            assert isinstance(cause, LedgerError)
+            assert cause.reason == "full"
         assert paid.calls == 1
         router.add(Target(provider=free, price=Price()))
         assert router.invoke("x").text == "free"
         assert asyncio.run(router.ainvoke("x")).text == "free"
+        assert not router._books.money._troubles
         router.remove("free:script")
         _roomy(ledger)
         ledger.flush()
