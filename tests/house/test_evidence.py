@@ -50,6 +50,22 @@ def test_a_figure_is_written_where_its_path_stands():
     assert tables.render(once, load) == once
 
 
+def test_each_time_that_a_large_ledger_took_has_a_line_however_many_were_measured():
+    """A file of before they were measured is shown without."""
+    facts = record.load("money")
+    if facts is None:
+        pytest.skip("money is not measured yet")
+    page = "<!-- evidence:money -->\n<!-- /evidence -->"
+    for times in ({"everything": 1.5, "one user": 2.0}, {}, None):
+        size = {key: value for key, value in facts["size"].items() if key != "costs_ms"}
+        if times is not None:
+            size["costs_ms"] = times
+        told = tables.render(page, lambda name, size=size: {**facts, "size": size})
+        assert re.findall(r"`costs\(\)` of (.*), by every dimension \| (\S+) ms", told) == [
+            (what, f"{ms:g}") for what, ms in (times or {}).items()
+        ]
+
+
 @pytest.mark.parametrize("name", ["faults.cell", "nothing.cells", "fault", "faults.nested.3"])
 def test_what_does_not_exist_is_refused(name):
     """A misspelt name would otherwise keep whatever a hand wrote there."""

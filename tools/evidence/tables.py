@@ -327,8 +327,7 @@ def _money(facts: Mapping[str, Any]) -> str:
         ("runs on a disk that fails at one write or sync, once or for good", disk["runs"]),
         ("**errors without a type, or rows lost, in them**", disk["lost_or_untyped"]),
         (f"bytes for each of {size['rows']:,} rows", size["bytes_per_row"]),
-        ("`costs()` of all of them, by every dimension", f"{size['costs_ms']['everything']:g} ms"),
-        ("`costs(since='7d')`", f"{size['costs_ms']['the last seven days']:g} ms"),
+        *((f"`costs()` of {what}, by every dimension", f"{ms:g} ms") for what, ms in size.get("costs_ms", {}).items()),
     )
     return f"{_table(('what', 'figure'), rows)}\n\n{_measured(facts)}"
 
