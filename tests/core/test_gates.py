@@ -892,3 +892,38 @@ def test_limits_are_shared_by_a_pool_or_else_by_one_model_of_one_account_with_th
         "not Limits(concurrency=4, pool='shared')\n"
         "hint: give all targets of a pool the same limits, or this one another pool"
     )
+
+
+# ── a fork ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_orphan_has_nothing_in_flight_nobody_in_line_and_what_was_learned():
+    """What its parent has under way ends there; told of it here all the same, it counts nothing below none."""
+    gate = Gate("t", TWO, limiter=Limiter("t", Limits(concurrency=2, queue=5)))
+    fail(gate, 0.0)
+    before = [admitted(gate), admitted(gate)]
+    line = gate.line_up(0.0, None, lambda: None)
+    assert isinstance(line, Ticket)
+    assert (gate.health.in_flight, gate.limiter.in_flight, gate.limiter.waiting) == (2, 2, 1)
+    gate.orphan()
+    assert (gate.health.in_flight, gate.limiter.in_flight, gate.limiter.waiting) == (0, 0, 0)
+    assert isinstance(fail(gate, 1.0), list)
+    assert gate.state is CircuitState.OPEN, "the failure before the fork still counts"
+    gate.breaker.reset()
+    mine = admitted(gate, 2.0)
+    assert (gate.health.in_flight, gate.limiter.in_flight) == (1, 1)
+    for admission, left in ((mine, 0), (before[0], 0), (before[1], 0)):
+        gate.settle(admission, Outcome(), 3.0)
+        assert (gate.health.in_flight, gate.limiter.in_flight) == (left, left)
+    ours = [admitted(gate, 4.0), admitted(gate, 4.0)]
+    assert isinstance(gate.admit(4.0, 30.0), Refusal), "no more slots than were allowed"
+    for admission, left in zip(ours, (1, 0), strict=True):
+        gate.withdraw(admission, 5.0)
+        assert (gate.health.in_flight, gate.limiter.in_flight) == (left, left)
+
+
+def test_what_a_fork_must_see_to_is_every_lock_on_the_way():
+    gate = Gate("t")
+    assert gate.mutexes == (gate._lock, gate.account.mutex, gate.limiter._lock)
+    assert gate.limiter.mutex is gate.limiter._lock
+    assert gate.under(Account("other"), Limiter("other")).mutexes[0] is gate._lock

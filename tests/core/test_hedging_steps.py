@@ -676,3 +676,10 @@ def test_a_late_call_that_finds_nobody_beside_it_has_its_retry():
 
 def test_the_journal_tells_when_the_second_was_asked_to_the_microsecond():
     assert Hedged("a", "b", 0.12345678).as_dict()["after_s"] == 0.123457
+
+
+def test_who_takes_over_shares_the_lock_that_a_fork_must_see_to() -> None:
+    """One lock guards what both have measured."""
+    hedger = Hedger(Hedge())
+    assert hedger.mutex is hedger._lock
+    assert hedger.under(Hedge(budget=0.1)).mutex is hedger.mutex
