@@ -9,13 +9,13 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shared_core._books import Books
 from shared_core._clock import Clock, SystemClock
-from shared_core._lane import Calm, run_guarded
+from shared_core._lane import Calm, in_thread, run_guarded
 from shared_core._race import CONTENT, AsyncHeat, Heat, rung
 from shared_core._streams import Left, Stop
 from shared_core._turns import atake_turn, take_turn
@@ -53,6 +53,12 @@ if TYPE_CHECKING:
 __all__ = ["Driver"]
 
 _POLICY = FlowPolicy()
+
+_IMPORTS_S = 30.0
+"""No import takes longer, in seconds: with more left there is no need of a thread for it."""
+
+_BREATH = 64
+"""Events of a stream after which the event loop has a turn, though more of them are there already."""
 
 
 class Driver:
@@ -348,15 +354,51 @@ class Driver:
     def _opened(self, call: Call) -> tuple[ChatRequest, Guard]:
         """The request as its target gets it, and its limits, which begin now."""
         if call.route not in self._loaded:
-            self._load(call.route)
+            self._load_by(call)
             self._loaded.add(call.route)
             call.attempt.started = self._now()  # importing an SDK is no slowness of the target's
         return self._request(call), self._guard(call)
 
+    def _load_by(self, call: Call) -> None:
+        """Load the provider, in another thread where the deadline of the call may come before the end of that.
+
+        Raises:
+            ProviderError: kind TIMEOUT, when it does; the loading goes on for those who call later.
+        """
+        left = call.deadline - self._now()
+        if left > _IMPORTS_S:
+            self._load(call.route)
+            return
+        ended: SimpleQueue[BaseException | None] = SimpleQueue()
+
+        def load() -> None:
+            try:
+                self._load(call.route)
+            except BaseException as error:  # noqa: BLE001  # raised where the call is made
+                ended.put(error)
+            else:
+                ended.put(None)
+
+        in_thread(load)
+        try:
+            error = ended.get(timeout=max(0.0, left))
+        except Empty:
+            raise _too_late() from None
+        if error is not None:
+            raise error
+
     async def _aopened(self, call: Call) -> tuple[ChatRequest, Guard]:
         """The twin of `_opened`."""
         if call.route not in self._loaded or not getattr(call.route.provider, "ready", _always)():
-            await self._aload(call.route)
+            left = call.deadline - self._now()
+            limit = asyncio.timeout(None if left == math.inf else max(0.0, left))
+            try:
+                async with limit:
+                    await self._aload(call.route)
+            except TimeoutError:
+                if limit.expired():
+                    raise _too_late() from None
+                raise
             self._loaded.add(call.route)
             call.attempt.started = self._now()  # as above
         return self._request(call), self._guard(call)
@@ -398,7 +440,10 @@ class Driver:
     ) -> Generator[ChatEvent, None, ProviderError | None]:
         """Make one attempt; yields what reaches the caller, returns the error it ended with."""
         provider, attempt = call.route.provider, call.attempt
-        request, guard = self._opened(call) if heat is None else (call.request, heat.guard)
+        try:
+            request, guard = self._opened(call) if heat is None else (call.request, heat.guard)
+        except ProviderError as error:
+            return error
         if stop is not None and heat is None:
             stop.watch(guard)
         feed, touch = relay.feed, guard.touch
@@ -459,7 +504,11 @@ class Driver:
     ) -> AsyncGenerator[ChatEvent, None]:
         """Make one attempt; yields what reaches the caller, leaves the error it ended with in `ended`."""
         provider, attempt = call.route.provider, call.attempt
-        request, guard = await self._aopened(call) if heat is None else (call.request, heat.guard)
+        try:
+            request, guard = await self._aopened(call) if heat is None else (call.request, heat.guard)
+        except ProviderError as error:
+            ended.error = error
+            return
         feed, touch = relay.feed, guard.touch
         watch = Watchdog(guard)
         events: AsyncIterator[ChatEvent] | None = None
@@ -468,10 +517,14 @@ class Driver:
             if attempt.output_by is not None:
                 events = adelivered(events, attempt.output_by)
             step = events.__anext__
+            count = 0
             while True:
                 if heat is None or not heat.said_all:
                     watch.arm()
+                count += 1
                 try:
+                    if not count % _BREATH:
+                        await asyncio.sleep(0)  # from a vendor that floods: limits and other tasks have their turn
                     event = await step()
                 except StopAsyncIteration:
                     ended.error = _unfinished(attempt.delivered)
@@ -614,3 +667,11 @@ def _unfinished(delivered: int) -> ProviderError:
 
 def _timed_out(guard: Guard) -> ProviderError:
     return ProviderError.of(ErrorKind.TIMEOUT, guard.ran_out())
+
+
+def _too_late() -> ProviderError:
+    """The time was over before the provider was there."""
+    late = ProviderError.of(ErrorKind.TIMEOUT, "the deadline of the call ran out while the provider was being loaded")
+    late.code = "deadline"  # its circuit does not count it
+    late.asked = False
+    return late

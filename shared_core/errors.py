@@ -270,6 +270,7 @@ class ProviderError(FallbackError):
         retryable_hint: the server's `x-should-retry`, or None.
         after_output: whether content had already arrived from this attempt.
         in_stream: whether it came inside an answer that had begun with 200: the provider had taken the request.
+        asked: False where the time was over before the request could be sent: nothing can be billed.
     """
 
     def __init__(
@@ -298,6 +299,7 @@ class ProviderError(FallbackError):
         self.hint = hint
         self.after_output = False
         self.in_stream = False
+        self.asked = True
 
     @classmethod
     def of(cls, kind: ErrorKind, message: str, **fields: Any) -> ProviderError:
@@ -317,6 +319,8 @@ class ProviderError(FallbackError):
     @property
     def settlement(self) -> Settlement:
         """What the attempt is presumed to have cost. A refusal is free, unless the provider had begun to answer."""
+        if not self.asked:
+            return Settlement.VOID
         presumed = RULES[self.kind].settlement
         if presumed is Settlement.VOID and self.in_stream:
             return Settlement.UNKNOWN

@@ -31,12 +31,10 @@ class Provider(Protocol):
     * `request.model`, when set, replaces the provider's own model for this call.
     * The last event is `Finished`. Ending without it means broken, and the router treats it so.
     * Failures are `ProviderError`s (their `kind` from the error table, the SDK's exception as `__cause__`). A bug in
-    our
-      or the caller's code passes through untouched. Exactly one request leaves per call: no retries of its own.
+      our or the caller's code passes through untouched. Exactly one request leaves per call: no retries of its own.
     * Nothing is sent before the first `next()`.
     * Sync reads never block past `guard.remaining()` where `interruptible` is true; otherwise the router runs the
-    call in
-      a thread it can walk away from. Async calls are cancelled by the router.
+      call in a thread it can walk away from. Async calls are cancelled by the router.
     * Closing the iterator closes the connection. Any thread and any event loop may call; messages are never mutated.
 
     For the router's cache a provider may tell more, as plain data:

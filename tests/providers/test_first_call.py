@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from shared_core import Router, Target, Timeouts
+from shared_core import DeadlineExceeded, Router, Target, Timeouts
+from shared_core.ledger.entry import EntryStatus
 from shared_core.providers import build
 from shared_core.testing import FaultServer
 from tests.providers.wire import ask
@@ -90,6 +91,53 @@ def test_an_event_loops_first_call_does_not_pay_for_its_client(
         asyncio.run(go())
         assert len(built) == loops
     assert threading.main_thread() not in built
+    router.close()
+
+
+@pytest.mark.parametrize("face", ["invoke", "ainvoke", "stream", "astream"])
+def test_a_deadline_is_kept_while_a_provider_is_being_loaded(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, face: str
+) -> None:
+    """Nothing is sent, nothing may have been billed, and whoever calls when it is there is answered."""
+    provider = provider_at(server)
+    real, loaded = provider.load, threading.Event()
+    monkeypatch.setattr(provider, "load", lambda: (loaded.wait(60), real()))
+    router = Router([provider], timeouts=Timeouts(total=0.05))
+
+    def called(timeout_s: float | None = None) -> None:
+        request = ask().replace(timeout_s=timeout_s)
+        if face == "invoke":
+            router.invoke(request)
+        else:
+            list(router.stream(request))
+
+    async def acalled(timeout_s: float | None = None) -> None:
+        request = ask().replace(timeout_s=timeout_s)
+        try:
+            if face == "ainvoke":
+                await router.ainvoke(request)
+            else:
+                async for _ in router.astream(request):
+                    pass
+        finally:
+            assert loaded.is_set() == (timeout_s is not None)
+            loaded.set()  # an event loop does not end before its threads
+
+    with pytest.raises(DeadlineExceeded, match="while the provider was being loaded"):
+        if face.startswith("a"):
+            asyncio.run(acalled())
+        else:
+            called()
+    assert loaded.is_set() == face.startswith("a")
+    loaded.set()
+    (entry,) = router.ledger.entries()
+    assert (entry.status, entry.cost_nano) == (EntryStatus.VOIDED, 0)
+    assert [health.circuit for health in router.health()] == ["closed"]
+    assert [health.consecutive_failures for health in router.health()] == [0]
+    if face.startswith("a"):
+        asyncio.run(acalled(30.0))
+    else:
+        called(30.0)
     router.close()
 
 
