@@ -901,8 +901,6 @@ def _rules(options: Mapping[str, Any], before: Hedger | None = None) -> Rules:
             raise ConfigurationError(f"{switch} must be True or False, not {options[switch]!r}")
     if not isinstance(options["continue_prompt"], str):
         raise ConfigurationError(f"continue_prompt must be a text, not {type(options['continue_prompt']).__name__}")
-    if not isinstance(options["continue_prompt"], str):
-        raise ConfigurationError(f"continue_prompt must be a text, not {type(options['continue_prompt']).__name__}")
     name, order = strategy_named(options["strategy"])
     return Rules(
         order,
