@@ -185,7 +185,7 @@ class CircuitChanged(_Informative):
 
 
 @dataclass(frozen=True, slots=True)
-class TargetUnhealthy(_Notable):
+class TargetUnhealthy(_Informative):
     """A target that was well, or unknown, is not: its circuit opened, it is locked, or most of its calls fail.
 
     Told once, until it recovers, however many requests pass it over meanwhile.
@@ -198,7 +198,7 @@ class TargetUnhealthy(_Notable):
 
 
 @dataclass(frozen=True, slots=True)
-class TargetRecovered(_Notable):
+class TargetRecovered(_Informative):
     """A target that was told to be unhealthy is well again; requests go to it as before."""
 
     target: str

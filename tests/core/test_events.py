@@ -318,11 +318,13 @@ def test_the_log_says_who_needs_to_look(caplog):
     assert level["request_started"] == "DEBUG"
     assert level["attempt_failed"] == "INFO"
     assert level["circuit_changed"] == "INFO"
-    assert level["target_unhealthy"] == "WARNING"
+    assert level["target_unhealthy"] == "INFO"
+    warned = [r for r in caplog.records if r.levelname == "WARNING"]
+    assert all("request_succeeded" in r.getMessage() for r in warned)
 
 
 @pytest.mark.parametrize("colour", ["sync", "async"])
-def test_a_night_at_warning_level_tells_of_each_change_once_and_not_of_each_call(caplog, colour):
+def test_a_night_at_warning_level_tells_of_who_stepped_in_after_a_failure_and_not_of_each_call(caplog, colour):
     clock = VirtualClock()
     ill = ScriptedProvider(*[K.TRANSIENT] * 8, *["well"] * 200, name="a")
     well = ScriptedProvider(name="b")
@@ -336,10 +338,8 @@ def test_a_night_at_warning_level_tells_of_each_change_once_and_not_of_each_call
             failed = sum(entry.target == "a" and entry.outcome != "answered" for entry in router.ledger.entries())
     assert {r.levelname for r in caplog.records} == {"WARNING"}
     said = [r.getMessage().split(" ")[0] for r in caplog.records]
-    assert said.count("target_unhealthy") == said.count("target_recovered") == 1
-    assert said.index("target_unhealthy") < said.index("target_recovered") == len(said) - 1
     stepped_in = said.count("request_succeeded")
-    assert len(said) == stepped_in + 2
+    assert len(said) == stepped_in
     assert 3 <= stepped_in <= failed < served.count("b") // 2, (
         "a line for those whose target failed, none for who passed"
     )
