@@ -7,6 +7,7 @@ the locks of its parent, so everything open is closed just before, and opened an
 from __future__ import annotations
 
 import os
+import random
 import sqlite3
 import sys
 import time
@@ -144,8 +145,35 @@ def connect(path: Path, *, busy_timeout_s: float = 5.0) -> sqlite3.Connection:
     return connection
 
 
+def begin(connection: sqlite3.Connection, patience_s: float) -> None:
+    """Begin a transaction that writes, as soon as the others let us, within `patience_s` seconds.
+
+    SQLite's own waiting looks ever more rarely, every tenth of a second in the end: beside processes that write without
+    a pause, who has waited long would never meet the file free. On a connection with a busy timeout of some
+    milliseconds this looks as often as those who have just come.
+
+    Raises:
+        sqlite3.OperationalError: it is still locked, or cannot be written.
+    """
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if reason_of(error) != "locked" or time.monotonic() >= until:
+                raise
+            time.sleep(random.uniform(0.0005, 0.004))
+        else:
+            return
+
+
 def migrate(
-    connection: sqlite3.Connection, path: Path, migrations: Sequence[tuple[str, str]], *, application: int
+    connection: sqlite3.Connection,
+    path: Path,
+    migrations: Sequence[tuple[str, str]],
+    *,
+    application: int,
+    patience_s: float,
 ) -> None:
     """Bring the file to where we are, in one transaction: an interrupted one leaves nothing behind.
 
@@ -153,6 +181,7 @@ def migrate(
         LedgerError: it is a newer version's, some other program's, or cannot be written.
     """
     try:
+        begin(connection, patience_s)
         _migrate(connection, path, migrations, application)
     except sqlite3.Error as error:
         if connection.in_transaction:
@@ -163,7 +192,6 @@ def migrate(
 def _migrate(
     connection: sqlite3.Connection, path: Path, migrations: Sequence[tuple[str, str]], application: int
 ) -> None:
-    connection.execute("BEGIN IMMEDIATE")
     try:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
         (owner,) = connection.execute("PRAGMA application_id").fetchone()

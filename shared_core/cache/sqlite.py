@@ -111,7 +111,7 @@ class SQLiteStore:
             try:
                 # What a cache loses with the power is asked again; its file stays whole either way.
                 connection.execute("PRAGMA synchronous = NORMAL")
-                migrate(connection, self.path, MIGRATIONS, application=APPLICATION)
+                migrate(connection, self.path, MIGRATIONS, application=APPLICATION, patience_s=_BUSY_S)
             except BaseException:
                 connection.close()
                 raise

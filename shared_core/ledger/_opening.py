@@ -7,13 +7,16 @@ import sqlite3
 import time
 from pathlib import Path
 
-from shared_core._sqlite import Process, connect, migrate, refusal, this_process
+from shared_core._sqlite import Process, begin, connect, migrate, refusal, this_process
 from shared_core.ledger._rows import micros
 from shared_core.ledger.schema import APPLICATION, DISPATCHED, MIGRATIONS, RESERVED, UNKNOWN, VOIDED, Kind
 
 __all__ = ["opened"]
 
 _log = logging.getLogger("llm_fallback.ledger")
+
+_LOOKS_MS = 5
+"""How long SQLite itself waits for a file that somebody else is writing to, in milliseconds."""
 
 
 def opened(path: Path, busy_timeout_s: float) -> tuple[sqlite3.Connection, int]:
@@ -24,9 +27,10 @@ def opened(path: Path, busy_timeout_s: float) -> tuple[sqlite3.Connection, int]:
     """
     connection = connect(path, busy_timeout_s=busy_timeout_s)
     try:
-        migrate(connection, path, MIGRATIONS, application=APPLICATION)
+        connection.execute(f"PRAGMA busy_timeout = {_LOOKS_MS}")  # from here on it is `begin` that waits
+        migrate(connection, path, MIGRATIONS, application=APPLICATION, patience_s=busy_timeout_s)
         me = this_process()
-        connection.execute("BEGIN IMMEDIATE")
+        begin(connection, busy_timeout_s)
         _recover(connection, me)
         row = connection.execute(
             "INSERT INTO owners (boot, space, pid, started, opened) VALUES (?, ?, ?, ?, ?) RETURNING id",

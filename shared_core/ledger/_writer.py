@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from shared_core._forks import guard_fork
-from shared_core._sqlite import reason_of, refusal
+from shared_core._sqlite import begin, reason_of, refusal
 from shared_core.errors import ConfigurationError, LedgerError
 from shared_core.ledger._opening import opened
 from shared_core.ledger._writing import Writing
@@ -264,7 +264,7 @@ class Writer:
         writing = self._writing
         writing.begin()
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            begin(connection, self._busy_timeout_s)
             for op in ops:
                 self._perform(connection, op)
             connection.execute("COMMIT")
