@@ -497,7 +497,7 @@ def _readme(load: Load) -> str:
 def _readme_money(money: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if (crowds := money.get("overspend")) is not None:
         what = f"crowds of {crowds['processes']} processes, killed at random, under one hard budget: limits overspent"
-        yield what, f"{crowds['overspent']} of {crowds['runs']:,} (at least {crowds['least_used_share']:.0%} used)"
+        yield what, f"{crowds['overspent']} of {crowds['runs']:,} (at least {crowds['least_used_share']:.1%} used)"
     if (kills := money.get("kills")) is not None:
         yield (
             "requests without a row on disk after `kill -9`",
